@@ -1,0 +1,37 @@
+"""lowbit: trained networks to 2, 3, 4 and 8 bits, at an accuracy near full precision.
+
+float model → prepare → calibrate → train → to_integer → run, verify, export
+"""
+
+from lowbit.errors import LowbitError
+from lowbit.preparation.batchnorm import reestimate_batchnorm
+from lowbit.preparation.calibrate import calibrate
+from lowbit.preparation.prepare import prepare, quantizers
+from lowbit.preparation.rules import Rule
+from lowbit.preparation.table import layer_table, model_size_bits
+from lowbit.preparation.training import attach, parameter_groups, set_progress
+from lowbit.quantizer.fake_quantize import fake_quantize
+from lowbit.quantizer.grid import Grid
+from lowbit.quantizer.methods import METHODS, Method
+from lowbit.quantizer.module import Quantizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Grid",
+    "LowbitError",
+    "Method",
+    "Quantizer",
+    "Rule",
+    "attach",
+    "calibrate",
+    "fake_quantize",
+    "layer_table",
+    "model_size_bits",
+    "parameter_groups",
+    "prepare",
+    "quantizers",
+    "reestimate_batchnorm",
+    "set_progress",
+]

@@ -1,0 +1,147 @@
+"""The quantizer itself: one forward and one backward for every method.
+
+    v = (x − β) / s      c = clip(v, qn, qp)      q = round_half_even(c)      x̂ = s·q + β          (methods.md §1)
+
+With G = ∂L/∂x̂ arriving, inside meaning qn < v < qp, and a method's row giving slope d, pull and `inside_step`:
+
+    ∂L/∂x = G · [inside] · d(c) · pull(c − q, G)
+    ∂L/∂s = g · Σ G · (inside_step(q, v, d) if inside; qn if v ≤ qn; qp if v ≥ qp)
+    ∂L/∂β = g · Σ G · [not inside]                         (LSQ+, Eq. 6)
+
+The sums run over the elements that share the step. Arithmetic is float32, or float64 for a float64 input, whatever the
+input's type; the result has the input's type. Between forward and backward only x, s and β are kept: the rest is
+elementwise and cheaper to compute again than to store.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowbit.quantizer.grid import Grid
+from lowbit.quantizer.methods import Method, get_method
+from lowbit.quantizer.step import elements_sharing
+
+# A learned step stays within this factor of where it started: far beyond anything training does, near enough that
+# neither a runaway learning rate nor a NaN in the parameter makes the step zero, negative or infinite.
+STEP_RANGE = 1024.0
+
+
+def fake_quantize(
+    x: Tensor,
+    step: Tensor,
+    grid: Grid,
+    *,
+    offset: Tensor | None = None,
+    method: str | Method = "lsq",
+    batch_dim: int | None = None,
+) -> Tensor:
+    """x̂ = s·round(clip((x − β)/s, qn, qp)) + β, with the gradients of `method` for x, step and offset.
+
+    Args:
+        x: any floating-point tensor.
+        step: s > 0, a tensor whose shape broadcasts against x (scalar: one step per tensor).
+        grid: the integers there are.
+        offset: β, of the step's shape; None is zero.
+        method: a name in `lowbit.METHODS`, or a `Method`. The row's own entry is used; what a method does differently
+            on activations (`Method.activations`) is for the caller to choose.
+        batch_dim: the dimension of x that is not counted in N, the number of elements that share a step. Give it for
+            activations, leave it None for weights.
+
+    Raises:
+        LowbitError: unknown method, a step or offset that does not broadcast against x, no such batch dimension.
+    """
+    method = get_method(method)
+    slope = None if method.slope is None else step.new_tensor(method.slope.value)
+    pull = None if method.pull is None else step.new_tensor(method.pull.value)
+    return quantize_with(x, step, None, offset, grid, method, slope, pull, batch_dim)
+
+
+def quantize_with(
+    x: Tensor,
+    step: Tensor,
+    start: Tensor | None,
+    offset: Tensor | None,
+    grid: Grid,
+    method: Method,
+    slope_value: Tensor | None,
+    pull_value: Tensor | None,
+    batch_dim: int | None,
+) -> Tensor:
+    """`fake_quantize` with the rounding's parameters as tensors, and the step bounded around `start` where given."""
+    sharing = elements_sharing(x.shape, step.shape, batch_dim)
+    if offset is not None:
+        elements_sharing(x.shape, offset.shape, batch_dim)
+    return _FakeQuantize.apply(x, step, start, offset, slope_value, pull_value, grid, method, sharing)
+
+
+def bounded_step(step: Tensor, start: Tensor) -> Tensor:
+    """The step brought into [start/1024, start·1024]; NaN becomes the lower bound."""
+    return torch.fmin(torch.fmax(step, start / STEP_RANGE), start * STEP_RANGE)
+
+
+def round_to_grid(c: Tensor, grid: Grid) -> Tensor:
+    """The level nearest to c, already clipped; ties go to the even level (binary grid: 0 goes to +1)."""
+    if grid.binary:
+        return torch.where(c >= 0, 1.0, -1.0).to(c.dtype)
+    return torch.round(c)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, step, start, offset, slope_value, pull_value, grid, method, sharing):
+        arithmetic = torch.promote_types(x.dtype, torch.float32)
+        s = (step if start is None else bounded_step(step, start)).to(arithmetic)
+        beta = None if offset is None else offset.to(arithmetic)
+        ctx.save_for_backward(x, s, beta, slope_value, pull_value)
+        ctx.grid, ctx.method, ctx.sharing = grid, method, sharing
+        ctx.step_like, ctx.offset_like = (
+            (step.dtype, step.shape),
+            None if offset is None else (offset.dtype, offset.shape),
+        )
+        c = _position(x.to(arithmetic), s, beta).clamp(grid.qn, grid.qp)
+        x_hat = round_to_grid(c, grid) * s
+        if beta is not None:
+            x_hat = x_hat + beta
+        return x_hat.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, s, beta, slope_value, pull_value = ctx.saved_tensors
+        grid, method = ctx.grid, ctx.method
+        wants_x, wants_step, _, wants_offset = ctx.needs_input_grad[:4]
+        G = gradient.to(s.dtype)
+        c = _position(x.to(s.dtype), s, beta).clamp(grid.qn, grid.qp)
+        inside = (c > grid.qn) & (c < grid.qp)
+        q = round_to_grid(c, grid)
+
+        slope = None
+        if method.slope is not None:
+            slope = method.slope.function((c - grid.qn) / grid.spacing, slope_value.to(s.dtype))
+
+        grad_x = grad_step = grad_offset = None
+        if wants_x:
+            grad_x = torch.where(inside, G, 0)
+            if slope is not None:
+                grad_x = grad_x * slope
+            if method.pull is not None:
+                grad_x = grad_x * method.pull.function((c - q) / grid.spacing, G, pull_value.to(s.dtype))
+            grad_x = grad_x.to(x.dtype)
+        if method.step_gradient is None:
+            wants_step = wants_offset = False
+        else:
+            g = method.step_gradient.scale(ctx.sharing, grid.qp)
+        if wants_step:
+            # Outside, c is the bound itself; inside, c is v.
+            toward = torch.where(inside, method.step_gradient.inside(q, c, 1.0 if slope is None else slope), c)
+            dtype, shape = ctx.step_like
+            grad_step = ((G * toward).sum_to_size(shape) * g).to(dtype)
+        if wants_offset:
+            dtype, shape = ctx.offset_like
+            grad_offset = (torch.where(inside, 0, G).sum_to_size(shape) * g).to(dtype)
+        return grad_x, grad_step, None, grad_offset, None, None, None, None, None
+
+
+def _position(x: Tensor, s: Tensor, beta: Tensor | None) -> Tensor:
+    """v = (x − β)/s. A division, not a product with 1/s: it is what QuantizeLinear computes."""
+    return (x if beta is None else x - beta) / s

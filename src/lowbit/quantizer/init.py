@@ -1,0 +1,209 @@
+"""Where step and offset start.
+
+A starting rule is a function `(statistics, grid, offset: bool) -> (step, offset)`; it returns float32 tensors with one
+entry per step ("row"). `Statistics` is all it may look at, gathered over one tensor (weights) or over batches
+(activations), and over all processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowbit.quantizer.grid import Grid
+
+Init = Callable[["Statistics", Grid, bool], tuple[Tensor, Tensor]]
+
+_SAMPLE_PER_BATCH = 4096
+
+
+class Statistics:
+    """Range, mean absolute value, moments and a sample of data, per row of elements that share a step.
+
+    Args:
+        step_shape: the step's shape, which broadcasts against the data; () is one row.
+        moments: also gather mean and standard deviation.
+
+    `low`, `high`, `mean_abs`, `mean`, `std` have one entry per row; `sample` is [rows, m].
+    """
+
+    def __init__(self, step_shape: Sequence[int] = (), moments: bool = False) -> None:
+        self.step_shape = tuple(step_shape)
+        self.moments = moments
+        self.count = 0
+        self._sums: Tensor | None = None  # [3, rows]: |x|, x, x²
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+        self._samples: list[Tensor] = []
+
+    @classmethod
+    def of(cls, x: Tensor, step_shape: Sequence[int] = ()) -> Statistics:
+        """The statistics of one tensor, moments included."""
+        statistics = cls(step_shape, moments=True)
+        statistics.update(x)
+        return statistics
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Add the elements of one tensor."""
+        rows = _rows(x.detach(), self.step_shape).float()
+        low, high = torch.aminmax(rows, dim=1)
+        sums = torch.zeros(3, rows.shape[0], dtype=torch.float64, device=rows.device)
+        sums[0] = torch.linalg.vector_norm(rows, 1, dim=1)
+        if self.moments:
+            sums[1] = rows.sum(dim=1)
+            sums[2] = rows.double().square().sum(dim=1)
+        self._samples.append(_sample(rows))
+        if self._sums is None:
+            self._sums, self.low, self.high = sums, low, high
+        else:
+            self._sums += sums
+            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        self.count += rows.shape[1]
+
+    def synchronise(self) -> None:
+        """Combine with the other processes' statistics, so that all of them hold those of all the data."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return
+        count = torch.tensor(self.count, dtype=torch.int64, device=self.low.device)
+        sample = self.sample
+        for tensor, operation in (
+            (count, dist.ReduceOp.SUM),
+            (self._sums, dist.ReduceOp.SUM),
+            (self.low, dist.ReduceOp.MIN),
+            (self.high, dist.ReduceOp.MAX),
+        ):
+            dist.all_reduce(tensor, operation)
+        size = torch.tensor(sample.shape[1], device=sample.device)
+        dist.all_reduce(size, dist.ReduceOp.MIN)  # equal sizes, as gathering wants
+        mine = sample[:, : int(size)].contiguous()
+        gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, mine)
+        self.count, self._samples = int(count), gathered
+
+    @property
+    def mean_abs(self) -> Tensor:
+        return (self._sums[0] / self.count).float()
+
+    @property
+    def mean(self) -> Tensor:
+        return (self._sums[1] / self.count).float()
+
+    @property
+    def std(self) -> Tensor:
+        mean = self._sums[1] / self.count
+        return (self._sums[2] / self.count - mean**2).clamp_min(0).sqrt().float()
+
+    @property
+    def max_abs(self) -> Tensor:
+        return torch.maximum(self.high, -self.low)
+
+    @property
+    def sample(self) -> Tensor:
+        return torch.cat(self._samples, dim=1)
+
+
+def lsq_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
+    """s = 2·mean|x| / sqrt(qp), β = 0 (LSQ, §2.1)."""
+    step = 2 * statistics.mean_abs / math.sqrt(grid.qp)
+    return step, torch.zeros_like(step)
+
+
+def three_sigma_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
+    """s = max(|μ − 3σ|, |μ + 3σ|) / 2^(bits−1), β = 0 (LSQ+, Eq. 11, weights)."""
+    mean, std = statistics.mean, statistics.std
+    step = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / 2 ** (grid.bits - 1)
+    return step, torch.zeros_like(step)
+
+
+def max_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
+    """The smallest step whose range holds all the data, β = 0 (min-max)."""
+    return covering_step(statistics.low, statistics.high, grid), torch.zeros_like(statistics.high)
+
+
+def unit_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
+    """s = 1/qp, β = 0: the range [0, 1], or [−1, 1] (DoReFa, activations)."""
+    return torch.full_like(statistics.high, 1 / grid.qp), torch.zeros_like(statistics.high)
+
+
+def least_squares_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
+    """The step (and offset, where there is one) with the least ‖x̂ − x‖² over the sample (LSQ+, Eq. 12, activations).
+
+    LSQ+ takes gradient steps; this searches instead, over ranges inside the one the data has, coarse to fine: it
+    cannot diverge, and needs no learning rate.
+    """
+    found = [
+        _search(row, float(low), float(high), grid, offset)
+        for row, low, high in zip(statistics.sample, statistics.low, statistics.high)
+    ]
+    step, beta = torch.tensor(found, dtype=torch.float32, device=statistics.high.device).unbind(1)
+    return step, beta
+
+
+def covering_step(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """The smallest step for which s·qn ≤ low and high ≤ s·qp (the part below zero is ignored on an unsigned grid)."""
+    step = high.clamp_min(0) / grid.qp
+    return torch.maximum(step, low.clamp_max(0) / grid.qn) if grid.qn else step
+
+
+def _search(x: Tensor, low: float, high: float, grid: Grid, with_offset: bool) -> tuple[float, float]:
+    """Scan fractions of the range [low, high] (both ends with an offset, the step without) and zoom in on the best."""
+    if with_offset:
+        centre, ends = (0.5, 0.5), (low, high)
+        widths, points = (0.5, 0.5), 17
+    else:
+        base = float(covering_step(torch.tensor(low), torch.tensor(high), grid))
+        centre, ends, widths, points = (0.5,), (base,), (0.5,), 65
+
+    best, best_error = None, math.inf
+    for _ in range(4):
+        axes = [torch.linspace(max(c - w, 0.0), min(c + w, 1.0), points) for c, w in zip(centre, widths)]
+        candidates = torch.cartesian_prod(*axes).reshape(-1, len(axes)).to(x.device)
+        if with_offset:
+            bottom, top = candidates[:, 0] * ends[0], candidates[:, 1] * ends[1]
+            step = (top - bottom) / (grid.qp - grid.qn)
+            beta = bottom - step * grid.qn
+        else:
+            step, beta = candidates[:, 0] * ends[0], torch.zeros(len(candidates), device=x.device)
+        usable = step > 0
+        candidates, step, beta = candidates[usable], step[usable], beta[usable]
+        if len(step) == 0:
+            break
+        error = torch.cat([_error(x, s, b, grid) for s, b in zip(step.split(32), beta.split(32))])
+        index = int(error.argmin())
+        if float(error[index]) < best_error:
+            best_error, best = float(error[index]), (float(step[index]), float(beta[index]))
+            centre = tuple(candidates[index].tolist())
+        widths = tuple(2.5 * w / (points - 1) for w in widths)
+        points = 9
+    return best if best is not None else (0.0, 0.0)
+
+
+def _error(x: Tensor, step: Tensor, beta: Tensor, grid: Grid) -> Tensor:
+    """mean (x̂ − x)² for each candidate [k] over x [m]."""
+    step, beta = step[:, None], beta[:, None]
+    # Levels qn + spacing·i: the whole grid, the binary one too.
+    index = (((x - beta) / step - grid.qn) / grid.spacing).round_().clamp_(0, (grid.qp - grid.qn) // grid.spacing)
+    return ((index * grid.spacing + grid.qn) * step + beta - x).square_().mean(dim=1)
+
+
+def _rows(x: Tensor, step_shape: Sequence[int]) -> Tensor:
+    """x as [rows, elements]: the dimensions along which the step varies come first."""
+    aligned = (1,) * (x.dim() - len(step_shape)) + tuple(step_shape)
+    kept = [dim for dim, size in enumerate(aligned) if size > 1]
+    shared = [dim for dim, size in enumerate(aligned) if size == 1]
+    return x.permute(kept + shared).reshape(math.prod(step_shape), -1) if kept else x.reshape(1, -1)
+
+
+def _sample(rows: Tensor) -> Tensor:
+    """At most a few thousand elements of each row, the same ones for the same size (no random state is touched)."""
+    count = rows.shape[1]
+    if count <= _SAMPLE_PER_BATCH:
+        return rows.clone()
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(count, (_SAMPLE_PER_BATCH,), generator=generator).to(rows.device)
+    return rows[:, index]

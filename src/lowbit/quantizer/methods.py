@@ -1,0 +1,187 @@
+"""The table of methods: one row per published method, made of the parts in this package.
+
+A row combines a rounding gradient (`slope`, `pull`), a step gradient, a starting rule and an offset choice. A new row is
+
+    METHODS["mine"] = Method("mine", slope=Factor(my_slope, value=3.0), activations=METHODS["lsq"])
+
+where `my_slope(position, value)` is any elementwise function of tensors. See docs/add-a-method.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lowbit.errors import LowbitError
+from lowbit.quantizer.grid import Grid
+from lowbit.quantizer.init import (
+    Init,
+    least_squares_init,
+    lsq_init,
+    max_init,
+    three_sigma_init,
+    unit_init,
+)
+from lowbit.quantizer.rounding import Factor, asr, dsq, ewgs, mde
+from lowbit.quantizer.step import StepGradient, clip_inside, clip_scale, ssg_inside
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: how a tensor is quantized and how its step and offset are learned.
+
+    Args:
+        name: what the row is called in messages and files.
+        slope: the derivative of a soft round in the backward pass; None is the straight-through estimator's 1.
+        pull: the factor of the backward pass that looks at the rounding error; None is 1.
+        step_gradient: how the step is learned; None keeps it where it starts.
+        init: where step and offset start.
+        signed: the activation grid; None decides from data (unsigned where nothing is negative, or with an offset).
+        offset: when an activation quantizer learns an offset: "never", where activations go "negative", or "always".
+        range: None, or a function (x, grid, step_shape) -> step that sets the step anew from x at every call.
+        transform: None, or a differentiable map applied to the tensor before it is quantized.
+        activations: the row that activations use instead of this one.
+    """
+
+    name: str
+    slope: Factor | None = None
+    pull: Factor | None = None
+    step_gradient: StepGradient | None = StepGradient()
+    init: Init = lsq_init
+    signed: bool | None = None
+    offset: Literal["never", "negative", "always"] = "never"
+    range: Callable[[Tensor, Grid, tuple[int, ...]], Tensor] | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+    activations: Method | None = None
+
+    @property
+    def for_activations(self) -> Method:
+        """The row for the network's activations."""
+        return self.activations or self
+
+
+def max_range(x: Tensor, grid: Grid, step_shape: tuple[int, ...]) -> Tensor:
+    """s = max|x| / qp over the elements that share a step: the range of min-max quantization, at every call."""
+    magnitude = x.detach().abs()
+    for dim in range(-len(step_shape), 0):
+        if step_shape[dim] == 1:
+            magnitude = magnitude.amax(dim, keepdim=True)
+    while magnitude.dim() > len(step_shape):
+        magnitude = magnitude.amax(0)
+    # An all-zero channel has no range; any step serves it.
+    return magnitude.float().clamp_min(torch.finfo(torch.float32).tiny) / grid.qp
+
+
+def tanh_transform(w: Tensor) -> Tensor:
+    """DoReFa's map of weights, max|w|·tanh(w)/max|tanh(w)| (Zhou et al. 2016, arXiv 1606.06160, Eq. 9).
+
+    The paper leaves the result in [−1, 1]; multiplied back by max|w|, a trained network starts near itself.
+    """
+    squashed = torch.tanh(w)
+    return squashed * (w.detach().abs().amax() / squashed.detach().abs().amax())
+
+
+def lsq_plus(configuration: int) -> Method:
+    """LSQ+ with the activation quantizer of the paper's Table 1.
+
+    1 unsigned without offset (LSQ's), 2 signed without, 3 signed with offset, 4 unsigned with offset. The row "lsq+" of
+    the table takes 4 where activations go negative and 1 elsewhere.
+    """
+    if configuration not in (1, 2, 3, 4):
+        raise LowbitError(f"LSQ+ has the configurations 1 to 4, got {configuration!r}")
+    activations = Method(
+        f"lsq+ ({configuration})",
+        init=least_squares_init,
+        signed=configuration in (2, 3),
+        offset="always" if configuration >= 3 else "never",
+    )
+    return replace(METHODS["lsq+"], name=activations.name, activations=activations)
+
+
+def lg_lsq(
+    *,
+    ssg: bool = True,
+    balanced: bool = False,
+    asr_k: float | None = 2.0,
+    mde_delta: float | None = 0.05,
+    base: str = "lsq",
+) -> Method:
+    """LG-LSQ (reconstructed, methods.md §4) with each part on its own switch, on top of LSQ or LSQ+.
+
+    Args:
+        ssg: SSG's form of the step's gradient, from the soft quantizer.
+        balanced: SSG's magnitude, measured during training, instead of LSQ's fixed g.
+        asr_k: ASR's sharpness; None is the straight-through estimator.
+        mde_delta: MDE's strength; None switches it off.
+        base: the row that gives starting rule, offset and the activations, "lsq" or "lsq+".
+    """
+    row = get_method(base)
+    return replace(
+        row,
+        name="lg-lsq" if base == "lsq" else f"lg-{base}",
+        slope=None if asr_k is None else asr(asr_k),
+        pull=None if mde_delta is None else mde(mde_delta),
+        step_gradient=StepGradient(**({"inside": ssg_inside} if ssg else {}), balanced=balanced),
+        activations=row.for_activations,
+    )
+
+
+_LSQ = Method("lsq")
+_DOREFA_WEIGHTS = Method("dorefa", step_gradient=None, init=max_init, range=max_range, transform=tanh_transform)
+
+METHODS: dict[str, Method] = {
+    # Esser et al., ICLR 2020, arXiv 1902.08153
+    "lsq": _LSQ,
+    # Bhalgat et al., CVPRW 2020, arXiv 2004.09576
+    "lsq+": Method(
+        "lsq+",
+        init=three_sigma_init,
+        activations=Method("lsq+", init=least_squares_init, offset="negative"),
+    ),
+    # Choi et al. 2018, arXiv 1805.06085; weights as DoReFa, as in the paper
+    "pact": replace(
+        _DOREFA_WEIGHTS,
+        name="pact",
+        activations=Method(
+            "pact", step_gradient=StepGradient(inside=clip_inside, scale=clip_scale, decayed=True), init=max_init
+        ),
+    ),
+    # Zhou et al. 2016, arXiv 1606.06160
+    "dorefa": replace(_DOREFA_WEIGHTS, activations=Method("dorefa", step_gradient=None, init=unit_init)),
+    # Straight-through estimator in the range of the data (Jacob et al., CVPR 2018, arXiv 1712.05877)
+    "minmax": Method(
+        "minmax",
+        step_gradient=None,
+        init=max_init,
+        range=max_range,
+        activations=Method("minmax", step_gradient=None, init=max_init),
+    ),
+    # Lee et al., CVPR 2021, arXiv 2104.00903
+    "ewgs": Method("ewgs", pull=ewgs()),
+    # Gong et al., ICCV 2019, arXiv 1908.05033
+    "dsq": Method("dsq", slope=dsq()),
+}
+
+
+def get_method(method: str | Method) -> Method:
+    """The row of that name, or the row itself.
+
+    Raises:
+        LowbitError: no such row; the message names the close ones.
+    """
+    if isinstance(method, Method):
+        return method
+    if method in METHODS:
+        return METHODS[method]
+    close = difflib.get_close_matches(str(method), METHODS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise LowbitError(f"unknown method {method!r}: {hint}known are {', '.join(sorted(METHODS))}")
+
+
+# Lin et al. 2022, arXiv 2202.09009 (reconstructed)
+METHODS["lg-lsq"] = lg_lsq()

@@ -1,0 +1,232 @@
+"""The quantizer with learned state."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.errors import LowbitError
+from lowbit.quantizer.fake_quantize import bounded_step, quantize_with
+from lowbit.quantizer.grid import Grid
+from lowbit.quantizer.init import Statistics
+from lowbit.quantizer.methods import Method, get_method
+
+# What `Quantizer.layout` holds, in order; all zero until the quantizer is started.
+_LAYOUT = ("bits", "signed", "narrow", "offset", "shared")
+
+
+class Quantizer(nn.Module):
+    """Fake quantization x ↦ x̂ with a learned step, and a learned offset where the method has one.
+
+    `forward` is `fake_quantize` with this module's state. A quantizer must be started from data once (`start`, or
+    `lowbit.calibrate` for a whole network); until then `forward` raises. Loading a state dict of a started quantizer
+    starts it.
+
+    Parameters and buffers (all float32, also in a half-precision model):
+        raw_step: the learned step, a parameter of `step_shape`. `step` is what is computed with: `raw_step` kept within
+            a factor 1024 of where it started, so positive and finite whatever an optimizer does; its gradient goes to
+            `raw_step` unchanged.
+        offset: β, a parameter of the same shape, or None.
+        start_step: where the step started.
+        layout: the grid and what else a checkpoint must agree on.
+
+    Args:
+        bits: 1 to 8.
+        method: a name in `lowbit.METHODS` or a `Method`; used as it is (`Method.activations` is the caller's business).
+        signed: the grid; None decides from the data the quantizer is started with.
+        narrow: symmetric grid; applies where the grid is signed.
+        step_shape: shape of the step, broadcasting against the input (viewed as `view`, where given).
+        view: the shape in which the input is quantized; groups are made this way. None: its own.
+        batch_dim: the dimension not counted among the elements that share a step; 0 for activations, None for weights.
+        name: what messages call this quantizer.
+
+    Raises:
+        LowbitError: unknown method or bits out of range.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        method: str | Method = "lsq",
+        signed: bool | None = None,
+        narrow: bool = False,
+        step_shape: Sequence[int] = (),
+        view: Sequence[int] | None = None,
+        batch_dim: int | None = None,
+        name: str = "quantizer",
+    ) -> None:
+        super().__init__()
+        Grid(bits, signed=True)  # bits out of range are refused here, before any data is seen
+        self.bits, self.signed, self.narrow = bits, signed, narrow
+        self.method = get_method(method)
+        self.view = None if view is None else tuple(view)
+        self.batch_dim = batch_dim
+        self.name = name
+        self.grid: Grid | None = None
+        self.uses_offset = False
+        learned = self.method.step_gradient is not None
+        self.raw_step = nn.Parameter(torch.ones(tuple(step_shape)), requires_grad=learned)
+        offset = nn.Parameter(torch.zeros(tuple(step_shape)), requires_grad=learned)
+        self.register_parameter("offset", None if self.method.offset == "never" else offset)
+        self.register_buffer("start_step", torch.ones(tuple(step_shape)))
+        self.register_buffer("layout", torch.zeros(len(_LAYOUT), dtype=torch.int32))
+        for side in ("slope", "pull"):
+            factor = getattr(self.method, side)
+            self.register_buffer(f"{side}_value", None if factor is None else torch.tensor(float(factor.value)))
+        self._last: tuple | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether step and offset hold values from data."""
+        return self.grid is not None
+
+    @property
+    def step(self) -> Tensor:
+        """The step that is computed with: float32, positive, finite; detached."""
+        return bounded_step(self.raw_step.detach(), self.start_step)
+
+    @property
+    def shared(self) -> int:
+        """The number of the group of layers that share this quantizer, or 0."""
+        return int(self.layout[_LAYOUT.index("shared")])
+
+    @shared.setter
+    def shared(self, number: int) -> None:
+        self.layout[_LAYOUT.index("shared")] = number
+
+    def step_for(self, x: Tensor) -> Tensor:
+        """The step with which x is quantized: `step`, or the one that the method sets from x at every call."""
+        if self.method.range is None:
+            return self.step
+        return self.method.range(self._prepared(x.detach()), self.grid, tuple(self.raw_step.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None:
+            raise LowbitError(
+                f"{self.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before using "
+                "the network"
+            )
+        # A tensor that feeds two layers with one quantizer is quantized once. The compiler finds that by itself.
+        if torch.compiler.is_compiling() or self.batch_dim is None:
+            return self._quantize(x)
+        key = (x._version if not x.is_inference() else 0, torch.is_grad_enabled())
+        if self._last is not None and self._last[0]() is x and self._last[2] == key:
+            x_hat = self._last[1]()
+            if x_hat is not None:
+                return x_hat
+        x_hat = self._quantize(x)
+        self._last = (weakref.ref(x), weakref.ref(x_hat), key)
+        return x_hat
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        if self.method.transform is not None:
+            x = self.method.transform(x)
+        return x if self.view is None else x.reshape(self.view)
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        x = self._prepared(x)
+        if self.method.range is None:
+            step, start = self.raw_step, self.start_step
+        else:
+            step, start = self.method.range(x, self.grid, tuple(self.raw_step.shape)), None
+        offset = self.offset if self.uses_offset else None
+        x_hat = quantize_with(
+            x, step, start, offset, self.grid, self.method, self.slope_value, self.pull_value, self.batch_dim
+        )
+        return x_hat if self.view is None else x_hat.reshape(shape)
+
+    def start(self, data: Tensor | Statistics) -> None:
+        """Set grid, step and offset from data, by the method's starting rule. Does nothing on a started quantizer.
+
+        Raises:
+            LowbitError: the data is empty, holds NaN or infinity, or is all zero, so that no step can be found.
+        """
+        if not self.started:
+            self._apply_start(*self.plan_start(data))
+
+    def plan_start(self, data: Tensor | Statistics) -> tuple[Grid, bool, Tensor, Tensor]:
+        """(grid, uses offset, step, offset) that `start` would set; changes nothing. Raises as `start` does."""
+        if isinstance(data, Tensor):
+            if data.numel() == 0:
+                raise LowbitError(f"{self.name} is empty: there is nothing to quantize; skip the layer by a rule")
+            statistics = Statistics.of(self._prepared(data.detach()), self.raw_step.shape)
+        else:
+            statistics = data
+        if not bool(torch.isfinite(statistics.low).all() and torch.isfinite(statistics.high).all()):
+            raise LowbitError(
+                f"{self.name} holds NaN or infinity: look for it in the network's weights and in the calibration data"
+            )
+        if not bool((statistics.max_abs > 0).any()):
+            raise LowbitError(
+                f"{self.name} is all zero: no step can be found from it; give calibration data that reaches it, or skip "
+                "the layer by a rule"
+            )
+        negative = bool((statistics.low < 0).any())
+        uses_offset = self.method.offset == "always" or (self.method.offset == "negative" and negative)
+        signed = next(s for s in (self.signed, self.method.signed, negative and not uses_offset) if s is not None)
+        grid = Grid(self.bits, signed, self.narrow and signed and self.bits > 1)
+        step, offset = self.method.init(statistics, grid, uses_offset)
+        usable = torch.isfinite(step) & (step > 0)
+        if not bool(usable.any()):
+            raise LowbitError(
+                f"{self.name}: no positive step for the {grid} grid fits data in [{float(statistics.low.min()):.4g}, "
+                f"{float(statistics.high.max()):.4g}]; use a grid with the data's sign, or skip the layer by a rule"
+            )
+        # A channel that is all zero (pruned) takes any step; the others' mean keeps it alive if it grows back.
+        step = torch.where(usable, step, step[usable].mean())
+        return grid, uses_offset, step.reshape(self.raw_step.shape), offset.reshape(self.raw_step.shape)
+
+    @torch.no_grad()
+    def _apply_start(self, grid: Grid, uses_offset: bool, step: Tensor, offset: Tensor) -> None:
+        self.raw_step.copy_(step)
+        self.start_step.copy_(step)
+        if self.offset is not None:
+            self.offset.copy_(offset)
+        layout = [grid.bits, grid.signed, grid.narrow, uses_offset, 0]
+        self.layout.copy_(torch.tensor(layout, dtype=torch.int32))
+        self._read_layout()
+
+    def _read_layout(self) -> None:
+        """Bring the Python side in line with the `layout` buffer."""
+        bits, signed, narrow, offset, _ = self.layout.tolist()
+        self.grid = Grid(bits, bool(signed), bool(narrow)) if bits else None
+        self.uses_offset = bool(offset)
+        if self.offset is not None:
+            self.offset.requires_grad_(self.uses_offset and self.method.step_gradient is not None)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        mine = [key for key in state_dict if key.startswith(prefix)]
+        if not mine:
+            # A checkpoint of the float network: its weights are welcome, and this quantizer has to start from them.
+            self.layout.zero_()
+            self._read_layout()
+            return
+        layout = state_dict.get(f"{prefix}layout")
+        if layout is not None and layout.shape == self.layout.shape and int(layout[0]) not in (0, self.bits):
+            errors.append(
+                f"{self.name} has {self.bits} bits but the checkpoint's has {int(layout[0])}: prepare the network with "
+                "the bit-widths it was saved with"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        self._read_layout()
+
+    def _apply(self, fn, recurse=True):
+        # Moves between devices but keeps float32: half-precision steps underflow.
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_type, recurse)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_last": None}  # weak references can't be pickled
+
+    def extra_repr(self) -> str:
+        grid = str(self.grid) if self.started else f"{self.bits}-bit, not started"
+        return f"{grid}, method={self.method.name}, step_shape={tuple(self.raw_step.shape)}"

@@ -1,0 +1,106 @@
+"""What stands in for the derivative of round() in the backward pass.
+
+round() has derivative zero almost everywhere, so every method of quantization-aware training replaces it. The straight-
+through estimator (STE) takes 1. The others are a product of at most two factors, each a `Factor` of this module:
+
+- a *slope* d(c): the derivative of a soft round, a function of the position c on the grid alone (ASR, DSQ);
+- a *pull* 1 ± …: depends on the rounding error c − q and the arriving gradient G (MDE, EWGS).
+
+    ∂L/∂c = G · d(c) · pull(c − q, G)
+
+Positions are in units of the grid's spacing, so that a cell (the interval between two neighbouring levels) has length 1
+and |c − q| ≤ ½.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.errors import LowbitError
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of the backward pass: a function of tensors and one parameter, which may change over training.
+
+    Args:
+        function: `slope(position, value)` or `pull(error, gradient, value)`; elementwise; `value` is a 0-dim tensor.
+        value: the parameter (ASR's k, MDE's δ) at the start of training.
+        final: the parameter at the end of training; linear in between. None keeps it as it is.
+        bounds: the open-below, open-above range the parameter must stay in.
+    """
+
+    function: Callable[..., Tensor]
+    value: float
+    final: float | None = None
+    bounds: tuple[float, float] = (float("-inf"), float("inf"))
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        for value in (self.value, self.final):
+            if value is not None and not low <= value < high:
+                raise LowbitError(f"the parameter of {self.function.__name__} must be in [{low}, {high}), got {value}")
+
+    def at(self, fraction: float) -> float:
+        """The parameter when `fraction` (0 to 1) of the training is done."""
+        if self.final is None:
+            return self.value
+        return self.value + (self.final - self.value) * min(max(fraction, 0.0), 1.0)
+
+
+def arctan_slope(position: Tensor, k: Tensor) -> Tensor:
+    """ASR: the derivative of the arctangent soft round (methods.md §4; a reconstruction of LG-LSQ).
+
+        soft(c)  = ⌊c⌋ + ½ + arctan(k·u) / (2·arctan(k/2)),   u = c − ⌊c⌋ − ½
+        soft'(c) = k / (2·arctan(k/2)·(1 + k²·u²))
+
+    Positive everywhere; its integral over each cell is 1; k → 0 gives 1 (STE), k → ∞ the hard round.
+    """
+    u = position - torch.floor(position) - 0.5
+    return k / (2 * torch.atan(k / 2) * (1 + (k * u) ** 2))
+
+
+def tanh_slope(position: Tensor, k: Tensor) -> Tensor:
+    """DSQ: the derivative of the hyperbolic-tangent soft round (Gong et al., ICCV 2019, arXiv 1908.05033, Eq. 3–5).
+
+        soft(c)  = ⌊c⌋ + ½ + tanh(k·u) / (2·tanh(k/2)),   u = c − ⌊c⌋ − ½
+        soft'(c) = k·(1 − tanh²(k·u)) / (2·tanh(k/2))
+
+    DSQ's characteristic α is 1 − tanh(k/2), so k = ln(2/α − 1).
+    """
+    u = position - torch.floor(position) - 0.5
+    return k * (1 - torch.tanh(k * u) ** 2) / (2 * torch.tanh(k / 2))
+
+
+def error_pull(error: Tensor, gradient: Tensor, delta: Tensor) -> Tensor:
+    """MDE and EWGS: 1 + δ·sign(G)·(c − q).
+
+    A descent step that brings c nearer to its level is made longer, one that takes it away shorter. EWGS (Lee et al.,
+    CVPR 2021, arXiv 2104.00903, Eq. 4) sets δ from the curvature of the loss; MDE (LG-LSQ, reconstructed in
+    methods.md §4) reads the same factor as a descent on the discretization error. 0 ≤ δ < 2 keeps it positive.
+    """
+    return 1 + delta * torch.sign(gradient) * error
+
+
+def asr(k: float = 2.0, final: float | None = None) -> Factor:
+    """Arctangent soft round with sharpness k > 0."""
+    return Factor(arctan_slope, k, final, bounds=(1e-3, float("inf")))
+
+
+def dsq(k: float = 2.197) -> Factor:
+    """Differentiable soft quantization; the default k is DSQ's α = 0.2."""
+    return Factor(tanh_slope, k, bounds=(1e-3, float("inf")))
+
+
+def mde(delta: float = 0.05, final: float | None = None) -> Factor:
+    """Minimising the discretization error with strength 0 ≤ δ < 2."""
+    return Factor(error_pull, delta, final, bounds=(0.0, 2.0))
+
+
+def ewgs(delta: float = 1e-3) -> Factor:
+    """Element-wise gradient scaling with strength 0 ≤ δ < 2 (1e-3 is the paper's fixed value)."""
+    return Factor(error_pull, delta, bounds=(0.0, 2.0))

@@ -1,0 +1,95 @@
+"""The gradient of the step: its form inside the range, and how it is scaled.
+
+Outside the range every method agrees: ∂x̂/∂s is the bound itself, qn or qp. Inside, `inside(q, v, slope)` gives it from
+the level q, the real position v = (x − β)/s and the slope d of the rounding (1 for STE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.errors import LowbitError
+
+
+def lsq_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
+    """q − v: the derivative of s·round(x/s) with the straight-through estimator (LSQ, Eq. 3)."""
+    return q - v
+
+
+def ssg_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
+    """q − v·d: the derivative of the soft quantizer s·soft(x/s) (LG-LSQ's SSG; a reconstruction, methods.md §4).
+
+    A pull factor must not enter d: it would add −δ·Σ|G|·d·(c − q)², negative always, and the step would only grow.
+    """
+    return q - v * slope
+
+
+def clip_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
+    """0: only clipped elements move the range (PACT, Choi et al. 2018, arXiv 1805.06085, Eq. 3)."""
+    return torch.zeros_like(q)
+
+
+def lsq_scale(sharing: int, qp: int) -> float:
+    """g = 1/sqrt(N·qp), N the number of elements that share the step (LSQ, §2.2)."""
+    return (sharing * qp) ** -0.5
+
+
+def size_scale(sharing: int, qp: int) -> float:
+    """g = 1/sqrt(N): LSQ's ablation without the width."""
+    return sharing**-0.5
+
+
+def unit_scale(sharing: int, qp: int) -> float:
+    """g = 1: LSQ's ablation without scaling."""
+    return 1.0
+
+
+def clip_scale(sharing: int, qp: int) -> float:
+    """g = 1/qp²: descent on s = α/qp then moves the clip α exactly as descent on α itself (PACT)."""
+    return 1.0 / qp**2
+
+
+@dataclass(frozen=True)
+class StepGradient:
+    """How a method learns its step.
+
+    Args:
+        inside: ∂x̂/∂s for elements strictly inside the range, from (q, v, slope).
+        scale: g from (N, qp); multiplies the gradients of step and offset.
+        balanced: rescale during training so that the relative gradient of the step keeps the pace of its tensor's
+            (SSG's magnitude; `lowbit.attach` does the measuring).
+        decayed: whether weight decay applies to the step (PACT's regulariser on the clip).
+    """
+
+    inside: Callable[[Tensor, Tensor, Tensor | float], Tensor] = lsq_inside
+    scale: Callable[[int, int], float] = lsq_scale
+    balanced: bool = False
+    decayed: bool = False
+
+
+def elements_sharing(shape: Sequence[int], step_shape: Sequence[int], batch_dim: int | None) -> int:
+    """N: how many elements of a tensor of `shape` share one step of `step_shape`, the batch dimension not counted.
+
+    For a weight that is the tensor, the channel or the group; for an activation the features of one sample.
+
+    Raises:
+        LowbitError: `step_shape` does not broadcast to `shape`, or there is no dimension `batch_dim`.
+    """
+    missing = len(shape) - len(step_shape)
+    aligned = (1,) * missing + tuple(step_shape)
+    if missing < 0 or not all([s == 1 or s == n for s, n in zip(aligned, shape)]):
+        raise LowbitError(
+            f"a step of shape {tuple(step_shape)} does not broadcast against a tensor of shape {tuple(shape)}: "
+            "use a scalar for one step per tensor, or one size per dimension (1 where elements share the step)"
+        )
+    if batch_dim is not None and not -len(shape) <= batch_dim < len(shape):
+        raise LowbitError(f"batch_dim {batch_dim} is not a dimension of a tensor of shape {tuple(shape)}")
+    counted = 1
+    for dim in range(len(shape)):
+        if aligned[dim] == 1 and (batch_dim is None or dim != batch_dim % len(shape)):
+            counted = counted * shape[dim]
+    return counted
