@@ -1,0 +1,52 @@
+"""Batch-norm statistics of the quantized network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from lowbit.errors import LowbitError
+from lowbit.preparation.calibrate import _forward
+
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
+    """Set running means and variances to their plain average over the batches, in place.
+
+    At low bits, weights that oscillate between two levels leave the running statistics behind (Nagel et al., ICML 2022,
+    arXiv 2203.11086, §3.1). Dropout and the like are off while it runs; when an error is raised, nothing has changed.
+
+    Raises:
+        LowbitError: no batches.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    modes = {module: module.training for module in model.modules()}
+    before = [(n.running_mean.clone(), n.running_var.clone(), n.num_batches_tracked.clone(), n.momentum) for n in norms]
+    device = norms[0].running_mean.device
+    done = False
+    try:
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's cumulative average
+            norm.training = True
+        for batch in batches:
+            _forward(model, batch, device)
+            done = True
+        if not done:
+            raise LowbitError("no batches to re-estimate batch-norm with")
+    except BaseException:
+        for norm, (mean, variance, count, _) in zip(norms, before):
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.num_batches_tracked.copy_(count)
+        raise
+    finally:
+        for norm, (*_, momentum) in zip(norms, before):
+            norm.momentum = momentum
+        for module, training in modes.items():
+            module.training = training

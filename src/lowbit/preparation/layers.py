@@ -1,0 +1,176 @@
+"""Layers with quantizers: what a convolution or linear layer becomes.
+
+A prepared layer is the user's own module with its class changed to a subclass of what it was. Parameters, buffers, hooks
+and attributes stay where they are, so checkpoints load and `isinstance` checks hold; the two quantizers are ordinary
+submodules, `weight_quantizer` and `input_quantizer` (an `nn.Identity` where a side is in full precision).
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lowbit.errors import LowbitError
+from lowbit.preparation.rules import Setting
+from lowbit.quantizer.module import Quantizer
+
+
+class QuantizedLayer(nn.Module):
+    """y = layer(x̂, ŵ): the layer's own computation on the quantized input and weight."""
+
+    weight: nn.Parameter
+    weight_quantizer: nn.Module
+    input_quantizer: nn.Module
+
+
+class _Linear(QuantizedLayer, nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+
+
+class _Convolution(QuantizedLayer):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+
+
+class _TransposedConvolution(QuantizedLayer):
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        spatial = len(self.kernel_size)
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
+        )
+        convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[spatial]
+        return convolve(
+            self.input_quantizer(input),
+            self.weight_quantizer(self.weight),
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+
+
+class QuantizedLinear(_Linear):
+    pass
+
+
+class QuantizedConv1d(_Convolution, nn.Conv1d):
+    pass
+
+
+class QuantizedConv2d(_Convolution, nn.Conv2d):
+    pass
+
+
+class QuantizedConv3d(_Convolution, nn.Conv3d):
+    pass
+
+
+class QuantizedConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):
+    pass
+
+
+class QuantizedConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
+    pass
+
+
+class QuantizedConvTranspose3d(_TransposedConvolution, nn.ConvTranspose3d):
+    pass
+
+
+QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Linear: QuantizedLinear,
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
+    nn.Conv3d: QuantizedConv3d,
+    nn.ConvTranspose1d: QuantizedConvTranspose1d,
+    nn.ConvTranspose2d: QuantizedConvTranspose2d,
+    nn.ConvTranspose3d: QuantizedConvTranspose3d,
+}
+
+
+def float_class(layer: nn.Module) -> type[nn.Module] | None:
+    """The class in `QUANTIZED` that the layer is or derives from; None for any other module."""
+    return next((kind for kind in QUANTIZED if isinstance(layer, kind)), None)
+
+
+def check_layer(name: str, layer: nn.Module) -> None:
+    """Refuse a layer whose computation the prepared form would not reproduce.
+
+    Raises:
+        LowbitError: a subclass with a forward of its own, or parameters that are not there yet.
+    """
+    kind = float_class(layer)
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in layer.parameters(recurse=False)):
+        raise LowbitError(f"layer {name!r} is lazy and has no weights yet: run the network once before preparing it")
+    if type(layer).forward is not kind.forward:
+        raise LowbitError(
+            f"layer {name!r} is a {type(layer).__module__}.{type(layer).__name__}, which computes its output its own way: "
+            f"replace it by a plain nn.{kind.__name__}, or leave it in full precision with lowbit.Rule({name!r}, skip=True)"
+        )
+
+
+def add_quantizers(name: str, layer: nn.Module, setting: Setting) -> None:
+    """Turn a float layer into its prepared form, in place."""
+    weight_quantizer: nn.Module = nn.Identity()
+    input_quantizer: nn.Module = nn.Identity()
+    if setting.weights is not None:
+        view, step_shape = _weight_step(name, layer, setting.granularity)
+        weight_quantizer = Quantizer(
+            setting.weights,
+            method=setting.method,
+            signed=True,
+            narrow=setting.narrow,
+            step_shape=step_shape,
+            view=view,
+            name=f"the weight of layer {name!r}",
+        )
+    if setting.activations is not None:
+        input_quantizer = Quantizer(
+            setting.activations,
+            method=setting.method.for_activations,
+            narrow=setting.narrow,
+            batch_dim=0,
+            name=f"the input of layer {name!r}",
+        )
+    device = layer.weight.device
+    layer.__class__ = QUANTIZED[float_class(layer)]
+    layer.weight_quantizer = weight_quantizer.to(device)
+    layer.input_quantizer = input_quantizer.to(device)
+
+
+def _weight_step(name: str, layer: nn.Module, granularity: str) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    """(the shape in which the weight is quantized or None for its own, the step's shape) for a granularity."""
+    shape = tuple(layer.weight.shape)
+    if granularity == "tensor":
+        return None, ()
+    transposed = isinstance(layer, _TRANSPOSED)
+    if granularity == "channel":
+        if not transposed:
+            return None, (shape[0],) + (1,) * (len(shape) - 1)
+        # [in, out/groups, …]: an output channel is a group of the first dimension and an index of the second.
+        groups = layer.groups
+        return (groups, shape[0] // groups, *shape[1:]), (groups, 1, shape[1]) + (1,) * (len(shape) - 2)
+    kind, _, number = granularity.partition(":")
+    if kind in ("group", "channels") and number.isdigit() and int(number) > 0:
+        size = int(number)
+        if transposed:
+            raise LowbitError(f"layer {name!r} is transposed: use granularity 'tensor' or 'channel' for it, by a rule")
+        divided, what = (math.prod(shape[1:]), "inputs") if kind == "group" else (shape[0], "output channels")
+        if divided % size:
+            raise LowbitError(
+                f"layer {name!r} has {divided} {what}, not a multiple of {size}: choose a size that divides it, by a rule"
+            )
+        if kind == "group":
+            return (shape[0], divided // size, size), (shape[0], divided // size, 1)
+        return (shape[0] // size, size, *shape[1:]), (shape[0] // size,) + (1,) * len(shape)
+    raise LowbitError(
+        f"layer {name!r}: unknown granularity {granularity!r}; known are 'tensor', 'channel', 'group:N', 'channels:N'"
+    )
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

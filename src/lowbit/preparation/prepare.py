@@ -1,0 +1,97 @@
+"""From a float model to one with quantizers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from lowbit.errors import LowbitError
+from lowbit.preparation.layers import QuantizedLayer, add_quantizers, check_layer, float_class
+from lowbit.preparation.rules import Rule, Setting, settings_for
+from lowbit.quantizer.methods import Method, get_method
+from lowbit.quantizer.module import Quantizer
+
+
+def prepare(
+    model: nn.Module,
+    *,
+    weights: int | None = 4,
+    activations: int | None = 4,
+    method: str | Method = "lsq",
+    first_last: int | None = 8,
+    rules: Sequence[Rule] = (),
+    granularity: str = "tensor",
+    narrow: bool = False,
+) -> nn.Module:
+    """A copy of the model with quantizers at the weights and inputs of its convolution and linear layers.
+
+    Parameter names stay, so checkpoints of the float model load into the result; the model given is left as it is. The
+    quantizers have no steps yet: run `lowbit.calibrate` next, or load a checkpoint of a prepared network.
+
+    Args:
+        model: any module with nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear layers.
+        weights, activations: bits, 1 to 8; None leaves that side in full precision.
+        method: a name in `lowbit.METHODS`, or a `Method`.
+        first_last: bits of the first and the last layer (in the order of `named_modules`), both sides; the papers use
+            8. None leaves the two in full precision.
+        rules: exceptions by layer name; the first that matches decides.
+        granularity: elements of a weight that share a step: "tensor", "channel", "group:N" or "channels:N".
+        narrow: symmetric signed grids.
+
+    Raises:
+        LowbitError: nothing to quantize, a model that is prepared already, bits out of range, an unknown method, a rule
+            that decides no layer, or a layer whose computation can't be reproduced; the message names it.
+    """
+    default = Setting(weights, activations, get_method(method), granularity, narrow)
+    layers = {name: module for name, module in model.named_modules() if float_class(module) is not None}
+    if any(isinstance(module, QuantizedLayer) for module in model.modules()):
+        raise LowbitError("the model is prepared already: prepare the float model it came from")
+    if not layers:
+        raise LowbitError("the model has no convolution or linear layer to quantize")
+    settings = dict(zip(layers, settings_for(list(layers), default, first_last, rules)))
+    chosen = {name: setting for name, setting in settings.items() if not setting.skip}
+    for name in chosen:
+        check_layer(name, layers[name])
+    _check_attention(model, chosen)
+
+    prepared = copy.deepcopy(model)
+    for name, setting in chosen.items():
+        add_quantizers(name, prepared.get_submodule(name), setting)
+    prepared.register_load_state_dict_post_hook(_share_as_saved)
+    return prepared
+
+
+def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """Every quantizer of the model once, with the first name it has."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Quantizer))
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """Every prepared layer of the model once, with its name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
+
+
+def share(first: QuantizedLayer, other: QuantizedLayer) -> None:
+    """Make two layers that take the same tensor use one input quantizer."""
+    other.input_quantizer = first.input_quantizer
+
+
+def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
+    for parent, module in model.named_modules():
+        inner = f"{parent}.out_proj" if parent else "out_proj"
+        if isinstance(module, nn.MultiheadAttention) and inner in chosen:
+            raise LowbitError(
+                f"layer {inner!r} is never called: nn.MultiheadAttention reads its weight directly. Leave it in full "
+                f"precision with lowbit.Rule({inner!r}, skip=True), or use an attention made of linear layers (timm's)"
+            )
+
+
+def _share_as_saved(model: nn.Module, incompatible_keys: object) -> None:
+    """After loading: layers whose input quantizers were one when they were saved share one again."""
+    first: dict[int, QuantizedLayer] = {}
+    for _, layer in quantized_layers(model):
+        quantizer = layer.input_quantizer
+        if isinstance(quantizer, Quantizer) and quantizer.shared:
+            share(first.setdefault(quantizer.shared, layer), layer)

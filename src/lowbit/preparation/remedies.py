@@ -1,0 +1,128 @@
+"""Two remedies for weights that oscillate between levels at low bits (Nagel et al., ICML 2022, arXiv 2203.11086)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.errors import LowbitError
+from lowbit.preparation.layers import QuantizedLayer
+from lowbit.preparation.prepare import quantized_layers
+from lowbit.quantizer.fake_quantize import round_to_grid
+from lowbit.quantizer.module import Quantizer
+
+
+def dampening_loss(model: nn.Module) -> Tensor:
+    """Σ over layers of ‖ŵ − clip(w, s·qn, s·qp)‖², a regulariser that pulls weights to their levels (Eq. 5).
+
+    ŵ and s are constants of it, so only weights inside the range get a gradient. Add it to the loss times a factor that
+    rises late in training; a large one from the start freezes the codes.
+    """
+    terms = []
+    for layer in _learned(model):
+        quantizer = layer.weight_quantizer
+        step = quantizer.step_for(layer.weight)
+        low, high = step * quantizer.grid.qn, step * quantizer.grid.qp
+        w = quantizer._prepared(layer.weight)
+        w_hat = round_to_grid((w.detach() / step).clamp(quantizer.grid.qn, quantizer.grid.qp), quantizer.grid) * step
+        terms.append((w_hat - w.clamp(low, high)).square().sum())
+    if not terms:
+        raise LowbitError("the model has no quantized weights to dampen")
+    return torch.stack(terms).sum()
+
+
+class OscillationFreezer:
+    """Iterative weight freezing (§4.3): a weight whose code keeps flipping is held at its average level for good.
+
+    Hangs onto `optimizer`; after each of its steps, an element whose code changed in the direction opposite to its last
+    change counts as an oscillation. Where the running average of that frequency passes `threshold`, the element is
+    frozen at the running average of its codes, rounded.
+
+    Args:
+        model: a prepared and started network.
+        optimizer: the optimizer that trains it.
+        threshold: frequency (oscillations per step) above which an element freezes; may be lowered during training.
+        memory: of the running averages.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, threshold: float = 0.02, memory: float = 0.99
+    ) -> None:
+        self.threshold, self.memory = threshold, memory
+        self._layers = list(_learned(model))
+        if not self._layers:
+            raise LowbitError("the model has no quantized weights to freeze")
+        self._state = [self._fresh(layer) for layer in self._layers]
+        self._hook = optimizer.register_step_post_hook(lambda *_: self.update())
+
+    @property
+    def frozen_fraction(self) -> float:
+        """The share of weights that are frozen."""
+        frozen = sum(int(state["frozen"].sum()) for state in self._state)
+        return frozen / sum(state["frozen"].numel() for state in self._state)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Count oscillations and freeze; called after every optimizer step."""
+        for layer, state in zip(self._layers, self._state):
+            codes = self._codes(layer)
+            frozen = state["frozen"]
+            codes = torch.where(frozen, state["codes"], codes)
+            change = torch.sign(codes - state["codes"])
+            flipped = (change != 0) & (change == -state["direction"])
+            state["frequency"].lerp_(flipped.float(), 1 - self.memory)
+            state["average"].lerp_(codes, 1 - self.memory)
+            state["direction"] = torch.where(change != 0, change, state["direction"])
+            newly = (state["frequency"] > self.threshold) & ~frozen
+            state["codes"] = torch.where(newly, self._nearest(layer, state["average"]), codes)
+            state["frozen"] = frozen | newly
+            # The weight moves with its code when the step is learned on.
+            held = state["codes"] * layer.weight_quantizer.step_for(layer.weight)
+            held = held.reshape(layer.weight.shape)
+            layer.weight.copy_(torch.where(state["frozen"].reshape(layer.weight.shape), held, layer.weight))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{i}.{key}": value.clone() for i, state in enumerate(self._state) for key, value in state.items()}
+
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        if saved.keys() != self.state_dict().keys():
+            raise LowbitError("the saved state of the oscillation freezer belongs to another network")
+        for i, state in enumerate(self._state):
+            for key, value in state.items():
+                state[key] = saved[f"{i}.{key}"].to(value.device)
+
+    def remove(self) -> None:
+        """Stop; frozen weights stay where they are until the next optimizer step."""
+        self._hook.remove()
+
+    def _fresh(self, layer: QuantizedLayer) -> dict[str, Tensor]:
+        codes = self._codes(layer)
+        zeros = torch.zeros_like(codes)
+        return {
+            "codes": codes,
+            "average": codes.clone(),
+            "frequency": zeros,
+            "direction": zeros.clone(),
+            "frozen": torch.zeros_like(codes, dtype=torch.bool),
+        }
+
+    @staticmethod
+    @torch.no_grad()
+    def _codes(layer: QuantizedLayer) -> Tensor:
+        quantizer = layer.weight_quantizer
+        v = quantizer._prepared(layer.weight) / quantizer.step_for(layer.weight)
+        return round_to_grid(v.clamp(quantizer.grid.qn, quantizer.grid.qp), quantizer.grid)
+
+    @staticmethod
+    def _nearest(layer: QuantizedLayer, average: Tensor) -> Tensor:
+        grid = layer.weight_quantizer.grid
+        return round_to_grid(average.clamp(grid.qn, grid.qp), grid)
+
+
+def _learned(model: nn.Module):
+    for name, layer in quantized_layers(model):
+        quantizer = layer.weight_quantizer
+        if isinstance(quantizer, Quantizer):
+            if not quantizer.started:
+                raise LowbitError(f"the weight of layer {name!r} has no step yet: run lowbit.calibrate first")
+            yield layer

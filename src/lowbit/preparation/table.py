@@ -1,0 +1,117 @@
+"""What a prepared network is made of, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.preparation.prepare import quantized_layers
+from lowbit.quantizer.module import Quantizer
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One prepared layer. `macs` (multiply-accumulates for one sample) and `bit_operations` (macs · weight bits ·
+    activation bits) are None unless an example input was given; full precision counts as 32 bits."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weight_bits: int | None
+    activation_bits: int | None
+    weight_grid: str
+    activation_grid: str
+    steps: int
+    method: str
+    parameters: int
+    macs: int | None = None
+
+    @property
+    def bit_operations(self) -> int | None:
+        """macs · weight bits · activation bits."""
+        return None if self.macs is None else self.macs * (self.weight_bits or 32) * (self.activation_bits or 32)
+
+    @property
+    def size_bits(self) -> int:
+        """Bits that the weight takes."""
+        return self.parameters * (self.weight_bits or 32)
+
+    def as_dict(self) -> dict:
+        """The fields and the derived figures by name."""
+        return {**asdict(self), "bit_operations": self.bit_operations, "size_bits": self.size_bits}
+
+
+def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[LayerRow]:
+    """A row per prepared layer. With `example_input`, [1, …], the model is run once to count multiply-accumulates.
+
+    The run needs a started (calibrated) network.
+    """
+    macs = {} if example_input is None else _count_macs(model, example_input)
+    rows = []
+    for name, layer in quantized_layers(model):
+        weight, activation = _side(layer.weight_quantizer), _side(layer.input_quantizer)
+        rows.append(
+            LayerRow(
+                name=name,
+                kind=type(layer).__name__.removeprefix("Quantized"),
+                shape=tuple(layer.weight.shape),
+                weight_bits=weight[0],
+                activation_bits=activation[0],
+                weight_grid=weight[1],
+                activation_grid=activation[1],
+                steps=layer.weight_quantizer.raw_step.numel() if weight[0] else 0,
+                method=next((q.method.name for q in (layer.weight_quantizer, layer.input_quantizer) if _is(q)), "-"),
+                parameters=layer.weight.numel(),
+                macs=macs.get(name) if example_input is not None else None,
+            )
+        )
+    return rows
+
+
+def model_size_bits(model: nn.Module) -> int:
+    """Bits to store the network's parameters: quantized weights at their width, everything else at 32.
+
+    Steps and offsets count at 32 bits; batch-norm statistics, which fold away, do not count.
+    """
+    widths = {
+        id(layer.weight): layer.weight_quantizer.bits
+        for _, layer in quantized_layers(model)
+        if _is(layer.weight_quantizer)
+    }
+    return sum(p.numel() * widths.get(id(p), 32) for p in model.parameters())
+
+
+def _is(module: nn.Module) -> bool:
+    return isinstance(module, Quantizer)
+
+
+def _side(module: nn.Module) -> tuple[int | None, str]:
+    if not isinstance(module, Quantizer):
+        return None, "float"
+    return module.bits, str(module.grid) if module.started else "from data"
+
+
+@torch.no_grad()
+def _count_macs(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    hooks = []
+    for name, layer in quantized_layers(model):
+
+        def count(layer, inputs, output, name=name):
+            # Every weight but the output channel's own index is used once per output element.
+            transposed = type(layer).__name__.startswith("QuantizedConvTranspose")
+            elements = inputs[0].numel() if transposed else output.numel()
+            counts[name] = counts.get(name, 0) + elements // inputs[0].shape[0] * (layer.weight[0].numel())
+
+        hooks.append(layer.register_forward_hook(count))
+    training = model.training
+    try:
+        model.eval()
+        model(example_input.to(next(model.parameters()).device))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return counts
