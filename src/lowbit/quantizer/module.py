@@ -113,7 +113,8 @@ class Quantizer(nn.Module):
         # A tensor that feeds two layers with one quantizer is quantized once. The compiler finds that by itself.
         if torch.compiler.is_compiling() or self.batch_dim is None:
             return self._quantize(x)
-        key = (x._version if not x.is_inference() else 0, torch.is_grad_enabled())
+        versions = [t._version for t in (x, self.raw_step, self.offset) if t is not None and not t.is_inference()]
+        key = (versions, torch.is_grad_enabled())
         if self._last is not None and self._last[0]() is x and self._last[2] == key:
             x_hat = self._last[1]()
             if x_hat is not None:

@@ -1,0 +1,321 @@
+"""Float network in, network with quantizers out."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lowbit
+from lowbit import LowbitError, Rule
+
+
+class Block(nn.Module):
+    """Two layers on one tensor, an addition, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.left = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.right = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        return self.head((self.left(x) + self.right(x)).mean((2, 3)))
+
+
+class Other(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def batch(*shape):
+    torch.manual_seed(1)
+    return torch.randn(*shape)
+
+
+def calibrated(model=None, **options):
+    torch.manual_seed(0)
+    return lowbit.calibrate(lowbit.prepare(model or Block(), **options), [batch(4, 3, 8, 8)])
+
+
+def bits(model):
+    return {row.name: (row.weight_bits, row.activation_bits) for row in lowbit.layer_table(model)}
+
+
+def test_the_original_is_untouched_and_its_names_stay():
+    model = Block()
+    before = copy.deepcopy(model.state_dict())
+    prepared = calibrated(model, weights=2, activations=3)
+    assert type(model.stem) is nn.Conv2d and model.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert before.keys() <= prepared.state_dict().keys()
+    assert isinstance(prepared, Block) and isinstance(prepared.left, nn.Conv2d)
+    assert bits(prepared) == {"stem": (8, 8), "left": (2, 3), "right": (2, 3), "head": (8, 8)}
+
+
+def test_a_prepared_layer_computes_the_layer_on_quantized_tensors():
+    prepared = calibrated(weights=3, activations=3, granularity="channel")
+    x = torch.relu(batch(2, 8, 6, 6))
+    layer = prepared.left
+    s, w = layer.input_quantizer.step, layer.weight_quantizer.step
+    x_hat = (x / s).round().clamp(0, 7) * s
+    w_hat = (layer.weight / w).round().clamp(-4, 3) * w
+    torch.testing.assert_close(layer(x), F.conv2d(x_hat, w_hat, layer.bias, padding=1, groups=2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 6, 3), (2, 4, 9)),
+        (nn.Conv2d(4, 6, 3, stride=2, dilation=2), (2, 4, 9, 9)),
+        (nn.Conv2d(4, 4, 3, groups=4, padding="same", padding_mode="reflect"), (2, 4, 9, 9)),
+        (nn.Conv3d(4, 6, 3), (2, 4, 5, 5, 5)),
+        (nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 9, 9)),
+        (nn.ConvTranspose3d(4, 6, 2, bias=False), (2, 4, 4, 4, 4)),
+        (nn.Linear(4, 6), (2, 7, 4)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_every_kind_of_layer_at_8_bits_stays_close_to_itself(layer, shape, granularity):
+    x = batch(*shape)
+    model = nn.Sequential(layer)
+    prepared = lowbit.calibrate(lowbit.prepare(model, method="minmax", granularity=granularity), [x])
+    expected = model(x)
+    assert 0 < (prepared(x) - expected).abs().max() < 0.03 * expected.abs().max()
+    steps = prepared[0].weight_quantizer.raw_step.numel()
+    assert steps == (
+        1 if granularity == "tensor" else 6 if layer.weight.shape[0] != layer.weight.shape[1] * 4 else steps
+    )
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_per_channel_means_per_output_channel(transposed):
+    """Scaling one output channel's weights by a power of two scales that channel's output and step, and no other's."""
+    layer = (
+        nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False) if transposed else nn.Conv2d(4, 6, 3, groups=2, bias=False)
+    )
+    x = batch(2, 4, 7, 7)
+
+    def output():
+        model = lowbit.prepare(
+            nn.Sequential(layer), first_last=3, granularity="channel", rules=[Rule("0", activations=None)]
+        )
+        return lowbit.calibrate(model)(x)
+
+    before = output()
+    with torch.no_grad():
+        (layer.weight[2:, 1] if transposed else layer.weight[4]).mul_(1024)
+    expected = before.clone()
+    expected[:, 4] *= 1024
+    torch.testing.assert_close(output(), expected)
+
+
+@pytest.mark.parametrize(("granularity", "steps"), [("group:6", 8 * 4 * 9 // 6), ("channels:2", 4), ("group:36", 8)])
+def test_groups_have_a_step_each_and_share_what_they_should(granularity, steps):
+    prepared = calibrated(granularity="tensor", rules=[Rule("left", granularity=granularity)])
+    quantizer = prepared.left.weight_quantizer
+    assert quantizer.raw_step.numel() == steps
+    weight = prepared.left.weight.detach()
+    grouped = weight.reshape(steps, -1)
+    torch.testing.assert_close(quantizer.step.reshape(-1), 2 * grouped.abs().mean(1) / math.sqrt(7))
+    quantizer(prepared.left.weight).sum().backward()
+    assert quantizer.raw_step.grad.shape == quantizer.raw_step.shape
+
+
+def test_full_precision_sides():
+    prepared = calibrated(weights=None, activations=4)
+    assert set(bits(prepared).values()) == {(None, 8), (None, 4)}
+    weights_only = lowbit.calibrate(lowbit.prepare(Block(), activations=None))  # needs no data
+    assert set(bits(weights_only).values()) == {(8, None), (4, None)}
+    assert bits(calibrated(first_last=None))["stem"] == (None, None)
+
+
+def test_rules_the_first_match_wins():
+    rules = [
+        Rule("left", weights=2, method="lsq+"),
+        Rule("(left|right)", weights=3, activations=None),
+        Rule("head", skip=True),
+    ]
+    prepared = calibrated(rules=rules)
+    assert bits(prepared) == {"stem": (8, 8), "left": (2, 4), "right": (3, None)}
+    assert prepared.left.weight_quantizer.method.name == "lsq+" and type(prepared.head) is nn.Linear
+
+
+def test_a_tensor_that_feeds_two_layers_is_quantized_once():
+    prepared = calibrated()
+    assert prepared.left.input_quantizer is prepared.right.input_quantizer
+    assert len([n for n, _ in lowbit.quantizers(prepared)]) == 4 + 3
+    apart = calibrated(rules=[Rule("left", activations=3)])
+    assert apart.left.input_quantizer is not apart.right.input_quantizer
+
+
+def test_different_tensors_keep_their_own_quantizers():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    assert len(list(lowbit.quantizers(calibrated(model)))) == 6
+
+
+@pytest.mark.parametrize("method", ["lsq", "lsq+", "lg-lsq"])
+def test_a_checkpoint_brings_back_everything(method):
+    trained = calibrated(method=method)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.1)
+    fresh = lowbit.prepare(Block(), method=method)
+    fresh.load_state_dict(trained.state_dict())
+    assert fresh.left.input_quantizer is fresh.right.input_quantizer
+    lowbit.calibrate(fresh, [100 * batch(4, 3, 8, 8)])  # finds nothing left to start
+    x = batch(2, 3, 8, 8)
+    assert torch.equal(fresh.eval()(x), trained.eval()(x))
+
+
+def test_a_float_checkpoint_loads_and_its_weights_are_started_from():
+    prepared, other = calibrated(), Block()
+    with torch.no_grad():
+        other.left.weight.mul_(16)
+    prepared.load_state_dict(other.state_dict())
+    with pytest.raises(LowbitError, match="calibrate"):
+        prepared(batch(1, 3, 8, 8))
+    lowbit.calibrate(prepared, [batch(4, 3, 8, 8)])
+    expected = 2 * other.left.weight.abs().mean() / math.sqrt(7)
+    torch.testing.assert_close(prepared.left.weight_quantizer.step, expected.detach())
+
+
+def test_calibration_leaves_batch_norm_and_modes_alone():
+    model = Block().train()
+    model.norm.eval()
+    prepared = lowbit.prepare(model)
+    mean = prepared.norm.running_mean.clone()
+    lowbit.calibrate(prepared, [batch(4, 3, 8, 8)] * 3)
+    assert torch.equal(prepared.norm.running_mean, mean)
+    assert prepared.training and not prepared.norm.training
+
+
+def test_calibration_takes_pairs_dictionaries_and_averages_batches():
+    x, y = batch(4, 3, 8, 8), 3 * batch(4, 3, 8, 8)
+    for batches in ([x, y], [(x, 0), (y, 1)], [torch.cat([x, y])]):
+        model = lowbit.calibrate(lowbit.prepare(Block()), batches)
+        expected = 2 * torch.cat([x, y]).abs().mean() / math.sqrt(127)
+        torch.testing.assert_close(model.stem.input_quantizer.step, expected)
+    lowbit.calibrate(lowbit.prepare(Block()), [{"x": x}])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": 9}, "weights of layer 'left': bits must be a whole number from 1 to 8"),
+        ({"activations": 0}, "activations of layer 'left'"),
+        ({"first_last": 33}, "weights of layer 'stem'"),
+        ({"method": "lsq2"}, "unknown method 'lsq2': did you mean 'lsq'"),
+        ({"rules": [Rule("nothing.*")]}, r"rule 'nothing\.\*' decides no layer"),
+        ({"rules": [Rule("left.*"), Rule("left")]}, "an earlier rule already decides left"),
+        ({"rules": [Rule("(")]}, "no regular expression"),
+        ({"rules": ["left"]}, r"must be lowbit\.Rule"),
+        ({"granularity": "rows"}, "layer 'stem': unknown granularity 'rows'"),
+        ({"granularity": "group:5"}, "layer 'stem' has 27 inputs, not a multiple of 5"),
+    ],
+)
+def test_bad_options_are_refused_and_the_model_is_untouched(options, words):
+    model = Block()
+    keys = model.state_dict().keys()
+    with pytest.raises(LowbitError, match=words):
+        lowbit.prepare(model, **options)
+    assert model.state_dict().keys() == keys and type(model.stem) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Sequential(nn.ReLU()), "no convolution or linear layer"),
+        (
+            nn.Sequential(nn.Conv2d(3, 3, 1), Other(3, 3, 1)),
+            "layer '1' is a .*Other, which computes its output its own way",
+        ),
+        (nn.Sequential(nn.LazyLinear(3)), "layer '0' is lazy"),
+        (nn.ModuleDict({"a": nn.MultiheadAttention(8, 2), "b": nn.Linear(2, 2)}), "'a.out_proj' is never called"),
+        (lowbit.prepare(Block()), "prepared already"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_models_that_cannot_be_prepared(model, words):
+    with pytest.raises(LowbitError, match=words):
+        lowbit.prepare(model)
+
+
+class Unused(Block):
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "batches", "words"),
+    [
+        (lambda m: None, [], "no batches"),
+        (lambda m: None, [torch.full((1, 3, 8, 8), float("nan"))], "input of layer 'stem' holds NaN"),
+        (lambda m: nn.init.zeros_(m.norm.weight), [torch.randn(1, 3, 8, 8)], "input of layer 'left' is all zero"),
+        (lambda m: nn.init.zeros_(m.left.weight), [torch.randn(1, 3, 8, 8)], "weight of layer 'left' is all zero"),
+        (
+            lambda m: nn.init.constant_(m.right.weight, float("inf")),
+            [torch.randn(1, 3, 8, 8)],
+            "weight of layer 'right' holds",
+        ),
+        (lambda m: None, ["text"], "must be a tensor"),
+    ],
+)
+def test_bad_calibration_starts_nothing(change, batches, words):
+    prepared = lowbit.prepare(Block())
+    change(prepared)
+    with pytest.raises(LowbitError, match=words):
+        lowbit.calibrate(prepared, batches)
+    assert not any(quantizer.started for _, quantizer in lowbit.quantizers(prepared))
+    assert len(list(lowbit.quantizers(prepared))) == 8
+
+
+def test_a_layer_no_batch_reaches_is_named():
+    with pytest.raises(LowbitError, match="no batch reaches layer 'spare'"):
+        lowbit.calibrate(lowbit.prepare(Unused()), [batch(1, 3, 8, 8)])
+
+
+def test_calibrating_a_float_model_says_what_comes_first():
+    with pytest.raises(LowbitError, match=r"lowbit\.prepare comes before"):
+        lowbit.calibrate(Block(), [batch(1, 3, 8, 8)])
+
+
+def test_compiles_whole_without_recompiling_over_steps():
+    torch._dynamo.reset()
+    prepared = calibrated(weights=2, activations=2, method="lg-lsq")
+    reference = copy.deepcopy(prepared)
+    compiled = torch.compile(prepared, fullgraph=True)
+    counter = torch._dynamo.utils.counters
+    counter.clear()
+    optimizer = torch.optim.SGD(lowbit.parameter_groups(prepared, weight_decay=1e-4), lr=0.05, momentum=0.9)
+    eager = torch.optim.SGD(lowbit.parameter_groups(reference, weight_decay=1e-4), lr=0.05, momentum=0.9)
+    for number in range(4):
+        x = batch(4, 3, 8, 8) + number
+        for network, opt in ((compiled, optimizer), (reference, eager)):
+            opt.zero_grad()
+            network(x).square().mean().backward()
+            opt.step()
+        lowbit.set_progress(prepared, number / 4)
+    assert counter["stats"]["unique_graphs"] == 1 and not counter["graph_break"]
+    torch.testing.assert_close(prepared.state_dict(), reference.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_layer_table_counts():
+    prepared = calibrated(weights=2, activations=3)
+    rows = {row.name: row for row in lowbit.layer_table(prepared, batch(1, 3, 8, 8))}
+    assert rows["left"].macs == 8 * 8 * 8 * 4 * 9 and rows["head"].macs == 40
+    assert rows["left"].bit_operations == rows["left"].macs * 6
+    assert rows["left"].size_bits == rows["left"].parameters * 2
+    float_bits = sum(p.numel() for p in prepared.parameters()) * 32
+    saved = sum(row.parameters * (32 - row.weight_bits) for row in rows.values())
+    assert lowbit.model_size_bits(prepared) == float_bits - saved
