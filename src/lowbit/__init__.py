@@ -9,7 +9,7 @@ from lowbit.preparation.calibrate import calibrate
 from lowbit.preparation.prepare import prepare, quantizers
 from lowbit.preparation.rules import Rule
 from lowbit.preparation.table import layer_table, model_size_bits
-from lowbit.preparation.training import attach, parameter_groups, set_progress
+from lowbit.preparation.training import attach, parameter_groups, set_progress, snap_offsets
 from lowbit.quantizer.fake_quantize import fake_quantize
 from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.methods import METHODS, Method
@@ -34,4 +34,5 @@ __all__ = [
     "quantizers",
     "reestimate_batchnorm",
     "set_progress",
+    "snap_offsets",
 ]

@@ -211,9 +211,9 @@ def test_calibration_takes_pairs_dictionaries_and_averages_batches():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"weights": 9}, "weights of layer 'left': bits must be a whole number from 1 to 8"),
-        ({"activations": 0}, "activations of layer 'left'"),
-        ({"first_last": 33}, "weights of layer 'stem'"),
+        ({"weights": 9}, "weights of 'left': bits must be a whole number from 1 to 8"),
+        ({"activations": 0}, "activations of 'left'"),
+        ({"first_last": 33}, "weights of 'stem'"),
         ({"method": "lsq2"}, "unknown method 'lsq2': did you mean 'lsq'"),
         ({"rules": [Rule("nothing.*")]}, r"rule 'nothing\.\*' decides no layer"),
         ({"rules": [Rule("left.*"), Rule("left")]}, "an earlier rule already decides left"),
@@ -281,7 +281,7 @@ def test_bad_calibration_starts_nothing(change, batches, words):
 
 
 def test_a_layer_no_batch_reaches_is_named():
-    with pytest.raises(LowbitError, match="no batch reaches layer 'spare'"):
+    with pytest.raises(LowbitError, match="no batch reaches the input of layer 'spare'"):
         lowbit.calibrate(lowbit.prepare(Unused()), [batch(1, 3, 8, 8)])
 
 

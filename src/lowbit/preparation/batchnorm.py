@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.calibrate import _forward
+from lowbit.preparation.calibrate import run_batch
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
             norm.momentum = None  # torch's cumulative average
             norm.training = True
         for batch in batches:
-            _forward(model, batch, device)
+            run_batch(model, batch, device)
             done = True
         if not done:
             raise LowbitError("no batches to re-estimate batch-norm with")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.layers import QuantizedLayer
-from lowbit.preparation.prepare import quantized_layers, share
+from lowbit.preparation.prepare import input_sites, quantized_layers
 from lowbit.quantizer.init import Statistics
 from lowbit.quantizer.module import Quantizer
 
@@ -35,64 +35,86 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     layers = dict(quantized_layers(model))
     if not layers:
         raise LowbitError("the model has no quantizers: lowbit.prepare comes before lowbit.calibrate")
-    waiting = {
-        name: layer
-        for name, layer in layers.items()
-        if isinstance(layer.input_quantizer, Quantizer) and not layer.input_quantizer.started
-    }
+    sites = [Site(name, holder, attribute) for name, holder, attribute in input_sites(model)]
+    waiting = [site for site in sites if not site.quantizer.started]
     plans = []
     for layer in layers.values():
         if isinstance(layer.weight_quantizer, Quantizer) and not layer.weight_quantizer.started:
             plans.append((layer.weight_quantizer, layer.weight_quantizer.plan_start(layer.weight)))
 
-    shared: list[list[str]] = []
+    shared: list[list[Site]] = []
     if waiting:
         device = next(iter(layers.values())).weight.device
-        with _observed(model, layers, waiting) as observers:
+        with _observed(model, sites, waiting) as observers:
             seen = 0
             for batch in batches:
-                _forward(model, batch, device)
+                run_batch(model, batch, device)
                 seen += 1
         if seen == 0:
             raise LowbitError("no batches to calibrate with: pass at least one batch of the network's inputs")
-        unreached = [name for name, observer in observers.items() if observer.statistics.count == 0]
+        unreached = [observer.quantizer.name for observer in observers.values() if observer.statistics.count == 0]
         if unreached:
             raise LowbitError(
-                f"no batch reaches layer {unreached[0]!r}"
+                f"no batch reaches {unreached[0]}"
                 + (f" and {len(unreached) - 1} more" if len(unreached) > 1 else "")
                 + ": give batches that do, or leave the layer in full precision by a rule"
             )
         shared = _same_inputs(waiting, observers)
-        for name, observer in observers.items():
+        for quantizer, observer in observers.items():
             observer.statistics.synchronise()
-            plans.append((waiting[name].input_quantizer, waiting[name].input_quantizer.plan_start(observer.statistics)))
+            plans.append((quantizer, quantizer.plan_start(observer.statistics)))
 
     for quantizer, plan in plans:
-        quantizer._apply_start(*plan)
-    numbers = max((layer.input_quantizer.shared for layer in layers.values() if _has_quantizer(layer)), default=0)
-    for number, names in enumerate(shared, start=numbers + 1):
-        waiting[names[0]].input_quantizer.shared = number
-        for name in names[1:]:
-            share(waiting[names[0]], waiting[name])
+        quantizer.apply_start(*plan)
+    number = max((site.quantizer.shared for site in sites), default=0)
+    for group in shared:
+        number += 1
+        first = group[0].quantizer
+        first.shared = number
+        for site in group[1:]:
+            site.quantizer = first
     return model
+
+
+@dataclass
+class Site:
+    """A place where an activation quantizer stands."""
+
+    name: str
+    holder: nn.Module
+    attribute: str
+
+    @property
+    def quantizer(self) -> Quantizer:
+        return getattr(self.holder, self.attribute)
+
+    @quantizer.setter
+    def quantizer(self, quantizer: nn.Module) -> None:
+        setattr(self.holder, self.attribute, quantizer)
 
 
 class _Observer(nn.Module):
     """Stands where an input quantizer will, passes its input on and keeps statistics of it."""
 
-    def __init__(self, name: str, tokens: _Tokens) -> None:
+    def __init__(self, quantizer: Quantizer, tokens: _Tokens) -> None:
         super().__init__()
-        self.name = name
+        # In a tuple, so that it does not become a submodule: the network is to look as if it had no quantizers.
+        self._of = (quantizer,)
         self.statistics = Statistics()
         self.tokens = tokens
         self.seen: list[int] = []
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer this stands for."""
+        return self._of[0]
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(self.tokens.of(x))
         self.statistics.update(x)
         if not bool(torch.isfinite(self.statistics.low).all() and torch.isfinite(self.statistics.high).all()):
             raise LowbitError(
-                f"the input of layer {self.name!r} holds NaN or infinity: look for it in the network's weights and in the "
+                f"{self.quantizer.name} holds NaN or infinity: look for it in the network's weights and in the "
                 "calibration data"
             )
         return x
@@ -115,29 +137,35 @@ class _Tokens:
 
 
 @contextmanager
-def _observed(
-    model: nn.Module, layers: Mapping[str, QuantizedLayer], waiting: Mapping[str, QuantizedLayer]
-) -> Iterator[dict[str, _Observer]]:
-    """Within: evaluation mode, no gradients, no weight quantized, an observer in place of each waiting quantizer."""
+def _observed(model: nn.Module, sites: Sequence[Site], waiting: Sequence[Site]) -> Iterator[dict[Quantizer, _Observer]]:
+    """Within: evaluation mode, no gradients, nothing quantized, an observer in place of each waiting quantizer."""
     tokens = _Tokens()
-    observers = {name: _Observer(name, tokens) for name in waiting}
+    observers: dict[Quantizer, _Observer] = {}
+    for site in waiting:
+        observers.setdefault(site.quantizer, _Observer(site.quantizer, tokens))
     modes = {module: module.training for module in model.modules()}
-    kept = {name: (layer.weight_quantizer, layer.input_quantizer) for name, layer in layers.items()}
+    inputs = [site.quantizer for site in sites]
+    layers = [layer for _, layer in quantized_layers(model)]
+    weights = [layer.weight_quantizer for layer in layers]
     try:
         model.eval()
-        for name, layer in layers.items():
+        for site in sites:
+            site.quantizer = observers.get(site.quantizer, nn.Identity())
+        for layer in layers:
             layer.weight_quantizer = nn.Identity()
-            layer.input_quantizer = observers.get(name, nn.Identity())
         with torch.no_grad():
             yield observers
     finally:
-        for name, layer in layers.items():
-            layer.weight_quantizer, layer.input_quantizer = kept[name]
+        for site, quantizer in zip(sites, inputs):
+            site.quantizer = quantizer
+        for layer, quantizer in zip(layers, weights):
+            layer.weight_quantizer = quantizer
         for module, training in modes.items():
             module.training = training
 
 
-def _forward(model: nn.Module, batch: object, device: torch.device) -> None:
+def run_batch(model: nn.Module, batch: object, device: torch.device) -> None:
+    """Run the model on a batch as a data loader gives it: inputs, (input, label), or keyword arguments."""
     if isinstance(batch, Mapping):
         model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
         return
@@ -149,15 +177,11 @@ def _forward(model: nn.Module, batch: object, device: torch.device) -> None:
     model(inputs.to(device))
 
 
-def _has_quantizer(layer: QuantizedLayer) -> bool:
-    return isinstance(layer.input_quantizer, Quantizer)
-
-
-def _same_inputs(waiting: Mapping[str, QuantizedLayer], observers: Mapping[str, _Observer]) -> list[list[str]]:
-    """Groups of two or more layers that took the same tensors at every call and quantize them alike."""
-    groups: dict[tuple, list[str]] = {}
-    for name, layer in waiting.items():
-        quantizer = layer.input_quantizer
-        key = (tuple(observers[name].seen), quantizer.bits, quantizer.narrow, quantizer.method)
-        groups.setdefault(key, []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
+def _same_inputs(waiting: Sequence[Site], observers: Mapping[Quantizer, _Observer]) -> list[list[Site]]:
+    """Groups of two or more sites that took the same tensors at every call and quantize them alike."""
+    groups: dict[tuple, list[Site]] = {}
+    for site in waiting:
+        quantizer = site.quantizer
+        key = (tuple(observers[quantizer].seen), quantizer.bits, quantizer.narrow, quantizer.method)
+        groups.setdefault(key, []).append(site)
+    return [sites for sites in groups.values() if len(sites) > 1]

@@ -23,16 +23,25 @@ class QuantizedLayer(nn.Module):
     weight: nn.Parameter
     weight_quantizer: nn.Module
     input_quantizer: nn.Module
+    bias_rounding = (
+        None  # in an integer-only network: a function of the layer that gives its bias on the accumulator's grid
+    )
+
+    def used_bias(self) -> Tensor | None:
+        """The bias that the layer computes with."""
+        if self.bias is None or self.bias_rounding is None or not getattr(self.input_quantizer, "started", False):
+            return self.bias
+        return self.bias_rounding(self)
 
 
 class _Linear(QuantizedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.used_bias())
 
 
 class _Convolution(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.used_bias())
 
 
 class _TransposedConvolution(QuantizedLayer):

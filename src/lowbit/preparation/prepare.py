@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from lowbit.errors import LowbitError
+from lowbit.preparation.integer_form import integer_form
 from lowbit.preparation.layers import QuantizedLayer, add_quantizers, check_layer, float_class
-from lowbit.preparation.rules import Rule, Setting, settings_for
+from lowbit.preparation.rules import Rule, Rules, Setting
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.module import Quantizer
 
@@ -24,6 +26,7 @@ def prepare(
     rules: Sequence[Rule] = (),
     granularity: str = "tensor",
     narrow: bool = False,
+    integer_only: bool = False,
 ) -> nn.Module:
     """A copy of the model with quantizers at the weights and inputs of its convolution and linear layers.
 
@@ -39,6 +42,9 @@ def prepare(
         rules: exceptions by layer name; the first that matches decides.
         granularity: elements of a weight that share a step: "tensor", "channel", "group:N" or "channels:N".
         narrow: symmetric signed grids.
+        integer_only: also quantize every tensor that an integer processor needs on a grid (additions, concatenations,
+            pooling, lookups), so that `lowbit.to_integer` can convert the network. The result is then a
+            torch.fx.GraphModule; the inserted quantizers have 8 bits and are called "streams.…", which rules can match.
 
     Raises:
         LowbitError: nothing to quantize, a model that is prepared already, bits out of range, an unknown method, a rule
@@ -50,15 +56,32 @@ def prepare(
         raise LowbitError("the model is prepared already: prepare the float model it came from")
     if not layers:
         raise LowbitError("the model has no convolution or linear layer to quantize")
-    settings = dict(zip(layers, settings_for(list(layers), default, first_last, rules)))
+    matching = Rules(rules)
+    settings = {}
+    for name in layers:
+        setting = default
+        if name in (next(iter(layers)), next(reversed(layers))):
+            # The papers' policy. A side that is in full precision everywhere stays so.
+            setting = replace(
+                default,
+                weights=None if weights is None else first_last,
+                activations=None if activations is None else first_last,
+            )
+        settings[name] = matching.setting(name, setting)
     chosen = {name: setting for name, setting in settings.items() if not setting.skip}
     for name in chosen:
         check_layer(name, layers[name])
     _check_attention(model, chosen)
+    if not integer_only:
+        matching.check_used()
 
     prepared = copy.deepcopy(model)
     for name, setting in chosen.items():
         add_quantizers(name, prepared.get_submodule(name), setting)
+    if integer_only:
+        stream = Setting(None, 8, get_method("lsq"), "tensor", narrow)
+        prepared = integer_form(prepared, lambda names: [matching.setting(name, stream) for name in names])
+        matching.check_used()
     prepared.register_load_state_dict_post_hook(_share_as_saved)
     return prepared
 
@@ -73,9 +96,12 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
 
 
-def share(first: QuantizedLayer, other: QuantizedLayer) -> None:
-    """Make two layers that take the same tensor use one input quantizer."""
-    other.input_quantizer = first.input_quantizer
+def input_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every place where an activation quantizer stands: (name, the module that holds it, the attribute it is)."""
+    for parent, module in model.named_modules():
+        for attribute, child in module.named_children():
+            if isinstance(child, Quantizer) and attribute != "weight_quantizer":
+                yield f"{parent}.{attribute}" if parent else attribute, module, attribute
 
 
 def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
@@ -90,8 +116,8 @@ def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
 
 def _share_as_saved(model: nn.Module, incompatible_keys: object) -> None:
     """After loading: layers whose input quantizers were one when they were saved share one again."""
-    first: dict[int, QuantizedLayer] = {}
-    for _, layer in quantized_layers(model):
-        quantizer = layer.input_quantizer
-        if isinstance(quantizer, Quantizer) and quantizer.shared:
-            share(first.setdefault(quantizer.shared, layer), layer)
+    first: dict[int, Quantizer] = {}
+    for _, holder, attribute in input_sites(model):
+        quantizer = getattr(holder, attribute)
+        if quantizer.shared:
+            setattr(holder, attribute, first.setdefault(quantizer.shared, quantizer))

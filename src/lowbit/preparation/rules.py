@@ -60,57 +60,60 @@ class Rule:
         return replace(setting, **changes, skip=self.skip)
 
 
-def settings_for(
-    names: Sequence[str], default: Setting, first_last: int | None, rules: Sequence[Rule]
-) -> list[Setting]:
-    """One setting per layer name: the first rule that matches, else the first-and-last policy, else the default.
+class Rules:
+    """A list of rules, compiled, that remembers which of them decided something.
 
     Raises:
-        LowbitError: bits out of range, a pattern that is no regular expression, or a rule that decides no layer.
+        LowbitError: something that is no rule, or a pattern that is no regular expression.
     """
-    compiled = []
-    for rule in rules:
-        if not isinstance(rule, Rule):
-            raise LowbitError(f"rules must be lowbit.Rule objects, got {rule!r}")
-        try:
-            compiled.append(re.compile(rule.pattern))
-        except re.error as error:
-            raise LowbitError(f"the pattern of rule {rule.pattern!r} is no regular expression: {error}") from error
 
-    settings, used = [], set()
-    for index, name in enumerate(names):
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules: list[tuple[Rule, re.Pattern]] = []
+        self._used: set[int] = set()
+        self._names: list[str] = []
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise LowbitError(f"rules must be lowbit.Rule objects, got {rule!r}")
+            try:
+                self._rules.append((rule, re.compile(rule.pattern)))
+            except re.error as error:
+                raise LowbitError(f"the pattern of rule {rule.pattern!r} is no regular expression: {error}") from error
+
+    def setting(self, name: str, default: Setting) -> Setting:
+        """The default, changed by the first rule whose pattern matches the name.
+
+        Raises:
+            LowbitError: bits out of range.
+        """
+        self._names.append(name)
         setting = default
-        if index in (0, len(names) - 1):
-            # The papers' policy. A side that is in full precision everywhere stays so.
-            setting = replace(
-                default,
-                weights=None if default.weights is None else first_last,
-                activations=None if default.activations is None else first_last,
-            )
-        for number, pattern in enumerate(compiled):
+        for number, (rule, pattern) in enumerate(self._rules):
             if pattern.fullmatch(name):
-                setting = rules[number].apply(setting)
-                used.add(number)
+                setting = rule.apply(default)
+                self._used.add(number)
                 break
-        for side, bits in (("weights", setting.weights), ("activations", setting.activations)):
+        for side in ("weights", "activations"):
+            bits = getattr(setting, side)
             if bits is not None:
-                _check_bits(bits, f"{side} of layer {name!r}")
-        settings.append(setting)
+                try:
+                    Grid(bits, signed=True)
+                except LowbitError as error:
+                    raise LowbitError(f"{side} of {name!r}: {error}, or None for full precision") from error
+        return setting
 
-    for number, rule in enumerate(rules):
-        if number not in used:
-            matches = [name for name in names if compiled[number].fullmatch(name)]
+    def check_used(self) -> None:
+        """Refuse rules that decided nothing: a typing error in a pattern must not go unnoticed.
+
+        Raises:
+            LowbitError: naming the first such rule and why it decided nothing.
+        """
+        for number, (rule, pattern) in enumerate(self._rules):
+            if number in self._used:
+                continue
+            matches = [name for name in self._names if pattern.fullmatch(name)]
             reason = (
                 f"an earlier rule already decides {', '.join(matches)}; put the more special rule first"
                 if matches
-                else f"the pattern must match a whole layer name, such as {', '.join(map(repr, names[:3]))}"
+                else f"the pattern must match a whole layer name, such as {', '.join(map(repr, self._names[:3]))}"
             )
             raise LowbitError(f"rule {rule.pattern!r} decides no layer: {reason}")
-    return settings
-
-
-def _check_bits(bits: object, where: str) -> None:
-    try:
-        Grid(bits, signed=True)
-    except LowbitError as error:
-        raise LowbitError(f"{where}: {error}, or None for full precision") from error

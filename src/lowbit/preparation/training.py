@@ -55,6 +55,16 @@ def set_progress(model: nn.Module, fraction: float) -> None:
                 value.fill_(factor.at(fraction))
 
 
+def snap_offsets(model: nn.Module) -> nn.Module:
+    """Make every learned offset (LSQ+) compute as its nearest integer zero point, in place; returns the model.
+
+    An integer network has integer zero points only. Offsets stay learnable: training may go on with them snapped.
+    """
+    for _, quantizer in quantizers(model):
+        quantizer.snap()
+    return model
+
+
 @dataclass
 class _Pair:
     name: str

@@ -142,6 +142,21 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_step, None, grad_offset, None, None, None, None, None
 
 
+class _SnapOffset(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, offset, step):
+        return -(torch.round(-offset / step) * step)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def snapped_offset(offset: Tensor, step: Tensor) -> Tensor:
+    """−s·round(−β/s): the offset that an integer zero point stands for; its gradient goes to β unchanged."""
+    return _SnapOffset.apply(offset, step.detach())
+
+
 def _position(x: Tensor, s: Tensor, beta: Tensor | None) -> Tensor:
     """v = (x − β)/s. A division, not a product with 1/s: it is what QuantizeLinear computes."""
     return (x if beta is None else x - beta) / s

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.quantizer.fake_quantize import bounded_step, quantize_with
+from lowbit.quantizer.fake_quantize import bounded_step, quantize_with, snapped_offset
 from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.init import Statistics
 from lowbit.quantizer.methods import Method, get_method
 
-# What `Quantizer.layout` holds, in order; all zero until the quantizer is started.
+# What `Quantizer.layout` holds, in order; all zero until the quantizer is started. offset: 0 none, 1 learned, 2 learned and
+# snapped to an integer zero point.
 _LAYOUT = ("bits", "signed", "narrow", "offset", "shared")
 
 
@@ -68,6 +69,7 @@ class Quantizer(nn.Module):
         self.name = name
         self.grid: Grid | None = None
         self.uses_offset = False
+        self.snapped = False
         learned = self.method.step_gradient is not None
         self.raw_step = nn.Parameter(torch.ones(tuple(step_shape)), requires_grad=learned)
         offset = nn.Parameter(torch.zeros(tuple(step_shape)), requires_grad=learned)
@@ -97,6 +99,20 @@ class Quantizer(nn.Module):
     @shared.setter
     def shared(self, number: int) -> None:
         self.layout[_LAYOUT.index("shared")] = number
+
+    def snap(self) -> None:
+        """From now on compute with the offset that the nearest integer zero point stands for; nothing without offset."""
+        if self.uses_offset:
+            self.layout[_LAYOUT.index("offset")] = 2
+            self._read_layout()
+
+    @property
+    def zero_point(self) -> Tensor:
+        """−β/s, the code of real zero; a whole number where there is no offset or it is snapped."""
+        if not self.uses_offset:
+            return torch.zeros_like(self.raw_step)
+        exact = -self.offset.detach() / self.step
+        return exact.round() if self.snapped else exact
 
     def step_for(self, x: Tensor) -> Tensor:
         """The step with which x is quantized: `step`, or the one that the method sets from x at every call."""
@@ -136,6 +152,8 @@ class Quantizer(nn.Module):
         else:
             step, start = self.method.range(x, self.grid, tuple(self.raw_step.shape)), None
         offset = self.offset if self.uses_offset else None
+        if self.snapped:
+            offset = snapped_offset(offset, self.step)
         x_hat = quantize_with(
             x, step, start, offset, self.grid, self.method, self.slope_value, self.pull_value, self.batch_dim
         )
@@ -148,7 +166,7 @@ class Quantizer(nn.Module):
             LowbitError: the data is empty, holds NaN or infinity, or is all zero, so that no step can be found.
         """
         if not self.started:
-            self._apply_start(*self.plan_start(data))
+            self.apply_start(*self.plan_start(data))
 
     def plan_start(self, data: Tensor | Statistics) -> tuple[Grid, bool, Tensor, Tensor]:
         """(grid, uses offset, step, offset) that `start` would set; changes nothing. Raises as `start` does."""
@@ -183,7 +201,8 @@ class Quantizer(nn.Module):
         return grid, uses_offset, step.reshape(self.raw_step.shape), offset.reshape(self.raw_step.shape)
 
     @torch.no_grad()
-    def _apply_start(self, grid: Grid, uses_offset: bool, step: Tensor, offset: Tensor) -> None:
+    def apply_start(self, grid: Grid, uses_offset: bool, step: Tensor, offset: Tensor) -> None:
+        """Set what `plan_start` found."""
         self.raw_step.copy_(step)
         self.start_step.copy_(step)
         if self.offset is not None:
@@ -196,7 +215,7 @@ class Quantizer(nn.Module):
         """Bring the Python side in line with the `layout` buffer."""
         bits, signed, narrow, offset, _ = self.layout.tolist()
         self.grid = Grid(bits, bool(signed), bool(narrow)) if bits else None
-        self.uses_offset = bool(offset)
+        self.uses_offset, self.snapped = bool(offset), offset == 2
         if self.offset is not None:
             self.offset.requires_grad_(self.uses_offset and self.method.step_gradient is not None)
 

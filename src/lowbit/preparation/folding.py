@@ -1,0 +1,138 @@
+"""Batch-norm and bias on the integer accumulator's grid.
+
+Behind a layer with integer accumulator n, input step s_x and weight step s_w, batch-norm with running statistics and the
+layer's bias b amount to  gain·(n·s_x·s_w + b) + shift.  An integer network computes that as  scale·(n + bias)  with
+
+    scale = s_x·s_w·gain  per output channel, negative where γ is        bias = rint((gain·b + shift) / scale)
+
+The rounding of the bias is what evaluation must see, or its codes differ from the integer network's: the grid of an
+accumulator is coarse where steps are. Training keeps batch statistics and the bias as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.errors import LowbitError
+from lowbit.preparation.layers import QuantizedLayer
+from lowbit.quantizer.module import Quantizer
+
+
+def gain_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Batch-norm with running statistics as y = gain·x + shift, float64."""
+    gain = 1 / torch.sqrt(norm.running_var.detach().double() + norm.eps)
+    shift = -gain * norm.running_mean.detach().double()
+    if norm.affine:
+        gain, shift = (
+            gain * norm.weight.detach().double(),
+            norm.weight.detach().double() * shift + norm.bias.detach().double(),
+        )
+    return gain, shift
+
+
+def channel_steps(layer: QuantizedLayer) -> Tensor:
+    """The weight's step per output channel, float32 [out]; of one element where the whole weight has one.
+
+    Raises:
+        LowbitError: steps differ within an output channel, which one accumulator can't sum.
+    """
+    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+    step = quantizer.step_for(weight)
+    if step.numel() == 1:
+        return step.reshape(1)
+    view = weight.shape if quantizer.view is None else quantizer.view
+    rows = step.expand(view).reshape(weight.shape[0], -1)
+    if not bool((rows == rows[:, :1]).all()):
+        raise LowbitError(
+            f"{quantizer.name} has several steps within an output channel, which one integer accumulator can't sum: use "
+            "granularity 'tensor', 'channel' or 'channels:N'"
+        )
+    return rows[:, 0]
+
+
+def fold(input_step: Tensor, layer: QuantizedLayer, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(gain float64 [out], the weight's scale with the gain in it float32 [out], bias float64 [out], whole numbers).
+
+    A channel that batch-norm switches off (gain 0) keeps the weight's own step; its codes are to be 0.
+    """
+    steps = channel_steps(layer)
+    channels = layer.weight.shape[0]
+    gain, shift = torch.ones(channels, dtype=torch.float64, device=steps.device), 0.0
+    if norm is not None:
+        gain, shift = gain_and_shift(norm)
+    if layer.bias is not None:
+        shift = gain * layer.bias.detach().double() + shift
+    scale = (steps.double() * torch.where(gain == 0, torch.ones_like(gain), gain)).float()
+    # float32 products, as runtimes form the accumulator's grid.
+    bias = torch.round(shift / (input_step.float() * scale).double())
+    return gain, scale, bias * torch.ones_like(gain)
+
+
+# The weight code of a batch-norm that stands alone as a depthwise 1×1 convolution. The largest: the grid of its bias is
+# finest then.
+ALONE_CODE = 127
+
+
+def fold_alone(input_step: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """`fold` for a batch-norm with no layer before it: gain, scale per unit of `ALONE_CODE`, bias."""
+    gain, shift = gain_and_shift(norm)
+    scale = (torch.where(gain == 0, torch.ones_like(gain), gain) / ALONE_CODE).float()
+    return gain, scale, torch.round(shift / (input_step.float() * scale).double())
+
+
+class _IntegerNorm(nn.Module):
+    """Batch-norm that in evaluation computes what its integer form will.
+
+    `folded_into` is the quantized layer it follows, or the quantizer whose codes it takes.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        (source,) = self.folded_into
+        behind_layer = isinstance(source, QuantizedLayer)
+        quantizers = (source.input_quantizer, source.weight_quantizer) if behind_layer else (source,)
+        if self.training or not all(isinstance(q, Quantizer) and q.started for q in quantizers):
+            return super().forward(x)
+        input_step = quantizers[0].step
+        gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_alone(input_step, self)
+        shift = bias * (input_step * scale).double()
+        if behind_layer and source.bias is not None:
+            shift = shift - gain * source.bias.detach().double()  # the layer has added it already
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        return x * gain.to(x.dtype).reshape(shape) + shift.to(x.dtype).reshape(shape)
+
+
+class IntegerNorm1d(_IntegerNorm, nn.BatchNorm1d):
+    pass
+
+
+class IntegerNorm2d(_IntegerNorm, nn.BatchNorm2d):
+    pass
+
+
+class IntegerNorm3d(_IntegerNorm, nn.BatchNorm3d):
+    pass
+
+
+def follow(norm: nn.Module, source: nn.Module) -> None:
+    """Make a batch-norm evaluate on the accumulator's grid of `source`, a layer or a quantizer, in place."""
+    kinds = {nn.BatchNorm1d: IntegerNorm1d, nn.BatchNorm2d: IntegerNorm2d, nn.BatchNorm3d: IntegerNorm3d}
+    norm.__class__ = next(integer for plain, integer in kinds.items() if isinstance(norm, plain))
+    # In a tuple, so that the source does not become a submodule of its batch-norm.
+    norm.folded_into = (source,)
+
+
+class _RoundBias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, bias, grid):
+        return torch.round(bias / grid) * grid
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def bias_on_grid(layer: QuantizedLayer) -> Tensor:
+    """The layer's bias rounded to the accumulator's grid; its gradient goes to the bias unchanged."""
+    grid = layer.input_quantizer.step * channel_steps(layer)
+    return _RoundBias.apply(layer.bias, grid)

@@ -1,0 +1,196 @@
+"""Quantizers wherever an integer processor needs them, so that training sees what the integer network computes.
+
+A tensor that is computed (by a layer, an addition, a multiplication, an average, an activation function) must be on a
+grid before anything else computes with it. Where all that takes it are layers with one setting, their input quantizer
+does; otherwise a quantizer is inserted behind it, in `streams`, 8 bits unless a rule says otherwise: residual sums and
+what feeds them, concatenations, averages, lookups. Batch-norm behind a layer and clamps (ReLU, ReLU6) behind anything
+belong to the computation before them. Maximum pooling, reshaping, slicing and padding only move codes, so a quantizer
+behind them is as good as one before. All that a concatenation joins is on one grid, with one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from lowbit.errors import LowbitError
+from lowbit.preparation import trace as t
+from lowbit.preparation.folding import bias_on_grid, follow
+from lowbit.preparation.rules import Setting
+from lowbit.quantizer.module import Quantizer
+
+
+@dataclass
+class Stream:
+    """A class of computed tensors on one grid: the nodes that end their computation, and what takes them."""
+
+    name: str
+    ends: list[fx.Node]
+    layers: list[fx.Node] = field(default_factory=list)
+    others: list[fx.Node] = field(default_factory=list)
+
+
+def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Setting]]) -> fx.GraphModule:
+    """The prepared model as a graph with the inserted quantizers in its submodule `streams`.
+
+    Args:
+        prepared: a model with quantized layers, not started. It is taken over.
+        setting_for: the settings of the inserted quantizers, from their names ("streams.<name>").
+
+    Raises:
+        LowbitError: operations without an integer form, all of them named; layers in full precision.
+    """
+    t.check_float_layers(prepared)
+    graph = t.trace(prepared)
+    modules = dict(prepared.named_modules())
+    kinds = _kinds(graph, modules)
+    model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
+    modules = dict(model.named_modules())
+
+    for node in graph.nodes:
+        if kinds[node] == t.LAYER:
+            follower, layer = folds_into(node, kinds), modules[node.target]
+            if follower is not None and kinds[follower] == t.NORM:
+                follow(modules[follower.target], layer)
+            elif layer.bias is not None:
+                layer.bias_rounding = bias_on_grid
+
+    inserted = []
+    for stream in _streams(graph, kinds):
+        if _served_by_layers(stream, modules):
+            first = modules[stream.layers[0].target]
+            for layer in stream.layers[1:]:
+                modules[layer.target].input_quantizer = first.input_quantizer
+        elif not _is_float_output(stream, kinds):
+            inserted.append(stream)
+
+    settings = setting_for([f"streams.{stream.name}" for stream in inserted])
+    model.streams = nn.ModuleDict()
+    for stream, setting in zip(inserted, settings):
+        if setting.activations is None or setting.skip:
+            raise LowbitError(f"'streams.{stream.name}' must have bits: an integer-only network has no float tensors")
+        device = next(prepared.parameters()).device
+        model.streams[stream.name] = Quantizer(
+            setting.activations,
+            method=setting.method.for_activations,
+            narrow=setting.narrow,
+            batch_dim=0,
+            name=f"the tensor 'streams.{stream.name}'",
+        ).to(device)
+        for end in stream.ends:
+            with graph.inserting_after(end):
+                quantized = graph.call_module(f"streams.{stream.name}", (end,))
+            end.replace_all_uses_with(quantized, delete_user_cb=lambda user, node=quantized: user is not node)
+    for node in graph.nodes:
+        if kinds.get(node) == t.NORM and kinds.get(node.args[0]) != t.LAYER:
+            (source, *_) = _sources(node.args[0], kinds | {n: t.QUANTIZER for n in graph.nodes if n not in kinds})
+            follow(modules[node.target], model.get_submodule(source.target))
+    graph.lint()
+    model.recompile()
+    model.train(prepared.training)
+    return model
+
+
+def tensor_users(node: fx.Node, kinds: dict[fx.Node, str]) -> list[fx.Node]:
+    """The nodes that take the tensor itself, not merely its shape."""
+    return [user for user in node.users if kinds[user] != t.SHAPE]
+
+
+def folds_into(node: fx.Node, kinds: dict[fx.Node, str]) -> fx.Node | None:
+    """The node that belongs to the same computation and follows this one, or None."""
+    users = tensor_users(node, kinds)
+    if len(users) != 1:
+        return None
+    (user,) = users
+    if kinds[user] == t.NORM:
+        return user if kinds[node] == t.LAYER else None
+    return user if kinds[user] == t.CLAMP and kinds[node] not in (t.INPUT, t.CLAMP, t.MOVE, t.QUANTIZER) else None
+
+
+def _kinds(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, str]:
+    kinds, missing = {}, []
+    for node in graph.nodes:
+        kind = t.kind_of(node, modules)
+        if kind is None:
+            missing.append(t.describe(node))
+        kinds[node] = kind
+    if missing:
+        places = "\n  ".join(dict.fromkeys(missing))
+        raise LowbitError(
+            f"these operations have no integer form:\n  {places}\nreplace them (by ReLU, h-swish or another function of one "
+            "value, additions, multiplications of two tensors, concatenations, pooling), or prepare without integer_only"
+        )
+    inputs = [node for node in graph.nodes if kinds[node] == t.INPUT and (node.users or not kinds)]
+    if len(inputs) != 1:
+        names = ", ".join(node.name for node in inputs)
+        raise LowbitError(f"an integer-only network takes one input tensor, this one takes {len(inputs)}: {names}")
+    return kinds
+
+
+def _streams(graph: fx.Graph, kinds: dict[fx.Node, str]) -> list[Stream]:
+    """Classes of computed tensors that must be on one grid, in order of their first member."""
+    computing = {t.INPUT, t.LAYER, t.NORM, t.CLAMP, t.LOOKUP, t.ADD, t.MULTIPLY, t.AVERAGE}
+    ends = [n for n in graph.nodes if kinds[n] in computing and n.users and folds_into(n, kinds) is None]
+    parent = {end: end for end in ends}
+
+    def root(end: fx.Node) -> fx.Node:
+        while parent[end] is not end:
+            end = parent[end]
+        return end
+
+    order = {end: number for number, end in enumerate(ends)}
+    for node in graph.nodes:
+        if kinds[node] == t.CONCATENATE:
+            sources = [source for tensor in node.all_input_nodes for source in _sources(tensor, kinds)]
+            first = min((root(source) for source in sources), key=order.__getitem__)
+            for source in sources:
+                parent[root(source)] = first
+    streams: dict[fx.Node, Stream] = {}
+    for end in ends:
+        stream = streams.setdefault(root(end), Stream(_name(end), []))
+        stream.ends.append(end)
+        _collect(end, kinds, stream, set())
+    return list(streams.values())
+
+
+def _sources(node: fx.Node, kinds: dict[fx.Node, str]) -> list[fx.Node]:
+    """The computed tensors whose codes a node's codes are."""
+    if kinds[node] in (t.MOVE, t.CONCATENATE):
+        return [
+            source for tensor in node.all_input_nodes if kinds[tensor] != t.SHAPE for source in _sources(tensor, kinds)
+        ]
+    return [node]
+
+
+def _collect(node: fx.Node, kinds: dict[fx.Node, str], stream: Stream, seen: set[fx.Node]) -> None:
+    for user in tensor_users(node, kinds):
+        if user in seen:
+            continue
+        seen.add(user)
+        if kinds[user] in (t.MOVE, t.CONCATENATE):
+            _collect(user, kinds, stream, seen)
+        else:
+            (stream.layers if kinds[user] == t.LAYER else stream.others).append(user)
+
+
+def _served_by_layers(stream: Stream, modules: dict[str, nn.Module]) -> bool:
+    quantizers = [modules[layer.target].input_quantizer for layer in stream.layers]
+    alike = {(q.bits, q.narrow, q.method) for q in quantizers}
+    return not stream.others and len(alike) == 1
+
+
+def _is_float_output(stream: Stream, kinds: dict[fx.Node, str]) -> bool:
+    """A layer's result that is the network's output and nothing else leaves in full precision."""
+    (end, *more) = stream.ends
+    computed_by_layer = kinds[end] == t.LAYER or (kinds[end] == t.NORM and kinds[end.all_input_nodes[0]] == t.LAYER)
+    only_output = not stream.layers and [kinds[user] for user in stream.others] == [t.OUTPUT]
+    return not more and computed_by_layer and only_output and [kinds[u] for u in end.users] == [t.OUTPUT]
+
+
+def _name(end: fx.Node) -> str:
+    """The module an operation stands in and the operation: "layer1_0_add"."""
+    stack = end.meta.get("nn_module_stack")
+    place = next(reversed(stack.values()))[0].replace(".", "_") if stack and end.op != "call_module" else ""
+    return f"{place}_{end.name}" if place and not end.name.startswith(place) else end.name
