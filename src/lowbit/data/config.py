@@ -1,0 +1,80 @@
+"""What a data set is read as: one frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lowbit.errors import LowbitError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set by path, and how its images reach the network.
+
+    With `augment="none"` or `"cifar"` all images are decoded once and kept in memory as uint8, which is meant for small
+    images. With `"imagenet"` or `"imagenet-crop"` they are decoded every epoch by worker processes.
+
+    Raises:
+        LowbitError: a field is out of range; the message names it.
+    """
+
+    path: str
+    """A folder of images or of parquet files, or `sklearn:digits`; see `open_dataset`."""
+    train_split: str = "train"
+    """The split to train on."""
+    test_split: str | None = None
+    """The split to evaluate on; by default the first that exists of test, validation, val."""
+    batch_size: int = 128
+    """Training images in one step, all ranks together."""
+    eval_batch_size: int = 256
+    """Test images in one batch, on each rank."""
+    augment: Literal["none", "cifar", "imagenet", "imagenet-crop"] = "none"
+    """Of training images. cifar: a crop of the image padded by an eighth of its size (4 pixels of 32), and a flip;
+    imagenet: random resized crop and flip; imagenet-crop: shorter side to 8/7 of `image_size` (256 for 224), random
+    crop and flip, as in the LSQ paper. Test images of the last two get the same resize and a centre crop."""
+    image_size: int | None = None
+    """Height and width that the network sees. By default 224 with imagenet and imagenet-crop, else as stored."""
+    channels: Literal[1, 3] = 3
+    """3: read every image as RGB; 1: as grey."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """What is subtracted from pixels in [0, 1]: one number per channel, or one for all."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """What they are then divided by."""
+    workers: int | None = None
+    """Processes that decode images, 0 for none beside this one; by default one for each CPU this process may use."""
+    corrupt: Literal["fail", "skip"] = "fail"
+    """An image that cannot be decoded: stop and name it, or leave it out and count it."""
+    drop_last: bool = True
+    """Leave out the last training batch of an epoch if it is not full."""
+    limit: int | None = None
+    """Train on the first so many images only, for a quick trial."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_batch_size", "image_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LowbitError(f"data.{name} must be at least 1, got {value}")
+        if self.workers is not None and self.workers < 0:
+            raise LowbitError(f"data.workers must not be negative, got {self.workers}")
+        for name, choices in (
+            ("augment", ("none", "cifar", "imagenet", "imagenet-crop")),
+            ("channels", (1, 3)),
+            ("corrupt", ("fail", "skip")),
+        ):
+            if getattr(self, name) not in choices:
+                raise LowbitError(f"data.{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) not in (1, self.channels) or not all(math.isfinite(v) for v in values):
+                raise LowbitError(
+                    f"data.{name} must be one finite number, or one per channel ({self.channels}), got {values}"
+                )
+        if min(self.std) <= 0:
+            raise LowbitError(f"data.std must be positive, got {self.std}")
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are decoded once and kept in memory."""
+        return self.augment in ("none", "cifar")

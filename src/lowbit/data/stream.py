@@ -1,0 +1,153 @@
+"""Images decoded every epoch by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lowbit._torchvision import import_torchvision
+from lowbit.data.config import DataConfig
+from lowbit.data.decode import Broken, read_image
+from lowbit.data.loader import Normalise, TrainSchedule, decoding_workers, epoch_generator, eval_indices, mixed_seed
+from lowbit.data.sources import ImageSource
+from lowbit.errors import LowbitError
+
+_RESIZE = 8 / 7  # shorter side before a crop, over the crop: 256 for 224
+
+
+class StreamedImages:
+    """A `Loader` of images that worker processes read, decode, augment and collate as uint8.
+
+    With corrupt="skip" a broken image makes its batch one shorter.
+
+    Raises:
+        LowbitError: too few images for a batch; while iterating, a broken image.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        config: DataConfig,
+        *,
+        train: bool,
+        num_classes: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        import_torchvision()  # once, here, rather than in every worker
+        self.num_images = min(len(source), config.limit or len(source)) if train else len(source)
+        self.num_classes = num_classes
+        self.class_names = source.class_names
+        self.skipped: list[str] = []
+        self._device = torch.device(device)
+        self._normalise = Normalise(config.mean, config.std, device)
+        self._skip = config.corrupt == "skip"
+        shape = dict(rank=rank, world_size=world_size)
+        if train:
+            schedule = TrainSchedule(self.num_images, config.batch_size, drop_last=config.drop_last, **shape)
+            self._sampler = _Batches(schedule, None, seed)
+        else:
+            mine = eval_indices(self.num_images, **shape).split(config.eval_batch_size)
+            self._sampler = _Batches(None, list(mine), seed)
+        workers = decoding_workers(config)
+        self._loader = DataLoader(
+            _Decoded(source, config, train=train),
+            batch_sampler=self._sampler,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=self._device.type == "cuda",
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # not torch's global one, which is the user's
+        )
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._sampler.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, broken in self._loader:
+            if broken and not self._skip:
+                raise broken[0].error()
+            self.skipped += [b.message for b in broken if b.message not in self.skipped]
+            if images is None:
+                raise LowbitError(f"{broken[0].message}; no image of its batch can be read: check the data set")
+            images, labels = (t.to(self._device, non_blocking=True) for t in (images, labels))
+            yield self._normalise(images), labels
+
+
+class _Batches:
+    """Batches of (index, seed of its augmentation), so that workers need to know nothing of epochs."""
+
+    def __init__(self, schedule: TrainSchedule | None, fixed: list[Tensor] | None, seed: int) -> None:
+        self._schedule = schedule
+        self._fixed = fixed
+        self._seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self._schedule.batches if self._schedule else len(self._fixed)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self._schedule is None:
+            yield from ([(index, 0) for index in batch.tolist()] for batch in self._fixed)
+            return
+        generator = epoch_generator(self._seed, self.epoch)
+        for batch in self._schedule.epoch(generator):
+            yield [(index, mixed_seed(self._seed, self.epoch, index)) for index in batch.tolist()]
+
+
+class _Decoded(Dataset):
+    """(index, seed) to (uint8 [C, H, W], label), or to `Broken`."""
+
+    def __init__(self, source: ImageSource, config: DataConfig, *, train: bool) -> None:
+        self._source = source
+        self._config = config
+        self._train = train
+
+    @cached_property
+    def _transform(self) -> Callable[[Any], Any]:
+        # Made in the worker: a process that does not inherit the parent's modules could not import torchvision to
+        # unpickle it.
+        return _transform(self._config, train=self._train)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | Broken:
+        index, seed = item
+        image = read_image(self._source, index, self._config.channels)
+        if isinstance(image, Broken):
+            return image
+        # torchvision's transforms draw from torch's global generator; in the main process that belongs to the user.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self._transform(image), int(self._source.labels[index])
+
+
+def _transform(config: DataConfig, *, train: bool) -> Callable[[Any], Any]:
+    """torchvision's transforms from a PIL image to uint8 [C, H, W], as `DataConfig.augment` says."""
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    size = config.image_size or 224
+    resize = v2.Resize(round(size * _RESIZE))
+    if not train:
+        steps = [resize, v2.CenterCrop(size)]
+    elif config.augment == "imagenet":
+        steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+    else:
+        steps = [resize, v2.RandomCrop(size), v2.RandomHorizontalFlip()]
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def _collate(samples: list[tuple[Tensor, int] | Broken]) -> tuple[Tensor | None, Tensor, list[Broken]]:
+    broken = [sample for sample in samples if isinstance(sample, Broken)]
+    good = [sample for sample in samples if not isinstance(sample, Broken)]
+    images = torch.stack([image for image, _ in good]) if good else None
+    return images, torch.tensor([label for _, label in good], dtype=torch.int64), broken

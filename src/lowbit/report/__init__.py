@@ -1,0 +1,9 @@
+"""Tables and plots from run folders; reads files only."""
+
+from __future__ import annotations
+
+from lowbit.report.plots import plot_run
+from lowbit.report.run import Run, read_run
+from lowbit.report.table import render, table
+
+__all__ = ["Run", "plot_run", "read_run", "render", "table"]
