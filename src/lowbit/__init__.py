@@ -3,7 +3,9 @@
 float model → prepare → calibrate → train → to_integer → run, verify, export
 """
 
+from lowbit.deployment import export, to_integer, verify
 from lowbit.errors import LowbitError
+from lowbit.integer.network import IntegerNetwork
 from lowbit.preparation.batchnorm import reestimate_batchnorm
 from lowbit.preparation.calibrate import calibrate
 from lowbit.preparation.prepare import prepare, quantizers
@@ -20,12 +22,14 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Grid",
+    "IntegerNetwork",
     "LowbitError",
     "Method",
     "Quantizer",
     "Rule",
     "attach",
     "calibrate",
+    "export",
     "fake_quantize",
     "layer_table",
     "model_size_bits",
@@ -35,4 +39,6 @@ __all__ = [
     "reestimate_batchnorm",
     "set_progress",
     "snap_offsets",
+    "to_integer",
+    "verify",
 ]

@@ -44,10 +44,10 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
     """
     t.check_float_layers(prepared)
     graph = t.trace(prepared)
-    modules = dict(prepared.named_modules())
+    modules = dict(prepared.named_modules(remove_duplicate=False))
     kinds = _kinds(graph, modules)
     model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
 
     for node in graph.nodes:
         if kinds[node] == t.LAYER:

@@ -102,6 +102,10 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
 }
 
 
+# Subclasses with a forward of their own that computes what the plain layer does.
+_SAME_COMPUTATION = ("timm.layers.linear.Linear",)
+
+
 def float_class(layer: nn.Module) -> type[nn.Module] | None:
     """The class in `QUANTIZED` that the layer is or derives from; None for any other module."""
     return next((kind for kind in QUANTIZED if isinstance(layer, kind)), None)
@@ -116,9 +120,10 @@ def check_layer(name: str, layer: nn.Module) -> None:
     kind = float_class(layer)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in layer.parameters(recurse=False)):
         raise LowbitError(f"layer {name!r} is lazy and has no weights yet: run the network once before preparing it")
-    if type(layer).forward is not kind.forward:
+    spelled = f"{type(layer).__module__}.{type(layer).__name__}"
+    if type(layer).forward is not kind.forward and spelled not in _SAME_COMPUTATION:
         raise LowbitError(
-            f"layer {name!r} is a {type(layer).__module__}.{type(layer).__name__}, which computes its output its own way: "
+            f"layer {name!r} is a {spelled}, which computes its output its own way: "
             f"replace it by a plain nn.{kind.__name__}, or leave it in full precision with lowbit.Rule({name!r}, skip=True)"
         )
 

@@ -1,0 +1,139 @@
+"""The way out: a trained network to integers, to a file, and the proof that all of them compute the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.errors import LowbitError
+from lowbit.files import atomic_write
+from lowbit.integer.convert import convert, trained_codes
+from lowbit.integer.ir import Graph, Quantize
+from lowbit.integer.network import IntegerNetwork
+
+if TYPE_CHECKING:
+    from lowbit.integer.compare import Report
+
+Format = Literal["onnx", "onnx-packed", "qonnx", "lowbit"]
+FORMATS: tuple[str, ...] = ("onnx", "onnx-packed", "qonnx", "lowbit")
+
+
+def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
+    """The integer-only form of a trained network: integer weights, activations, biases and accumulators.
+
+    Batch-norm is folded into the requantization, biases become int32 on the accumulator's grid, and every accumulator
+    is proved to fit 32 bits, by its bound over the actual weights.
+
+    Args:
+        model: from `lowbit.prepare(…, integer_only=True)`, calibrated and trained; not changed.
+        example_input: a batch of inputs; its shape without the batch is the integer network's.
+
+    Raises:
+        LowbitError: the network was prepared otherwise or is not started, a step is not finite, an offset is not
+            snapped (`lowbit.snap_offsets`), an operation has no integer form, or an accumulator can overflow; the message
+            names the layer.
+    """
+    graph, _ = convert(model, example_input)
+    return IntegerNetwork(graph)
+
+
+def export(
+    network: IntegerNetwork,
+    path: str | os.PathLike,
+    format: Format = "onnx",
+    *,
+    batches: Iterable[Any] | None = None,
+) -> Report | None:
+    """Write the network to a file; an ONNX file is left only if it computes what the network does.
+
+    The file is written beside, run in ONNX Runtime against the integer reference, and renamed if not one code differs.
+
+    Args:
+        network: from `to_integer`.
+        path: the file to write. Its folder must exist.
+        format: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic, weights stored at their width),
+            "qonnx" (for FINN and hls4ml; checked as ONNX, not run here) or "lowbit" (`IntegerNetwork.load` reads it).
+        batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default.
+
+    Returns:
+        The comparison, or None for the formats that are not run.
+
+    Raises:
+        LowbitError: unknown format, missing folder or package, or a file that does not compute the same.
+    """
+    if format not in FORMATS:
+        raise LowbitError(f"unknown format {format!r}: known are {', '.join(FORMATS)}")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise LowbitError(f"{path}: there is no folder {path.parent}; make it first")
+    if format == "lowbit":
+        network.save(path)
+        return None
+    with atomic_write(path) as temporary:
+        _writer(format)(network.graph, temporary)
+        if format == "qonnx":
+            return None
+        from lowbit.integer.compare import compare
+
+        report = compare(network, temporary, [_random_inputs(network.graph)] if batches is None else batches)
+        if not report.ok:
+            raise LowbitError(
+                f"{path}: not written, because the file would not compute what the network does (it first differs at "
+                f"{report.parts_at!r}):\n{report.text()}"
+            )
+    return report
+
+
+def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: Iterable[Any]) -> Report:
+    """Run trained network, integer reference and exported ONNX file on the same data, and compare code by code.
+
+    Args:
+        model: the trained network (converted anew, so that a change after the export shows), or an integer network.
+        file: what `export` wrote, as "onnx" or "onnx-packed".
+        batches: inputs, or (input, label) pairs.
+
+    Returns:
+        A report with a row per tensor; `.ok` says whether file and integer reference agree on every code.
+
+    Raises:
+        LowbitError: no data, a file of another network, or what `to_integer` raises.
+    """
+    from lowbit.integer.compare import compare
+
+    batches = list(batches)
+    if not batches:
+        raise LowbitError("there is no data to compare on: give at least one batch")
+    if isinstance(model, IntegerNetwork):
+        return compare(model, file, batches)
+    first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
+    graph, traced = convert(model, first)
+    codes = trained_codes(model, traced)
+    return compare(IntegerNetwork(graph), file, batches, trained=codes)
+
+
+def _writer(format: str):
+    try:
+        if format == "onnx":
+            from lowbit.formats.onnx import write
+        elif format == "onnx-packed":
+            from lowbit.formats.onnx_packed import write
+        else:
+            from lowbit.formats.qonnx import write
+    except ImportError as error:
+        raise LowbitError(
+            f"writing {format} needs the package {error.name!r}, which is not installed: pip install 'lowbit[export]'"
+        ) from error
+    return write
+
+
+def _random_inputs(graph: Graph) -> Tensor:
+    """Eight seeded inputs whose values cover the input's grid and a little beyond it."""
+    kind = next(node.type for node in graph.nodes if isinstance(node, Quantize))
+    low, high = kind.scale * (kind.qn - kind.zero_point), kind.scale * (kind.qp - kind.zero_point)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(8, *graph.input_shape, generator=generator) * 1.1 * (high - low) + low - 0.05 * (high - low)

@@ -1,0 +1,1 @@
+"""File formats an integer network is written in: one module each, made from `lowbit.integer.ir` alone."""

@@ -1,0 +1,593 @@
+"""From a trained network prepared with `integer_only=True` to the integer graph.
+
+The nodes of the traced network are walked in order. A computation (layer, addition, …) waits as a `_Waiting` until the
+quantizer behind it says on which grid its result is; only then is an integer node made. What lies between, batch-norm
+and clamps, goes into the node; what only moves codes (pooling by maximum, reshaping, …) is done behind it.
+
+Folding batch-norm γ·(a − μ)/σ + β behind a layer with accumulator n, a = n·s_x·s_w + b, σ = sqrt(variance + ε):
+
+    scale of output channel o     s_x·s_w·γ/σ        goes into the weight's scale, negative γ included
+    integer bias                  rint((γ·(b − μ)/σ + β) / scale)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from lowbit.errors import LowbitError
+from lowbit.integer import ir
+from lowbit.integer.tables import lookup_table
+from lowbit.preparation import trace as t
+from lowbit.preparation.folding import ALONE_CODE, fold, fold_alone
+from lowbit.preparation.integer_form import folds_into
+from lowbit.preparation.layers import QuantizedLayer
+from lowbit.quantizer.fake_quantize import round_to_grid
+from lowbit.quantizer.module import Quantizer
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A tensor of codes in the integer graph."""
+
+    name: str
+    type: ir.TensorType
+
+
+@dataclass
+class _Waiting:
+    """A computation whose result has no grid yet; `make(name, type)` gives its integer node."""
+
+    name: str
+    make: Callable[[str, Any], ir.Node]
+    clamp: tuple[float, float] = (-float("inf"), float("inf"))
+    moves: list[_Move] = field(default_factory=list)
+    is_layer: bool = False
+
+
+@dataclass
+class _Joined:
+    """Tensors without a grid yet, to be concatenated."""
+
+    name: str
+    parts: list
+    moves: list[_Move] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """`make(name, input)` gives the integer node that moves codes, or None where it would do nothing."""
+
+    name: str
+    make: Callable[[str, str], ir.Node]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Where the codes of an integer tensor are found in the trained network: the quantizer of this fx node."""
+
+    node: str
+    of_input: bool  # a layer's input quantizer; else the node is an inserted quantizer
+
+
+def convert(model: nn.Module, example_input: Tensor) -> tuple[ir.Graph, dict[str, Traced]]:
+    """The integer graph of a trained network, not validated yet, and where its tensors stand in the network.
+
+    Args:
+        model: from `lowbit.prepare(…, integer_only=True)`, calibrated or trained. It is not changed.
+        example_input: an input batch; its shape without the batch becomes the graph's input shape.
+
+    Raises:
+        LowbitError: a model prepared otherwise, a quantizer without step or with a step or offset that is not finite, a
+            fractional offset, or an operation in a form that has no integer counterpart; the message names the layer.
+    """
+    if not isinstance(model, fx.GraphModule) or not hasattr(model, "streams"):
+        raise LowbitError("the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …)")
+    _check_quantizers(model)
+    shapes = _shapes(model, example_input)
+    return _Converter(model, shapes).run(example_input)
+
+
+def _check_quantizers(model: nn.Module) -> None:
+    for module in model.modules():
+        if not isinstance(module, Quantizer):
+            continue
+        if not module.started:
+            raise LowbitError(f"{module.name} has no step yet: calibrate and train the network before converting it")
+        for value, what in ((module.raw_step, "step"), (module.offset, "offset")):
+            if value is not None and not bool(torch.isfinite(value).all()):
+                raise LowbitError(
+                    f"{module.name} has a {what} that is not finite: training has diverged; go back to an earlier "
+                    "checkpoint and lower the learning rate"
+                )
+        if module.uses_offset and not module.snapped:
+            raise LowbitError(
+                f"{module.name} has a fractional offset, which integers can't express: call lowbit.snap_offsets(model) "
+                "first, best before the last epochs of training"
+            )
+        if module.grid.binary and not module.name.startswith("the weight"):
+            raise LowbitError(f"{module.name} is binary {{-1, 1}}, which has no zero: give activations 2 bits or more")
+
+
+def _shapes(model: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, tuple[int, ...]]:
+    """The shape of every node's tensor, with the batch."""
+    shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            out = super().run_node(node)
+            if isinstance(out, Tensor):
+                shapes[node] = tuple(out.shape)
+            elif isinstance(out, (tuple, list)) and all(isinstance(part, Tensor) for part in out):
+                shapes[node] = [tuple(part.shape) for part in out]
+            return out
+
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            Recorder(model).run(example_input.to(next(model.parameters()).device))
+    finally:
+        model.train(training)
+    return shapes
+
+
+class _Converter:
+    def __init__(self, model: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]) -> None:
+        self.model, self.shapes = model, shapes
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.kinds = {node: t.kind_of(node, self.modules) for node in model.graph.nodes}
+        self.values: dict[fx.Node, Any] = {}
+        self.nodes: list[ir.Node] = []
+        self.names: set[str] = set()
+        self.made: dict[tuple[int, int], Codes] = {}  # (waiting value, quantizer) → its codes
+        self.traced: dict[str, Traced] = {}
+        self.keep: list[Any] = []  # values whose identity is a key of `made` must outlive it
+
+    def run(self, example_input: Tensor) -> tuple[ir.Graph, dict[str, Traced]]:
+        name, output = "input", None
+        for node in self.model.graph.nodes:
+            kind = self.kinds[node]
+            if kind == t.INPUT:
+                name = node.name
+                self.names.add(name)
+                self.values[node] = _Waiting(
+                    f"{name}_codes", lambda n, y, name=name: ir.Quantize(name=n, inputs=(name,), type=y)
+                )
+            elif kind == t.OUTPUT:
+                output = self._output(node)
+            elif kind == t.SHAPE:
+                continue
+            else:
+                self.values[node] = getattr(self, f"_{kind}")(node)
+        graph = ir.Graph(name, tuple(example_input.shape[1:]), tuple(self.nodes), output)
+        return graph, self.traced
+
+    # What each kind of node becomes.
+
+    def _quantizer(self, node: fx.Node) -> Codes:
+        codes = self._codes(self._value(node.args[0]), self.modules[node.target])
+        self.traced.setdefault(codes.name, Traced(node.name, of_input=False))
+        return codes
+
+    def _layer(self, node: fx.Node) -> _Waiting:
+        layer: QuantizedLayer = self.modules[node.target]
+        x = self._codes(self._value(node.args[0]), layer.input_quantizer)
+        self.traced.setdefault(x.name, Traced(node.name, of_input=True))
+        return self._affine(node, layer, x, None)
+
+    def _norm(self, node: fx.Node) -> _Waiting:
+        before = node.args[0]
+        norm = self.modules[node.target]
+        if norm.running_mean is None:
+            raise LowbitError(f"layer {node.target!r} keeps no running statistics, which folding it needs")
+        if folds_into(before, self.kinds) is node:
+            layer = self.modules[before.target]
+            x = self._codes(self._value(before.args[0]), layer.input_quantizer)
+            return self._affine(before, layer, x, norm)
+        # Behind anything else: a depthwise 1×1 convolution.
+        x = self._known(self._value(before), node)
+        gain, scale, bias = (part.cpu() for part in fold_alone(torch.tensor(x.type.scale), norm))
+        ones = (1,) * (len(self.shapes[node]) - 2)
+        codes = torch.where(gain == 0, 0, ALONE_CODE).to(torch.int8).reshape(-1, 1, *ones)
+        weight, bias = ir.Weight(codes, scale, 8), _int32(f"layer {node.target!r}", bias)
+        return self._convolution(node.name, x, weight, bias, ones, tuple((0, 0) for _ in ones), ones, len(gain))
+
+    def _clamp(self, node: fx.Node) -> _Waiting:
+        value, bounds = self._value(node.args[0]), t.clamp_range(node, self.modules)
+        if isinstance(value, Codes):
+            return self._lookup_of(node, value, lambda x: x.clamp(*bounds))
+        low, high = value.clamp
+        return replace(value, clamp=(max(low, bounds[0]), min(high, bounds[1])))
+
+    def _lookup(self, node: fx.Node) -> _Waiting:
+        function = t.lookup_function(node, self.modules)
+        return self._lookup_of(node, self._known(self._value(node.args[0]), node), function)
+
+    def _add(self, node: fx.Node) -> _Waiting:
+        a, b = self._operands(node)
+        return _Waiting(node.name, lambda n, y: ir.Add(name=n, inputs=(a.name, b.name), type=y))
+
+    def _multiply(self, node: fx.Node) -> _Waiting:
+        a, b = self._operands(node)
+        return _Waiting(node.name, lambda n, y: ir.Multiply(name=n, inputs=(a.name, b.name), type=y))
+
+    def _average(self, node: fx.Node) -> _Waiting:
+        x, before, after = self._known(self._value(node.args[0]), node), self.shapes[node.args[0]], self.shapes[node]
+        if before == after:
+            return x
+        spatial = len(before) - 2
+        if spatial >= 1 and (len(after) == 2 or all(size == 1 for size in after[2:])):
+            pooled = _Waiting(node.name, lambda n, y: ir.GlobalAveragePool(name=n, inputs=(x.name,), type=y))
+            return pooled if len(after) > 2 else replace(pooled, moves=[_reshape(node.name, (after[1],))])
+        options = self._pooling_options(node, "avg_pool")
+        if (
+            options.get("divisor_override")
+            or options["ceil_mode"]
+            or not (options["count_include_pad"] or not any(options["padding"]))
+        ):
+            raise LowbitError(f"{t.describe(node)}: only plain average pooling has an integer form (no ceil_mode, …)")
+        return _Waiting(
+            node.name,
+            lambda n, y: ir.AveragePool(
+                name=n, inputs=(x.name,), type=y, kernel=options["kernel_size"], stride=options["stride"],
+                padding=tuple((p, p) for p in options["padding"]),
+            ),
+        )  # fmt: skip
+
+    def _concatenate(self, node: fx.Node) -> Codes | _Joined:
+        tensors = node.args[0]
+        axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        if axis % len(self.shapes[node]) != 1:
+            raise LowbitError(f"{t.describe(node)}: only channels (dimension 1) can be concatenated in integers")
+        parts = [self._value(tensor) for tensor in tensors]
+        if len(parts) == 1:
+            return parts[0]
+        if all(isinstance(part, Codes) for part in parts) and len({part.type.grid for part in parts}) == 1:
+            return self._emit(
+                node.name, lambda n: ir.Concatenate(name=n, inputs=tuple(p.name for p in parts)), parts[0]
+            )
+        return _Joined(node.name, parts)
+
+    def _move(self, node: fx.Node) -> Any:
+        source = node.args[0]
+        value = self.values.get(source)
+        if isinstance(value, list):  # one of the parts that chunk or split gave
+            return value[node.args[1]]
+        moves = self._moves(node)
+        if isinstance(self.shapes[node], list):
+            return [self._moved(value, [move]) for move in moves]
+        return self._moved(value, moves)
+
+    # Helpers.
+
+    def _value(self, node: fx.Node) -> Any:
+        return self.values[node]
+
+    def _known(self, value: Any, node: fx.Node) -> Codes:
+        if not isinstance(value, Codes):
+            raise LowbitError(f"{t.describe(node)} takes a tensor without a quantizer: prepare the network anew")
+        return value
+
+    def _operands(self, node: fx.Node) -> tuple[Codes, Codes]:
+        a, b = node.args[:2]
+        if len(self.shapes[a]) == len(self.shapes[b]) and self.shapes[a][2:] != self.shapes[b][2:]:
+            if all(size == 1 for size in self.shapes[a][2:]):
+                a, b = b, a  # the integer operations broadcast their second operand
+        return self._known(self._value(a), node), self._known(self._value(b), node)
+
+    def _unique(self, name: str) -> str:
+        unique, number = name.replace(":", "_"), 1
+        while unique in self.names:
+            number += 1
+            unique = f"{name}_{number}"
+        self.names.add(unique)
+        return unique
+
+    def _emit(self, name: str, make: Callable[[str], ir.Node], like: Codes | None = None) -> Codes:
+        node = make(self._unique(name))
+        self.nodes.append(node)
+        return Codes(node.name, like.type if like is not None else node.type)
+
+    def _moved(self, value: Any, moves: list[_Move]) -> Any:
+        if isinstance(value, Codes):
+            for move in moves:
+                value = self._emit(move.name, lambda n, m=move, v=value: m.make(n, v.name), value)
+            return value
+        return replace(value, moves=[*value.moves, *moves])
+
+    def _codes(self, value: Any, quantizer: Quantizer) -> Codes:
+        """The value on the quantizer's grid."""
+        key = (id(value), id(quantizer))
+        if key in self.made:
+            return self.made[key]
+        self.keep.append(value)
+        grid = _type_of(quantizer)
+        if isinstance(value, Codes):
+            if value.type.grid == grid.grid:
+                return value
+            codes = self._emit(
+                f"{value.name}_requantized", lambda n: ir.Requantize(name=n, inputs=(value.name,), type=grid)
+            )
+        elif isinstance(value, _Joined):
+            parts = [self._codes(part, quantizer) for part in value.parts]
+            codes = self._emit(
+                value.name, lambda n: ir.Concatenate(name=n, inputs=tuple(p.name for p in parts)), parts[0]
+            )
+            codes = self._moved(codes, value.moves)
+        else:
+            codes = self._emit(value.name, lambda n: value.make(n, grid))
+            codes = self._moved(self._clamped(codes, value.clamp), value.moves)
+        self.made[key] = codes
+        return codes
+
+    def _clamped(self, codes: Codes, clamp: tuple[float, float]) -> Codes:
+        """A clamp (ReLU, ReLU6) on codes: nothing where the grid's own range does it, else a table.
+
+        Rounding is monotonic, so clamping codes at the codes of the bounds equals quantizing the clamped value.
+        """
+        y = codes.type
+        ends = torch.tensor(clamp, dtype=torch.float32) / torch.tensor(y.scale, dtype=torch.float32)
+        low, high = (float(end) for end in ends.round() + y.zero_point)
+        if low <= y.qn and high >= y.qp:
+            return codes
+        table = torch.arange(y.qn, y.qp + 1, dtype=torch.float32).clamp(low, high).to(torch.int16)
+        return self._emit(
+            f"{codes.name}_clamped", lambda n: ir.Lookup(name=n, inputs=(codes.name,), type=y, table=table)
+        )
+
+    def _lookup_of(self, node: fx.Node, x: Codes, function: Callable[[Tensor], Tensor]) -> _Waiting:
+        def make(name: str, y: ir.TensorType) -> ir.Node:
+            return ir.Lookup(name=name, inputs=(x.name,), type=y, table=lookup_table(function, x.type, y))
+
+        return _Waiting(node.name, make)
+
+    def _affine(self, node: fx.Node, layer: QuantizedLayer, x: Codes, norm: nn.Module | None) -> _Waiting:
+        """A convolution or linear layer, with the batch-norm behind it."""
+        where = f"layer {node.target!r}"
+        if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            raise LowbitError(
+                f"{where}: transposed convolutions have no integer form yet; use upsampling and a convolution"
+            )
+        codes = _weight_codes(layer)
+        gain, scale, bias = (part.cpu() for part in fold(layer.input_quantizer.step, layer, norm))
+        codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
+        weight = ir.Weight(
+            codes, scale[:1].reshape(()) if bool((scale == scale[0]).all()) else scale, layer.weight_quantizer.bits
+        )
+        bias = _int32(where, bias)
+        if isinstance(layer, nn.Linear):
+            if len(self.shapes[node]) != 2:
+                raise LowbitError(f"{where}: linear layers on more than [batch, features] have no integer form yet")
+            waiting = _Waiting(
+                node.name,
+                lambda n, y: ir.Linear(name=n, inputs=(x.name,), type=y, weight=weight, bias=bias),
+                is_layer=True,
+            )
+            return waiting
+        if layer.padding_mode != "zeros":
+            raise LowbitError(f"{where}: padding_mode {layer.padding_mode!r} has no integer form; use zeros")
+        spatial = tuple(layer.stride), _padding(layer), tuple(layer.dilation), layer.groups
+        return replace(self._convolution(node.name, x, weight, bias, *spatial), is_layer=True)
+
+    def _convolution(self, name, x, weight, bias, stride, padding, dilation, groups) -> _Waiting:
+        return _Waiting(
+            name,
+            lambda n, y: ir.Convolution(
+                name=n, inputs=(x.name,), type=y, weight=weight, bias=bias, stride=stride, padding=padding,
+                dilation=dilation, groups=groups,
+            ),
+        )  # fmt: skip
+
+    def _output(self, node: fx.Node) -> str:
+        (result,) = node.args
+        if not isinstance(result, fx.Node):
+            raise LowbitError(f"the network gives a {type(result).__name__}, not one tensor: return the tensor alone")
+        value = self._value(result)
+        if isinstance(value, Codes):
+            return value.name
+        if not isinstance(value, _Waiting) or not value.is_layer or value.moves:
+            raise LowbitError("the network's output has no quantizer: prepare the network anew")
+        made = value.make(self._unique(value.name), ir.FloatType())
+        self.nodes.append(made)
+        return made.name
+
+    def _pooling_options(self, node: fx.Node, function: str) -> dict[str, Any]:
+        """Keyword arguments of a pooling node, sizes as tuples."""
+        spatial = len(self.shapes[node.args[0]]) - 2
+        names = {
+            "max_pool": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+            "avg_pool": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+        }[function]
+        defaults = {"padding": 0, "dilation": 1, "ceil_mode": False, "count_include_pad": True, "stride": None}
+        if node.op == "call_module":
+            module = self.modules[node.target]
+            options = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        else:
+            options = dict(zip(names, node.args[1:])) | {k: v for k, v in node.kwargs.items() if k in names}
+        options = defaults | options
+        if "kernel_size" not in options:
+            raise LowbitError(f"{t.describe(node)}: adaptive pooling to a size other than 1 has no integer form")
+        options["stride"] = options["stride"] if options["stride"] not in (None, ()) else options["kernel_size"]
+        for key in ("kernel_size", "stride", "padding", "dilation"):
+            size = options[key]
+            options[key] = tuple(size) if isinstance(size, (tuple, list)) else (size,) * spatial
+        return options
+
+    def _moves(self, node: fx.Node) -> list[_Move]:
+        """The integer nodes that do what a moving operation does; for chunk and split one per part."""
+        before, after = self.shapes[node.args[0]], self.shapes[node]
+        target, module = node.target, self.modules.get(node.target) if node.op == "call_module" else None
+        name = node.name
+        spelled = type(module).__name__ if module is not None else getattr(target, "__name__", target)
+
+        if spelled.startswith("MaxPool") or target in (F.max_pool1d, F.max_pool2d):
+            options = self._pooling_options(node, "max_pool")
+            if options.get("return_indices"):
+                raise LowbitError(f"{t.describe(node)}: the indices of pooling have no integer form")
+            padding = tuple((p, p) for p in options["padding"])
+            if options["ceil_mode"]:  # the last window may reach beyond the image: as much padding more
+                windows = zip(options["kernel_size"], options["stride"], options["dilation"])
+                reach = [
+                    (out - 1) * step + dilation * (size - 1) + 1
+                    for out, (size, step, dilation) in zip(after[2:], windows)
+                ]
+                padding = tuple((p, max(p, r - n - p)) for p, r, n in zip(options["padding"], reach, before[2:]))
+            return [
+                _Move(
+                    name,
+                    lambda n, x: ir.MaxPool(
+                        name=n, inputs=(x,), kernel=options["kernel_size"], stride=options["stride"], padding=padding,
+                        dilation=options["dilation"],
+                    ),
+                )
+            ]  # fmt: skip
+        if isinstance(after, list):
+            moves, start = [], 0
+            axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0) % len(before)
+            for part in after:
+                moves.append(_slice(name, axis, start, start + part[axis], 1))
+                start += part[axis]
+            return moves
+        if spelled in ("getitem",):
+            return self._slices(node, before)
+        if spelled in ("pad", "ZeroPad2d"):
+            return [self._pad(node, before, after)]
+        if isinstance(module, nn.ChannelShuffle):
+            return [_shuffle(name, module.groups)]
+        if spelled in ("transpose", "permute"):
+            return self._transposition(node, before, after)
+        if before == after:
+            return []
+        if before[0] != after[0]:
+            raise LowbitError(f"{t.describe(node)} mixes the samples of a batch, which has no integer form")
+        return [_reshape(name, tuple(after[1:]))]
+
+    def _transposition(self, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...]) -> list[_Move]:
+        """(groups, channels/groups, …) to (channels/groups, groups, …), between two reshapes: a channel shuffle."""
+        order = [node.args[1], node.args[2]] if node.target in (torch.transpose, "transpose") else None
+        swapped = order is not None and sorted(axis % len(before) for axis in order) == [1, 2]
+        if not swapped or len(before) < 3:
+            raise LowbitError(f"{t.describe(node)}: among transpositions only the channel shuffle has an integer form")
+        groups, rest = before[1], tuple(before[3:])
+        name = node.name
+        return [
+            _reshape(name, (groups * before[2], *rest)),
+            _shuffle(name, groups),
+            _reshape(name, tuple(after[1:])),
+        ]
+
+    def _slices(self, node: fx.Node, before: tuple[int, ...]) -> list[_Move]:
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        if not all(isinstance(part, slice) or part is Ellipsis for part in index):
+            raise LowbitError(f"{t.describe(node)}: only slices of whole dimensions have an integer form")
+        if Ellipsis in index:
+            place = index.index(Ellipsis)
+            index = (*index[:place], *[slice(None)] * (len(before) - len(index) + 1), *index[place + 1 :])
+        moves = []
+        for axis, part in enumerate(index):
+            start, stop, step = part.indices(before[axis])
+            if (start, stop, step) != (0, before[axis], 1):
+                if axis == 0 or step < 1:
+                    raise LowbitError(f"{t.describe(node)}: slicing the batch or backwards has no integer form")
+                moves.append(_slice(node.name, axis, start, stop, step))
+        return moves
+
+    def _pad(self, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...]) -> _Move:
+        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else 0)
+        amounts = list(node.args[1] if len(node.args) > 1 else node.kwargs["pad"]) if node.op != "call_module" else []
+        channels = amounts[2 * (len(before) - 2) :][:2]
+        only_channels = len(channels) == 2 and sum(map(abs, amounts)) == sum(channels) and min(channels) >= 0
+        if mode != "constant" or value not in (0, None, 0.0) or not only_channels:
+            raise LowbitError(f"{t.describe(node)}: only zero padding of channels has an integer form on its own")
+        return _Move(node.name, lambda n, x: ir.PadChannels(name=n, inputs=(x,), before=channels[0], after=channels[1]))
+
+
+def _reshape(name: str, shape: tuple[int, ...]) -> _Move:
+    return _Move(f"{name}_reshaped", lambda n, x: ir.Reshape(name=n, inputs=(x,), shape=shape))
+
+
+def _slice(name: str, axis: int, start: int, stop: int, step: int) -> _Move:
+    return _Move(name, lambda n, x: ir.Slice(name=n, inputs=(x,), axis=axis, start=start, stop=stop, step=step))
+
+
+def _shuffle(name: str, groups: int) -> _Move:
+    return _Move(name, lambda n, x: ir.ChannelShuffle(name=n, inputs=(x,), groups=groups))
+
+
+def _type_of(quantizer: Quantizer) -> ir.TensorType:
+    if quantizer.raw_step.numel() != 1:
+        raise LowbitError(f"{quantizer.name} has several steps; activations of an integer network have one")
+    grid = quantizer.grid
+    zero_point = int(quantizer.zero_point.item())
+    return ir.TensorType(float(quantizer.step.item()), zero_point, grid.bits, grid.signed, grid.narrow)
+
+
+def _weight_codes(layer: QuantizedLayer) -> Tensor:
+    """The weight's codes, int8 in its own shape."""
+    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+    step = quantizer.step_for(weight)
+    with torch.no_grad():
+        x_hat = quantizer(weight)
+    x_hat = x_hat if quantizer.view is None else x_hat.reshape(quantizer.view)
+    codes = round_to_grid((x_hat / step).clamp(quantizer.grid.qn, quantizer.grid.qp), quantizer.grid)
+    return codes.reshape(weight.shape).to(torch.int8).cpu()
+
+
+def _int32(where: str, bias: Tensor) -> Tensor:
+    """An integer bias as int32, refused where it does not fit."""
+    if not bool(torch.isfinite(bias).all()) or bool((bias.abs() >= 2**31).any()):
+        raise LowbitError(
+            f"{where}: its bias does not fit 32 bits on the accumulator's grid (largest {float(bias.abs().max()):.3g}); the "
+            "step of its input or weight is far too small for it: calibrate anew or give the layer more bits"
+        )
+    return bias.to(torch.int32)
+
+
+def _padding(layer: QuantizedLayer) -> ir.Pads:
+    if isinstance(layer.padding, str):
+        before_after = layer._reversed_padding_repeated_twice
+        pairs = list(zip(before_after[::2], before_after[1::2]))
+        return tuple(reversed(pairs))
+    return tuple((p, p) for p in layer.padding)
+
+
+def trained_codes(model: fx.GraphModule, traced: Mapping[str, Traced]) -> Callable[[Tensor], dict[str, Tensor]]:
+    """A function from an input batch to the codes that the trained network's own quantizers give, by integer tensor; the
+    network's output is under "".
+    """
+    model = copy.deepcopy(model).eval()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    wanted: dict[str, list[tuple[str, Traced]]] = {}
+    for name, place in traced.items():
+        wanted.setdefault(place.node, []).append((name, place))
+
+    def codes(x: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        class Recorder(fx.Interpreter):
+            def run_node(self, node: fx.Node) -> Any:
+                for name, place in wanted.get(node.name, ()):
+                    module = modules[node.target]
+                    quantizer = module.input_quantizer if place.of_input else module
+                    found[name] = _codes_of(quantizer, self.env[node.args[0]])
+                return super().run_node(node)
+
+        with torch.no_grad():
+            found[""] = Recorder(model, garbage_collect_values=False).run(x)
+        return found
+
+    return codes
+
+
+def _codes_of(quantizer: Quantizer, x: Tensor) -> Tensor:
+    zero_point = quantizer.zero_point
+    codes = (quantizer(x).float() / quantizer.step + zero_point).round()
+    return codes.to(torch.int32)

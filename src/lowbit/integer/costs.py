@@ -1,0 +1,78 @@
+"""What every layer of an integer network costs: memory, multiplications, bit operations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lowbit.integer.ir import Convolution, Graph, Linear, TensorType
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One node of the graph, per sample.
+
+    operation: name of the node's class. shape: of its output without the batch.
+    weight_bits, input_bits: 0 where there are none; output_bits: 32 for a float output.
+    parameters: weights and biases. weight_bytes: weight codes packed at weight_bits, plus scales and biases at 4 bytes each.
+    macs: multiply-accumulates. bit_operations: macs · weight_bits · input_bits.
+    """
+
+    name: str
+    operation: str
+    shape: tuple[int, ...]
+    weight_bits: int
+    input_bits: int
+    output_bits: int
+    parameters: int
+    weight_bytes: int
+    macs: int
+    bit_operations: int
+
+
+def layer_costs(graph: Graph) -> list[LayerCost]:
+    """One row per node of a validated graph, in order."""
+    rows = []
+    for node in graph.nodes:
+        source = graph.by_name.get(node.inputs[0])
+        input_bits = source.type.bits if source is not None else 0
+        weight_bits = parameters = weight_bytes = macs = 0
+        if isinstance(node, Convolution | Linear):
+            weight, biases = node.weight, 0 if node.bias is None else node.bias.numel()
+            weight_bits = weight.bits
+            parameters = weight.codes.numel() + biases
+            weight_bytes = -(-weight.codes.numel() * weight.bits // 8) + 4 * (weight.scale.numel() + biases)
+            macs = math.prod(node.type.shape) * math.prod(weight.codes.shape[1:])
+        output_bits = node.type.bits if isinstance(node.type, TensorType) else 32
+        rows.append(
+            LayerCost(
+                name=node.name,
+                operation=type(node).__name__,
+                shape=node.type.shape,
+                weight_bits=weight_bits,
+                input_bits=input_bits,
+                output_bits=output_bits,
+                parameters=parameters,
+                weight_bytes=weight_bytes,
+                macs=macs,
+                bit_operations=macs * weight_bits * input_bits,
+            )
+        )
+    return rows
+
+
+def table(rows: list[LayerCost]) -> str:
+    """The rows as text with a total, for a terminal."""
+    head = ("layer", "operation", "shape", "W", "A", "out", "bytes", "MACs", "bit operations")
+    lines = [head]
+    for row in rows:
+        shape, bits = "×".join(map(str, row.shape)), (row.weight_bits or "", row.input_bits or "", row.output_bits)
+        numbers = [f"{n:,}" if n else "" for n in (row.weight_bytes, row.macs, row.bit_operations)]
+        lines.append((row.name, row.operation, shape, *map(str, bits), *numbers))
+    totals = [sum(getattr(row, field) for row in rows) for field in ("weight_bytes", "macs", "bit_operations")]
+    lines.append(("total", "", "", "", "", "", *(f"{n:,}" for n in totals)))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )

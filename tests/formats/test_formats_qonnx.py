@@ -1,0 +1,152 @@
+"""QONNX: the file's values are the integer reference's, in qonnx's executor where it is installed, else in a stand-in for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, nearly, resnet_like
+
+from lowbit.errors import LowbitError
+from lowbit.formats import qonnx
+from lowbit.integer.check import validate
+from lowbit.integer.ir import Add, Graph, Lookup, Multiply, Quantize, Requantize, Slice, TensorType
+from lowbit.integer.run import run
+
+
+class Quant(OpRun):
+    """The operator's specification: rint(clip(x / scale + zero_point)), then back."""
+
+    op_domain = qonnx.DOMAIN
+
+    def _run(self, x, scale, zero_point, bits, signed=None, narrow=None, rounding_mode=None):
+        assert rounding_mode == "ROUND"
+        low = -(2 ** (bits - 1)) + narrow if signed else 0
+        high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1 - narrow
+        q = np.rint(np.clip(x / scale + zero_point, low, high))
+        return (((q - zero_point) * scale).astype(np.float32),)
+
+
+class BipolarQuant(OpRun):
+    op_domain = qonnx.DOMAIN
+
+    def _run(self, x, scale):
+        return (np.where(x >= 0, scale, -scale).astype(np.float32),)
+
+
+def values(graph: Graph, x: torch.Tensor) -> dict[str, np.ndarray]:
+    """Every node's value in the exported file."""
+    model = qonnx.build(graph)
+    names = [node.name for node in graph.nodes]
+    for name in names:
+        if name not in {output.name for output in model.graph.output}:
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    found = ReferenceEvaluator(model, new_ops=[Quant, BipolarQuant]).run(None, {graph.input: x.numpy()})
+    return dict(zip([output.name for output in model.graph.output], found))
+
+
+def assert_equal(graph: Graph, x: torch.Tensor, found: dict[str, np.ndarray]) -> None:
+    for name, codes in run(graph, x):
+        kind = graph.by_name[name].type
+        expected = codes.numpy().astype(np.float32)
+        if isinstance(kind, TensorType):
+            expected = expected - kind.zero_point
+        differ = int((found[name] != expected).sum())
+        assert differ == 0, f"{name}: {differ} of {expected.size}"
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_every_operation_equals_the_reference(bits):
+    b = every_operation(bits, bits)
+    graph, x = b.graph(), b.input(2)
+    assert_equal(graph, x, values(graph, x))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_residual_networks_equal_the_reference(seed):
+    b = resnet_like(seed, 2 + seed, per_channel=True)
+    graph, x = b.graph(), b.input(2)
+    assert_equal(graph, x, values(graph, x))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_tensors_at_ties(seed):
+    """Every pair of bytes, at scales beside simple fractions of each other: factors must be moved, or a table take over."""
+    b = GraphBuilder((512,), seed)
+    q = b.append(Quantize, "image", type=TensorType(1.0, 128, 8, False))
+    one, other = (b.append(Slice, q, axis=1, start=k, stop=k + 256) for k in (0, 256))
+    zeros = b.codes(0, 255, 3).tolist() if seed % 2 else [0, 0, 0]
+    scales = [nearly(0.01 * 2.0 ** -(seed % 3), b.random), nearly(0.03, b.random)]
+    table = torch.arange(256, dtype=torch.int16)
+    one = b.append(Lookup, one, type=TensorType(scales[0], zeros[0], 8, False), table=table)
+    other = b.append(Lookup, other, type=TensorType(scales[1], zeros[1], 8, False), table=table)
+    b.append(Add, one, other, type=TensorType(nearly(0.04, b.random), zeros[2] - 128, 8, True))
+    b.append(Multiply, one, other, type=TensorType(nearly(0.0003 * 64, b.random), zeros[2], 8, False))
+    graph, x = b.graph(), all_pairs_of_bytes()
+    assert_equal(graph, x, values(graph, x))
+
+
+def halves() -> tuple[Graph, torch.Tensor]:
+    """Every step lies on a half, on grids with odd zero points: which code is even depends on when the zero point is added."""
+    b = GraphBuilder((64, 1), 0)
+    q = b.append(Quantize, "image", type=TensorType(1.0, 33, 7, False))
+    b.append(Requantize, q, type=TensorType(2.0, 15, 5, False))
+    return b.graph(), torch.arange(-32.0, 32.0).add(0.5).reshape(1, 64, 1)
+
+
+def test_halves_at_odd_zero_points():
+    graph, x = halves()
+    assert_equal(graph, x, values(graph, x))
+    codes = dict(run(graph, x))
+    assert codes["n0.Quantize"].flatten()[:4].tolist() == [1, 3, 3, 5]  # −32, −30, −30, −28 and 33
+
+
+def test_fractional_zero_point():
+    """An LSQ+ offset before snapping: Quant takes it as it is."""
+    b = GraphBuilder((2, 6, 6), 0)
+    b.quantize(4, signed=False)
+    b.nodes[0] = replace(b.nodes[0], type=TensorType(f32(0.3), 2.625, 4, False))
+    graph = Graph(input="image", input_shape=(2, 6, 6), nodes=tuple(b.nodes), output=b.last)
+    with pytest.raises(LowbitError, match="snap the offset"):
+        validate(graph)
+    graph = validate(graph, fractional_zero_points=True)
+    x = b.input(2)
+    steps = np.rint(np.clip(x.numpy() / np.float32(0.3) + np.float32(2.625), 0, 15)) - np.float32(2.625)
+    assert (values(graph, x)[b.last] == steps.astype(np.float32)).all()
+
+
+def test_output_codes_are_dequantized():
+    b = GraphBuilder((2, 6, 6), 0)
+    name = b.conv(b.quantize(8), 4, bits=5, zero=3)
+    graph, x = b.graph(), b.input(2)
+    result = values(graph, x)[f"{name}:real"]
+    codes = dict(run(graph, x))[name].numpy().astype(np.float32)
+    assert (result == (codes - 3) * np.float32(graph.by_name[name].type.scale)).all()
+
+
+def test_qonnx_executor(tmp_path):
+    """QONNX's own executor (needs onnx 1.22), and its QuantToQCDQ run by ONNX Runtime, where no zero point is in the way."""
+    pytest.importorskip("qonnx")
+    import onnxruntime
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+    from qonnx.transformation.qonnx_to_qcdq import QuantToQCDQ
+
+    b = resnet_like(0, 3)
+    graph, x = b.graph(), b.input(2)
+    qonnx.write(graph, tmp_path / "network.onnx")
+    model = onnx.load(tmp_path / "network.onnx")
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = len(x)
+    wrapper = ModelWrapper(model).transform(InferShapes())
+    assert_equal(graph, x, execute_onnx(wrapper, {"image": x.numpy()}, return_full_exec_context=True))
+    converted = wrapper.transform(QuantToQCDQ()).model
+    session = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"image": x.numpy()})
+    assert (result == dict(run(graph, x))[graph.output].numpy()).all()

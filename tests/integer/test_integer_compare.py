@@ -1,0 +1,139 @@
+"""compare(): it finds what differs, where, and says so."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tests.integer_graphs import resnet_like
+
+from lowbit.errors import LowbitError
+from lowbit.formats import onnx as plain
+from lowbit.integer.compare import OnnxRunner, compare
+from lowbit.integer.network import IntegerNetwork
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    b = resnet_like(0)
+    path = tmp_path_factory.mktemp("compare") / "network.onnx"
+    network = IntegerNetwork(b.graph())
+    plain.write(network.graph, path)
+    return network, path, b.input(4)
+
+
+def test_equal(exported):
+    network, path, x = exported
+    labels = network(x).argmax(1)
+    labels[0] += 1
+    report = compare(network, path, [(x[:1], labels[:1]), [x[1:], labels[1:]]], fixed=True)
+    assert report.ok
+    assert report.parts_at is None
+    assert report.samples == 4
+    assert report.top1 == {"reference": 3, "file": 3, "fixed": 3}
+    assert report.agree == {"file": 4, "fixed": 4}
+    assert [row.compared for row in report.rows[:2]] == [4 * 3 * 144, 4 * 16 * 144]
+    text = report.text()
+    assert "0 of" in text
+    assert "top-1 75.00 %" in text
+
+
+def change_bias(path, folder, name: str, value: int):
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == f"{name}:bias":
+            bias = numpy_helper.to_array(tensor).copy()
+            bias[0] += value
+            tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+    onnx.save(model, folder / "changed.onnx")
+    return folder / "changed.onnx"
+
+
+def test_first_layer_that_parts_is_named(exported, tmp_path):
+    network, path, x = exported
+    changed = change_bias(path, tmp_path, "n4.Convolution", 100_000)
+    report = compare(network, changed, [x])
+    assert not report.ok
+    assert report.parts_at == "n4.Convolution"
+    rows = {row.name: row for row in report.rows}
+    assert rows["n3.Convolution"].file_differ == 0
+    assert rows["n4.Convolution"].file_differ > 0
+    assert rows["n4.Convolution"].file_largest >= 1
+    assert "first differs at n4.Convolution" in report.text()
+
+
+def test_a_difference_in_the_output_alone_counts(exported, tmp_path):
+    network, path, x = exported
+    report = compare(network, change_bias(path, tmp_path, "n15.Linear", 1), [x])
+    assert report.parts_at == "n15.Linear"
+
+
+def test_trained_column(exported):
+    """The trained model's codes where it has them; in floats, one of them off by two."""
+    network, path, x = exported
+
+    def trained(batch):
+        codes = network.codes(batch)
+        wrong = codes["n5.Add"].double()
+        wrong[0, 0, 0, 0] += 2
+        return {"n0.Quantize": codes["n0.Quantize"], "n5.Add": wrong, "": -codes["n15.Linear"]}
+
+    report = compare(network, path, [x], trained=trained)
+    rows = {row.name: row for row in report.rows}
+    assert report.ok
+    assert (
+        rows["n0.Quantize"].trained_differ,
+        rows["n5.Add"].trained_differ,
+        rows["n1.Convolution"].trained_differ,
+    ) == (0, 1, None)
+    assert rows["n5.Add"].trained_largest == 2
+    assert report.trained_parts_at == "n5.Add"
+    assert report.agree["trained"] == int((-network(x)).argmax(1).eq(network(x).argmax(1)).sum())
+    assert "trained: first differs at n5.Add" in report.text()
+
+
+def test_nan_differs(exported):
+    network, path, x = exported
+    report = compare(network, path, [x], trained=lambda b: {"": network(b) * float("nan")})
+    assert report.rows[-1].trained_differ == 40
+    assert report.rows[-1].trained_largest == float("inf")
+
+
+def test_wrong_shape_of_trained_codes(exported):
+    network, path, x = exported
+    with pytest.raises(LowbitError, match=r"n5\.Add: the trained's tensor has shape"):
+        compare(network, path, [x], trained=lambda b: {"n5.Add": torch.zeros(1)})
+
+
+def test_no_data(exported):
+    with pytest.raises(LowbitError, match="no data"):
+        compare(exported[0], exported[1], [])
+
+
+def test_file_of_another_network(exported):
+    network, path, _ = exported
+    nodes = tuple(
+        replace(n, name="other", inputs=n.inputs) if n is network.graph.nodes[-2] else n for n in network.graph.nodes
+    )
+    nodes = (*nodes[:-1], replace(nodes[-1], inputs=("other",)))
+    other = IntegerNetwork(replace(network.graph, nodes=nodes))
+    with pytest.raises(LowbitError, match="no tensor 'other'; export it again"):
+        compare(other, path, [torch.zeros(1, 3, 12, 12)])
+
+
+def test_no_onnx_file(exported, tmp_path):
+    with pytest.raises(LowbitError, match="cannot be read as ONNX"):
+        OnnxRunner(tmp_path / "none.onnx", exported[0].graph)
+    (tmp_path / "bad.onnx").write_bytes(exported[1].read_bytes()[:1000])
+    with pytest.raises(LowbitError, match=r"bad\.onnx"):
+        OnnxRunner(tmp_path / "bad.onnx", exported[0].graph)
+
+
+def test_without_onnxruntime(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(LowbitError, match="onnxruntime is not installed"):
+        compare(exported[0], exported[1], [exported[2]])

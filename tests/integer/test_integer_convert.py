@@ -1,0 +1,259 @@
+"""From a prepared network to integers: the integer network computes what the trained one does in evaluation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lowbit
+from lowbit import LowbitError, Rule, models
+from lowbit._torchvision import import_torchvision
+from lowbit.integer.convert import convert, trained_codes
+from lowbit.integer.ir import Add, Concatenate, Convolution, Lookup, Multiply
+from lowbit.quantizer.methods import lsq_plus
+
+
+class Everything(nn.Module):
+    """One of each: folded and lone batch-norm (γ of both signs, and 0), bias, groups, pooling, shuffle, gate, lookups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.deep = nn.Conv2d(8, 8, 3, padding="same", groups=8)
+        self.wide = nn.Conv2d(8, 8, 1)
+        self.joined_norm = nn.BatchNorm2d(16)
+        self.mix = nn.Conv2d(16, 16, 3, padding=1, groups=2)
+        self.squeeze = nn.Conv2d(16, 4, 1)
+        self.excite = nn.Conv2d(4, 16, 1)
+        self.act = nn.ReLU6()
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.pool(F.relu(self.norm(self.stem(x))))
+        x = torch.cat([self.deep(x), self.act(self.wide(x))], dim=1)
+        x = F.silu(self.joined_norm(x))
+        b, c, h, w = x.shape
+        x = x.view(b, 2, c // 2, h, w).transpose(1, 2).contiguous().view(b, c, h, w)
+        left, right = self.mix(x).chunk(2, dim=1)
+        x = torch.cat((right, left), 1)
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        x = x * gate + F.pad(x[:, 4:12], (0, 0, 0, 0, 4, 4))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def trained(model: nn.Module, x: torch.Tensor, **options) -> nn.Module:
+    """Prepared, calibrated, with batch-norm statistics and parameters away from where they start."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+            module.momentum = None
+    model.train()
+    for _ in range(3):
+        model(x + 0.1 * torch.randn_like(x))
+    prepared = lowbit.calibrate(lowbit.prepare(model, integer_only=True, **options), [x])
+    return lowbit.snap_offsets(prepared).eval()
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+def agreement(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    """(codes compared, codes that differ) between the trained network and the integer one."""
+    graph, traced = convert(model, x)
+    network = lowbit.IntegerNetwork(graph)
+    mine, theirs = network.codes(x), trained_codes(model, traced)(x)
+    pairs = [(mine[name].int(), codes) for name, codes in theirs.items() if name]
+    return sum(a.numel() for a, _ in pairs), sum(int((a != b).sum()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_the_integer_network_agrees_with_the_trained_one(bits, granularity):
+    x = images(4, 3, 20, 20)
+    model = Everything()
+    nn.init.zeros_(model.norm.weight[3:4].data)
+    prepared = trained(model, x, weights=bits, activations=bits, granularity=granularity)
+    with torch.no_grad():
+        prepared.norm.weight[3] = 0  # a channel that batch-norm switches off
+    compared, differ = agreement(prepared, x)
+    # Ties and float summation order move a code now and then; one that moves early moves others behind it.
+    assert compared > 10_000 and differ <= 0.002 * compared
+    network = lowbit.to_integer(prepared, x)
+    torch.testing.assert_close(network(x), prepared(x).detach(), rtol=0.02, atol=0.02 * float(prepared(x).abs().max()))
+    kinds = {type(node) for node in network.graph.nodes}
+    assert {Add, Concatenate, Convolution, Lookup, Multiply} <= kinds
+
+
+@pytest.mark.parametrize("method", ["lsq", "lsq+", "lg-lsq", "pact", "dorefa", "minmax", "ewgs", "dsq", lsq_plus(3)])
+def test_every_method_converts(method):
+    x = images(4, 1, 8, 8)
+    compared, differ = agreement(trained(models.create("digits-cnn"), x, method=method), x)
+    assert differ <= 0.001 * compared
+
+
+def test_relu6_clips_where_the_grid_reaches_beyond_it():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    x = 40 * images(8, 1, 8, 8)
+    prepared = trained(model, x, weights=8, activations=8)
+    with torch.no_grad():
+        prepared.get_submodule("2").input_quantizer.raw_step.mul_(4)
+    assert agreement(prepared, x)[1] == 0
+    assert any(isinstance(node, Lookup) for node in lowbit.to_integer(prepared, x).graph.nodes)
+
+
+@pytest.mark.parametrize("name", ["cifar-resnet20", "digits-cnn"])
+def test_own_networks(name):
+    x = images(2, *((1, 8, 8) if name == "digits-cnn" else (3, 32, 32)))
+    compared, differ = agreement(trained(models.create(name), x, weights=3, activations=3), x)
+    assert differ <= 0.001 * compared
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
+def test_timm_networks(name):
+    import_torchvision()
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name, num_classes=10, **({"zero_init_last": False} if name == "resnet18" else {}))
+    x = images(2, 3, 32, 32)
+    compared, differ = agreement(trained(model, x), x)
+    assert differ <= 0.01 * compared
+
+
+def test_shufflenet_shares_one_step_per_stage():
+    torchvision = import_torchvision()
+    x = images(2, 3, 32, 32)
+    prepared = trained(torchvision.models.shufflenet_v2_x0_5(weights=None), x)
+    assert (
+        prepared.get_submodule("stage2.1.branch2.0").input_quantizer
+        is prepared.get_submodule("stage2.3.branch2.0").input_quantizer
+    )
+    compared, differ = agreement(prepared, x)
+    assert differ <= 0.01 * compared
+
+
+def test_evaluation_sees_the_rounded_bias_and_training_does_not():
+    x = images(4, 3, 20, 20)
+    prepared = trained(Everything(), x, weights=2, activations=2)
+    plain = lowbit.prepare(Everything(), weights=2, activations=2)
+    assert type(prepared.norm) is not nn.BatchNorm2d and type(plain.norm) is nn.BatchNorm2d
+    out = F.conv2d(x, prepared.stem.weight)
+    prepared.norm.train()
+    torch.testing.assert_close(
+        prepared.norm(out), F.batch_norm(out, None, None, prepared.norm.weight, prepared.norm.bias, True)
+    )
+
+
+def test_rules_reach_the_inserted_quantizers():
+    x = images(2, 3, 32, 32)
+    model = models.create("cifar-resnet20")
+    prepared = lowbit.prepare(model, integer_only=True, rules=[Rule(r"streams\.layer1.*", activations=6)])
+    widths = {name: module.bits for name, module in prepared.streams.named_children()}
+    assert {bits for name, bits in widths.items() if name.startswith("layer1")} == {6}
+    assert {bits for name, bits in widths.items() if not name.startswith("layer1")} == {8}
+    assert set(model.state_dict()) <= set(lowbit.calibrate(prepared, [x]).state_dict())
+
+
+def test_a_checkpoint_of_an_integer_only_network_loads():
+    x = images(4, 1, 8, 8)
+    prepared = trained(models.create("digits-cnn"), x, method="lsq+")
+    fresh = lowbit.prepare(models.create("digits-cnn"), method="lsq+", integer_only=True)
+    fresh.load_state_dict(prepared.state_dict())
+    assert torch.equal(lowbit.to_integer(fresh.eval(), x)(x), lowbit.to_integer(prepared, x)(x))
+
+
+def test_snapping_makes_zero_points_whole_and_they_stay_so_in_training():
+    x = images(64, 16)
+    model = nn.Sequential(nn.Linear(16, 16), nn.SiLU(), nn.Linear(16, 4))
+    prepared = lowbit.calibrate(lowbit.prepare(model, method="lsq+", first_last=4), [x])
+    quantizer = prepared[2].input_quantizer
+    assert quantizer.uses_offset and float(quantizer.zero_point) != round(float(quantizer.zero_point))
+    lowbit.snap_offsets(prepared)
+    before = quantizer.offset.clone()
+    optimizer = torch.optim.SGD(lowbit.parameter_groups(prepared, weight_decay=0.0), lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        prepared(x).square().mean().backward()
+        optimizer.step()
+    assert not torch.equal(quantizer.offset, before)  # still learned
+    assert float(quantizer.zero_point) == round(float(quantizer.zero_point))
+    codes = quantizer(F.silu(x)) / quantizer.step + quantizer.zero_point
+    torch.testing.assert_close(codes, codes.round(), atol=1e-4, rtol=0)
+
+
+class Softmax(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.softmax(torch.exp(self.inner(x)), -1))
+
+
+def test_operations_without_integer_form_are_all_named():
+    with pytest.raises(LowbitError, match=r"no integer form:\n  exp in .*\n  softmax in "):
+        lowbit.prepare(Softmax(), integer_only=True)
+
+
+def small(**options) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    return lowbit.prepare(model, integer_only=True, **options)
+
+
+X = images(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda m: None, "input of layer '0' has no step yet|weight of layer '0' has no step yet"),
+        (lambda m: lowbit.calibrate(m, [X]).get_submodule("0").weight_quantizer.raw_step.data.fill_(float("nan")),
+         "weight of layer '0' has a step that is not finite"),
+        (lambda m: nn.init.constant_(lowbit.calibrate(m, [X]).get_submodule("1").bias, 1e30),
+         "layer '0': its bias does not fit 32 bits"),
+    ],
+)  # fmt: skip
+def test_networks_that_cannot_be_converted(spoil, words):
+    model = small()
+    spoil(model)
+    with pytest.raises(LowbitError, match=words):
+        lowbit.to_integer(model, X)
+
+
+def test_a_network_prepared_without_integer_only():
+    with pytest.raises(LowbitError, match="integer_only=True"):
+        lowbit.to_integer(lowbit.prepare(models.create("digits-cnn")), images(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"activations": None}, "full-precision inputs"),
+        ({"rules": [Rule("0", skip=True)]}, "layer '0' is in full precision"),
+    ],
+)
+def test_full_precision_layers_are_refused(options, words):
+    with pytest.raises(LowbitError, match=words):
+        small(**options)
+
+
+def test_groups_within_an_output_channel_are_refused():
+    model = lowbit.calibrate(small(rules=[Rule("4", granularity="group:36")]), [X])
+    with pytest.raises(LowbitError, match="several steps within an output channel"):
+        lowbit.to_integer(model, X)
+
+
+def test_a_fractional_offset_says_how_to_snap():
+    model = nn.Sequential(nn.Linear(16, 16), nn.SiLU(), nn.Linear(16, 4))
+    prepared = lowbit.prepare(model, method="lsq+", first_last=4, integer_only=True)
+    x = images(64, 16)
+    lowbit.calibrate(prepared, [x])
+    with pytest.raises(LowbitError, match="snap_offsets"):
+        lowbit.to_integer(prepared, x)
