@@ -1,0 +1,89 @@
+"""Timing that can be trusted on a shared machine: interleaved in one process, medians, the spread shown."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each repetition of one contestant, in order."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def ratio_to(self, base: Timing) -> tuple[float, float, float]:
+        """(lower quartile, median, upper quartile) of the ratios, repetition by repetition."""
+        ratios = sorted(a / b for a, b in zip(self.seconds, base.seconds))
+        if len(ratios) < 2:
+            return ratios[0], ratios[0], ratios[0]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return low, middle, high
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]], *, repetitions: int, warmup: int = 2, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Run every contestant `warmup` times, then all of them in turn, `repetitions` times over."""
+
+    def synchronise() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    for run in contestants.values():
+        for _ in range(warmup):
+            run()
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(repetitions):
+        for name, run in contestants.items():
+            synchronise()
+            began = time.perf_counter()
+            run()
+            synchronise()
+            taken[name].append(time.perf_counter() - began)
+    return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
+
+
+def machine(device: str = "cpu") -> str:
+    """The machine and the versions, in one line."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = platform.processor() or platform.machine()
+        cpuinfo = Path("/proc/cpuinfo")
+        if cpuinfo.is_file():
+            for line in cpuinfo.read_text().splitlines():
+                if line.startswith("model name"):
+                    name = line.split(":", 1)[1].strip()
+                    break
+        name += f", {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name}; torch {torch.__version__}; Python {platform.python_version()}"
+
+
+def print_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows as aligned columns; the first row's keys are the heading."""
+    head = list(rows[0])
+    cells = [head, *[[str(row[key]) for key in head] for row in rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    for line in cells:
+        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip())
+
+
+def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Rows as a CSV file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
