@@ -109,11 +109,11 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     if not batches:
         raise LowbitError("there is no data to compare on: give at least one batch")
     if isinstance(model, IntegerNetwork):
-        return compare(model, file, batches)
+        return compare(model, file, batches, fixed=True)
     first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
     graph, traced = convert(model, first)
     codes = trained_codes(model, traced)
-    return compare(IntegerNetwork(graph), file, batches, trained=codes)
+    return compare(IntegerNetwork(graph), file, batches, trained=codes, fixed=True)
 
 
 def _writer(format: str):

@@ -1,0 +1,35 @@
+"""`lowbit export`: a run as an integer network in a file, verified before it is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowbit.cli.options import Parser
+
+SUFFIX = {"onnx": ".onnx", "onnx-packed": ".packed.onnx", "qonnx": ".qonnx.onnx", "lowbit": ".safetensors"}
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(prog="lowbit export", description="Write a run as an integer network, verified before it is left.")
+    parser.add_argument("run", metavar="RUN", help="the folder of a run trained with --quantization.integer-only")
+    parser.add_argument("--format", choices=tuple(SUFFIX), default="onnx", help="default: onnx")
+    parser.add_argument("--file", metavar="FILE", help="default: model.onnx (or the format's suffix) in the run folder")
+    parser.add_argument("--data", metavar="PATH", help="where the data set is, if not where it was in training")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
+    parser.add_argument("--images", type=int, default=256, metavar="N", help="test images to verify on (default: 256)")
+    options = parser.parse(argv)
+
+    from lowbit import deployment, train
+    from lowbit.cli.options import test_batches
+
+    model, config = train.load(options.run, options.checkpoint)
+    batches = test_batches(config, options.data, options.images)
+    network = deployment.to_integer(model, batches[0][0])
+    path = Path(options.file or Path(options.run) / f"model{SUFFIX[options.format]}")
+    report = deployment.export(network, path, options.format, batches=batches)
+    print(network.summary())
+    if report is not None:
+        compared = sum(row.compared for row in report.rows)
+        print(f"verified: 0 of {compared:,} codes differ on {report.samples} images")
+    print(f"{path}: {path.stat().st_size:,} bytes, {options.format}")
+    return 0

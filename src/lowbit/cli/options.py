@@ -1,0 +1,72 @@
+"""What the option parsers of the subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NoReturn
+
+from lowbit.errors import LowbitError
+from lowbit.train.config import did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    from lowbit.train.config import TrainConfig
+
+
+def console() -> Console:
+    """Standard output, wide enough for a table where it is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if Console().is_terminal else 130)
+
+
+class Parser(argparse.ArgumentParser):
+    """An option parser that raises `LowbitError` instead of printing its usage and leaving."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise LowbitError(f"{message}; `{self.prog} --help` lists the options")
+
+    def option_names(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings]
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse everything; what is left over is an error that names close options."""
+        options, rest = self.parse_known_args(arguments)
+        if rest:
+            raise LowbitError(
+                f"unknown option {rest[0]!r}.{did_you_mean(rest[0], self.option_names())} "
+                f"`{self.prog} --help` lists them"
+            )
+        return options
+
+
+def bits(text: str) -> int | None:
+    """A bit-width, or none."""
+    if text.lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of bits or none, got {text!r}") from None
+
+
+def test_batches(config: TrainConfig, data: str | None, images: int | None) -> list[tuple[Tensor, Tensor]]:
+    """The first `images` test images of a run's data (all of them without a number), in batches with their labels."""
+    from dataclasses import replace
+
+    from lowbit.data import eval_loader
+
+    if images is not None and images < 1:
+        raise LowbitError(f"--images must be at least 1, got {images}")
+    batches, left = [], images
+    for x, labels in eval_loader(config.data if data is None else replace(config.data, path=data)):
+        batches.append((x[:left], labels[:left]))
+        left = None if left is None else left - len(x)
+        if left is not None and left <= 0:
+            break
+    return batches

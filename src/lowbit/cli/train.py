@@ -1,0 +1,210 @@
+"""`lowbit train`: a recipe, its options, and any field of the config by its dotted name."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import typing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowbit.cli.options import Parser, bits, console
+from lowbit.errors import LowbitError
+from lowbit.train.config import TrainConfig, did_you_mean
+
+
+def parser() -> Parser:
+    """The options; RECIPE comes before them."""
+    p = Parser(
+        prog="lowbit train",
+        argument_default=argparse.SUPPRESS,
+        usage="lowbit train RECIPE [options] [--FIELD VALUE ...]\n       lowbit train --resume --output RUN",
+        description="Train a recipe (`lowbit recipes` lists them) or continue a run.",
+        epilog="Any other field of the config is an option by its dotted name, such as --optimizer.lr 0.01 or "
+        "--no-compile; `lowbit train RECIPE --help` lists those with the recipe's values.",
+    )
+    p.add_argument("--bits", type=bits, metavar="B", help="bits of weights and activations, or none for full precision")
+    p.add_argument("--weights", type=bits, metavar="B", help="bits of the weights alone")
+    p.add_argument("--activations", type=bits, metavar="B", help="bits of the activations alone")
+    p.add_argument("--method", metavar="NAME", help="lsq, lsq+, lg-lsq, ...")
+    p.add_argument("--data", metavar="PATH", help="where the data set is")
+    p.add_argument("--init", metavar="FILE", help="trained weights: a safetensors file, or the folder of a run")
+    p.add_argument("--epochs", type=int, metavar="N")
+    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument("--output", metavar="RUN", help="the run folder (default: runs/ and what is trained)")
+    p.add_argument(
+        "--rule", nargs="+", action="append", metavar=("PATTERN", "KEY=VALUE"),
+        help="an exception for layers by name, such as --rule 'layer3.*' weights=8 activations=none",
+    )  # fmt: skip
+    p.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    p.add_argument("--dry-run", action="store_true", help="show the resolved config and the layers; train nothing")
+    return p
+
+
+def run(argv: list[str]) -> int:
+    p = parser()
+    recipe, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    help_wanted = "-h" in argv or "--help" in argv
+    if help_wanted:
+        p.print_help()
+        if recipe is not None:
+            _with_fields(_config(recipe, {}), ["--help"])
+        return 0
+    options, rest = p.parse_known_args(argv)
+    given = vars(options)
+    resume, dry_run = given.pop("resume", False), given.pop("dry_run", False)
+    if recipe is not None:
+        _check_names(rest, p)
+        config = _with_fields(_config(recipe, given), rest)
+        if config.output is None:
+            config = replace(config, output=default_output(config))
+    elif resume:
+        config = _config_of_run(given, rest)
+    else:
+        raise LowbitError("name a recipe: lowbit train RECIPE [options]; `lowbit recipes` lists them")
+
+    if dry_run:
+        show(config)
+        return 0
+    from lowbit import train
+
+    try:
+        train.run(config, resume=resume)
+    except KeyboardInterrupt:
+        if (Path(config.output) / "config.json").exists():
+            print(f"\nstopped; continue with: lowbit train --resume --output {config.output}", flush=True)
+        return 130
+    return 0
+
+
+def default_output(config: TrainConfig) -> str:
+    """`runs/` and the recipe, with bits and method where its name doesn't have them."""
+    name = config.recipe
+    if config.quantization is None:
+        return f"runs/{name}" if name.endswith("-fp") else f"runs/{name}-fp"
+    widths = f"-w{config.quantization.weights or 32}a{config.quantization.activations or 32}"
+    return f"runs/{name}{'' if widths in name else widths}-{config.quantization.method}"
+
+
+def show(config: TrainConfig) -> None:
+    """Print the resolved config and one line per layer."""
+    from rich.table import Table
+
+    import lowbit
+    from lowbit.train.build import build_float, prepare
+
+    model = prepare(build_float(config.model), config.quantization)
+    out = console()
+    out.print_json(json.dumps(config.as_dict()))
+    out.print()
+    rows = lowbit.layer_table(model)
+    if not rows:
+        out.print(f"full precision, {sum(p.numel() for p in model.parameters()):,} parameters")
+        return
+    table = Table("layer", "kind", "shape", "weights", "activations", "steps", "method", "parameters", box=None)
+    for row in rows:
+        shape = "x".join(map(str, row.shape))
+        widths = [str(width or "float") for width in (row.weight_bits, row.activation_bits)]
+        table.add_row(row.name, row.kind, shape, *widths, str(row.steps), row.method, f"{row.parameters:,}")
+    out.print(table)
+    out.print(f"{lowbit.model_size_bits(model) / 8 / 1024:.1f} KiB for all parameters")
+
+
+def _config(recipe: str, given: dict[str, Any]) -> TrainConfig:
+    """The recipe's config with the options that were given in it."""
+    from lowbit.recipes import get_recipe
+
+    arguments = {key: given[key] for key in ("weights", "activations", "method") if key in given}
+    if "bits" in given:
+        arguments = {"weights": given["bits"], "activations": given["bits"]} | arguments
+    config = get_recipe(recipe)(**arguments)
+    fields = {key: given[key] for key in ("epochs", "seed", "output") if key in given}
+    if "data" in given:
+        fields["data"] = replace(config.data, path=given["data"])
+    if "init" in given:
+        fields["model"] = replace(config.model, init=given["init"], pretrained=False)
+    if "rule" in given:
+        if config.quantization is None:
+            raise LowbitError("--rule: nothing is quantized here that it could change")
+        fields["quantization"] = replace(config.quantization, rules=tuple(map(_rule, given["rule"])))
+    return replace(config, **fields)
+
+
+def _rule(words: list[str]) -> dict[str, Any]:
+    """`PATTERN key=value ...` as the keyword arguments of `lowbit.Rule`."""
+    rule: dict[str, Any] = {"pattern": words[0]}
+    for word in words[1:]:
+        key, _, text = word.partition("=")
+        if key not in RULE_KEYS or not text:
+            raise LowbitError(
+                f"--rule {words[0]}: expected key=value, got {word!r}.{did_you_mean(key, RULE_KEYS)} "
+                f"The keys are {', '.join(RULE_KEYS)}"
+            )
+        try:
+            rule[key] = RULE_KEYS[key](text)
+        except (KeyError, argparse.ArgumentTypeError):
+            raise LowbitError(f"--rule {words[0]}: {text!r} is no value of {key}") from None
+    return rule
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+RULE_KEYS = {
+    "weights": bits,
+    "activations": bits,
+    "method": str,
+    "granularity": str,
+    "narrow": _boolean,
+    "skip": _boolean,
+}
+
+
+def _config_of_run(given: dict[str, Any], rest: list[str]) -> TrainConfig:
+    from lowbit.train.build import read_config
+
+    if "output" not in given:
+        raise LowbitError("--resume without a recipe needs the run's folder: lowbit train --resume --output RUN")
+    others = [f"--{key}" for key in given if key != "output"] + rest
+    if others:
+        raise LowbitError(f"{others[0]}: a run is continued as it was started; leave the option out")
+    return read_config(Path(given["output"]))
+
+
+def _with_fields(config: TrainConfig, arguments: list[str]) -> TrainConfig:
+    """The config with fields changed by `--dotted.name value` arguments."""
+    import tyro
+
+    return tyro.cli(
+        TrainConfig, args=arguments, default=config, prog=f"lowbit train {config.recipe}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )  # fmt: skip
+
+
+def _check_names(arguments: list[str], p: Parser) -> None:
+    """Refuse an option that is neither the parser's nor a field of the config, naming close ones of both."""
+    fields = _field_options(TrainConfig)
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if argument.startswith("--") and name not in fields:
+            known = [*p.option_names(), *fields]
+            raise LowbitError(
+                f"unknown option {argument!r}.{did_you_mean(name, known)} `lowbit train RECIPE --help` lists them"
+            )
+
+
+def _field_options(kind: type, prefix: str = "") -> list[str]:
+    names = []
+    for name, hint in typing.get_type_hints(kind).items():
+        inner = next((a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)), None)
+        dashed = name.replace("_", "-")
+        if inner is not None:
+            names += _field_options(inner, f"{prefix}{dashed}.")
+        else:
+            names.append(f"--{prefix}{dashed}")
+            if hint is bool:
+                names.append(f"--{prefix}no-{dashed}")
+    return names

@@ -1,0 +1,25 @@
+"""Training from a config to a run folder, and back from the folder to the network."""
+
+from lowbit.train.build import load
+from lowbit.train.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    QuantizationConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from lowbit.train.loop import Result, evaluate_run, run
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "QuantizationConfig",
+    "Result",
+    "ScheduleConfig",
+    "TrainConfig",
+    "evaluate_run",
+    "load",
+    "run",
+]

@@ -1,0 +1,276 @@
+"""What a run is made of: frozen, typed dataclasses, and their way to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lowbit.data.config import DataConfig
+from lowbit.errors import LowbitError
+from lowbit.files import atomic_write
+
+
+def _check(ok: bool, what: str) -> None:
+    if not ok:
+        raise LowbitError(what)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, by name, and the weights it starts from."""
+
+    name: str = "cifar-resnet20"
+    """One of lowbit's own networks, or any name timm knows."""
+    init: str | None = None
+    """A safetensors file, or the folder of an earlier run (its best checkpoint)."""
+    pretrained: bool = False
+    """Start from the weights timm publishes under this name."""
+    num_classes: int | None = None
+    """Taken from the data set when not given."""
+
+    def __post_init__(self) -> None:
+        _check(
+            not (self.init and self.pretrained), "model.init and model.pretrained are both given: keep one of the two"
+        )
+
+    def without_weights(self) -> ModelConfig:
+        """The same network, from random weights."""
+        return dataclasses.replace(self, init=None, pretrained=False)
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """The arguments of `lowbit.prepare`, how quantizers start, and what is added to the loss for them."""
+
+    weights: int | None = 4
+    """Bits of the weights; none leaves them in full precision."""
+    activations: int | None = 4
+    """Bits of every layer's input; none leaves it in full precision."""
+    method: str = "lsq"
+    """A row of `lowbit.METHODS`."""
+    first_last: int | None = 8
+    """Bits of the first and the last layer."""
+    granularity: str = "tensor"
+    """Elements of a weight that share a step: tensor, channel, group:N or channels:N."""
+    narrow: bool = False
+    """Symmetric signed grids, as many integer processors want."""
+    integer_only: bool = False
+    """Quantize every tensor an integer processor needs on a grid, with integer zero points: for `lowbit export`."""
+    rules: tuple[dict[str, Any], ...] = ()
+    """Exceptions by layer name: the keyword arguments of `lowbit.Rule`."""
+    calibration_batches: int = 8
+    """Training batches that the quantizers start from."""
+    dampening: float = 0.0
+    """Factor of the oscillation dampening loss; it rises from 0 along a half cosine."""
+    freezing: float | None = None
+    """Oscillations per step above which a weight is frozen; none freezes nothing."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.calibration_batches >= 1,
+            f"quantization.calibration_batches must be at least 1, got {self.calibration_batches}",
+        )
+        _check(self.dampening >= 0, f"quantization.dampening must not be negative, got {self.dampening}")
+        _check(
+            self.freezing is None or self.freezing > 0,
+            f"quantization.freezing must be positive, got {self.freezing}",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """A torch optimizer; learned steps and offsets are never decayed."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.02
+    """Where the schedule starts, after any warm-up."""
+    momentum: float = 0.9
+    """SGD's."""
+    nesterov: bool = False
+    """SGD's."""
+    weight_decay: float = 1e-4
+    step_lr: float | None = None
+    """Another learning rate for steps and offsets."""
+
+    def __post_init__(self) -> None:
+        _check(math.isfinite(self.lr) and self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
+        _check(
+            self.step_lr is None or (math.isfinite(self.step_lr) and self.step_lr >= 0),
+            f"optimizer.step_lr must not be negative, got {self.step_lr}",
+        )
+        _check(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+        _check(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        _check(not self.nesterov or self.momentum > 0, "optimizer.nesterov needs optimizer.momentum above 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over training, as a factor of `optimizer.lr`."""
+
+    kind: Literal["cosine", "step"] = "cosine"
+    """Cosine without restart, or the step decay of the LSQ paper's ablation."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear rise before it."""
+    step_epochs: int = 20
+    """Step decay: epochs between two drops."""
+    step_factor: float = 0.1
+    """Step decay: what each drop multiplies by."""
+
+    def __post_init__(self) -> None:
+        _check(self.warmup_epochs >= 0, f"schedule.warmup_epochs must not be negative, got {self.warmup_epochs}")
+        _check(self.step_epochs >= 1, f"schedule.step_epochs must be at least 1, got {self.step_epochs}")
+
+    def factor(self, epochs_done: float, epochs: int) -> float:
+        """What multiplies the learning rate after `epochs_done` (a fraction counts) of `epochs`."""
+        if epochs_done < self.warmup_epochs:
+            return epochs_done / self.warmup_epochs
+        if self.kind == "step":
+            return self.step_factor ** int(epochs_done // self.step_epochs)
+        span = max(epochs - self.warmup_epochs, 1e-12)
+        return 0.5 * (1 + math.cos(math.pi * min((epochs_done - self.warmup_epochs) / span, 1.0)))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run, complete: what `config.json` in its folder holds and what `lowbit.train.run` takes."""
+
+    recipe: str = "custom"
+    """The name it came from; for the reader only."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(path=""))
+    quantization: QuantizationConfig | None = None
+    """None trains in full precision."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    task: Literal["classify", "distill"] = "classify"
+    """The loss: cross-entropy, or half of it and half distillation from the full-precision network."""
+    epochs: int = 3
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of the network; steps stay in float32."""
+    compile: bool = True
+    """Compile forward and loss with torch.compile."""
+    channels_last: bool = True
+    deterministic: bool = True
+    """The same bits again on the same machine; false lets an accelerator choose faster kernels."""
+    grad_clip: float | None = None
+    """Largest norm of the gradient."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the parameters, which is then what is evaluated."""
+    bn_batches: int = 0
+    """Training batches from which batch-norm statistics are re-estimated after training; 0 leaves them."""
+    bn_keep: Literal["better", "always"] = "better"
+    """When the re-estimated statistics replace the trained ones: if the test accuracy is higher, or always."""
+    output: str | None = None
+    """The run folder."""
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _check(self.accumulate >= 1, f"accumulate must be at least 1, got {self.accumulate}")
+        _check(self.grad_clip is None or self.grad_clip > 0, f"grad_clip must be positive, got {self.grad_clip}")
+        _check(self.ema is None or 0 < self.ema < 1, f"ema must be between 0 and 1, got {self.ema}")
+        _check(self.bn_batches >= 0, f"bn_batches must be at least 0, got {self.bn_batches}")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How images and weights lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `as_dict`. Fields that are missing take their defaults.
+
+        Raises:
+            LowbitError: a key that is no field, or a value of the wrong type; the message has its dotted name.
+        """
+        return _build(cls, values, "")
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainConfig:
+        """Read what `save` wrote.
+
+        Raises:
+            LowbitError: there is no such file, it is no JSON, or a field in it is wrong.
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise LowbitError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise LowbitError(f"{path}: not JSON ({error})") from error
+        try:
+            return cls.from_dict(values)
+        except LowbitError as error:
+            raise LowbitError(f"{path}: {error}") from error
+
+
+def differences(a: TrainConfig, b: TrainConfig) -> list[tuple[str, str]]:
+    """(dotted name, "name: value of a, now value of b") of every field in which two configs differ."""
+    before, now = _flat(a.as_dict()), _flat(b.as_dict())
+    return [
+        (name, f"{name}: {before.get(name)!r}, now {now.get(name)!r}")
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
+    """` Did you mean a, b?` for what `known` has close to `name`, else an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turn the plain data of JSON into the annotated type `kind`; `where` is the dotted name for messages."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise LowbitError(f"{where or 'the config'}: expected an object with named fields, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise LowbitError(f"{where}{'.' if where else ''}{key}: no such field.{did_you_mean(key, hints)}")
+        return kind(**{k: _build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _build(next(a for a in arguments if a is not types.NoneType), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return dict(value)
+    if origin is Literal and value in arguments:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    choices = f"one of {', '.join(map(repr, arguments))}" if origin is Literal else getattr(kind, "__name__", str(kind))
+    raise LowbitError(f"{where}: expected {choices}, got {value!r}")

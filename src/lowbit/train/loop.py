@@ -1,0 +1,305 @@
+"""The training loop: `run` takes a config to a run folder."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import set_seed
+
+import lowbit
+from lowbit import models
+from lowbit.data import Loader, eval_loader, loaders, open_dataset
+from lowbit.errors import LowbitError
+from lowbit.train.build import build_float, load, prepare, read_config
+from lowbit.train.checkpoint import Checkpoints, Which
+from lowbit.train.config import TrainConfig, differences
+from lowbit.train.tasks import make_task
+from lowbit.train.tracking import Metrics, mean_steps, progress, save_versions
+from lowbit.train.trainer import Trainer, evaluate
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with; accuracies are on the test set, in percent."""
+
+    folder: Path
+    accuracy: float
+    """Of the last checkpoint."""
+    best_accuracy: float
+    """Of the best checkpoint."""
+    reestimated_accuracy: float | None
+    """With batch-norm re-estimated after training, kept or not; None if that was not tried."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved in every checkpoint."""
+
+    epochs_done: int = 0
+    accuracy: float = math.nan
+    best_accuracy: float = -math.inf
+    reestimated_accuracy: float | None = None
+    finished: bool = False
+
+    def result(self, folder: Path) -> Result:
+        return Result(folder, self.accuracy, self.best_accuracy, self.reestimated_accuracy)
+
+
+def run(config: TrainConfig, *, resume: bool = False) -> Result:
+    """Train as the config says, into the folder `config.output`; `resume` continues the run that is there.
+
+    A resumed run ends with the same weights, bit for bit, as one that was never interrupted.
+
+    Raises:
+        LowbitError: bad input, before anything is written: paths, names, weights or settings that don't fit, a folder
+            that holds a run already, a run continued with another config. Also a loss that is not finite.
+    """
+    folder = _run_folder(config, resume)
+    checkpoints = Checkpoints(folder)
+    saved = checkpoints.training_state() if resume and checkpoints.exists else None
+    state = Progress(**saved["progress"]) if saved else Progress()
+    accelerator = _accelerator(config)
+    main = accelerator.is_main_process
+    with _determinism(config.deterministic), progress(config.epochs, state.epochs_done, speak=main) as bar:
+        if state.finished:
+            bar.say(f"{folder}: this run is finished (test accuracy {state.accuracy:.2f} %); nothing to resume")
+            return state.result(folder)
+
+        # From the config to a network in training. Nothing is written before all of this has worked.
+        config = resolve(config)
+        if resume:
+            _check_same(read_config(folder), config, folder)
+        set_seed(config.seed)
+        # A checkpoint has all weights; only a teacher still needs those that training started from.
+        start = config.model.without_weights() if saved and config.task != "distill" else config.model
+        original = build_float(start)
+        task = make_task(config, original, accelerator.device)
+        model = prepare(original, config.quantization)
+        train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
+        _check_classes(config, train.num_classes)
+        if saved:
+            models.load_weights(model, checkpoints.weights("last"))
+        model.to(accelerator.device, memory_format=config.memory_format)
+        if not saved and config.quantization is not None:
+            lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))
+            if config.quantization.integer_only:
+                lowbit.snap_offsets(model)
+        trainer = Trainer(config, model, task, accelerator, say=bar.say)
+        if saved:
+            trainer.load_state_dict(saved["trainer"])
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if main and not resume:
+            config.save(folder / "config.json")
+            save_versions(folder / "versions.json")
+        with Metrics(folder, epochs_done=state.epochs_done, active=main) as metrics:
+            metrics.write("resume" if saved else "start", epochs_done=state.epochs_done, steps=mean_steps(model))
+            bar.say(_opening(config, train, test, accelerator))
+
+            for epoch in range(state.epochs_done, config.epochs):
+                began = time.monotonic()
+                # Everything random in an epoch depends on the seed and the epoch, so there is no state to carry over.
+                set_seed((config.seed * 1_000_003 + epoch + 1) % 2**32, device_specific=True)
+                train.set_epoch(epoch)
+                numbers = trainer.train_epoch(epoch, train, bar.update)
+                loss, accuracy = evaluate(trainer.network, test, accelerator, config.memory_format)
+                numbers |= {"test_loss": loss, "test_accuracy": accuracy, "seconds": time.monotonic() - began}
+                metrics.epoch(epoch, steps=mean_steps(trainer.network), **numbers)
+                bar.say(_epoch_line(epoch, config.epochs, numbers))
+                best = accuracy > state.best_accuracy
+                state = replace(
+                    state,
+                    epochs_done=epoch + 1,
+                    accuracy=accuracy,
+                    best_accuracy=max(accuracy, state.best_accuracy),
+                )
+                _save(checkpoints, f"epoch-{epoch + 1:04d}", trainer, state, best=best)
+
+            state = _finish(config, trainer, state, train, test, checkpoints, metrics, bar.say)
+        return state.result(folder)
+
+
+def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | None = None) -> tuple[float, float]:
+    """(loss, accuracy in percent) of a run's checkpoint on the test images, of another data path where one is given.
+
+    Raises:
+        LowbitError: the folder holds no run or no checkpoint, or the data is unusable.
+    """
+    model, config = load(folder, checkpoint)
+    config = replace(config, data=replace(config.data, path=data or config.data.path))
+    accelerator = _accelerator(config)
+    with _determinism(config.deterministic):
+        test = eval_loader(config.data, **_place(accelerator))
+        _check_classes(config, test.num_classes)
+        model.to(accelerator.device, memory_format=config.memory_format)
+        return evaluate(model, test, accelerator, config.memory_format)
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The config with the number of classes of the data in it, where it doesn't say one."""
+    if config.model.num_classes is not None:
+        return config
+    num_classes = open_dataset(config.data.path, config.data.train_split).num_classes
+    return replace(config, model=replace(config.model, num_classes=num_classes))
+
+
+def _check_classes(config: TrainConfig, num_classes: int) -> None:
+    if num_classes > config.model.num_classes:
+        raise LowbitError(
+            f"{config.data.path}: {num_classes} classes, but the network has {config.model.num_classes} "
+            "(model.num_classes); give other data, or train with as many classes"
+        )
+
+
+def _finish(
+    config: TrainConfig,
+    trainer: Trainer,
+    state: Progress,
+    train: Loader,
+    test: Loader,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    say: Callable[[str], None],
+) -> Progress:
+    """Batch-norm re-estimation, the last lines and plots, and the checkpoint that says the run is finished."""
+    accuracy, reestimated = state.accuracy, None
+    if config.bn_batches:
+        before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+        set_seed(config.seed, device_specific=True)
+        train.set_epoch(config.epochs)
+        trainer.reestimate_batchnorm(itertools.islice(train, config.bn_batches))
+        _, reestimated = evaluate(trainer.network, test, trainer.accelerator, config.memory_format)
+        keep = config.bn_keep == "always" or reestimated > accuracy
+        say(
+            f"batch-norm re-estimated: test accuracy {accuracy:.2f} % -> {reestimated:.2f} %, "
+            f"{'kept' if keep else 'left as trained'}"
+        )
+        if keep:
+            accuracy = reestimated
+        else:
+            trainer.network.load_state_dict(before)
+    best = accuracy > state.best_accuracy
+    state = replace(
+        state,
+        accuracy=accuracy,
+        best_accuracy=max(accuracy, state.best_accuracy),
+        reestimated_accuracy=reestimated,
+        finished=True,
+    )
+    metrics.write(
+        "final",
+        test_accuracy=state.accuracy,
+        best_accuracy=state.best_accuracy,
+        reestimated_accuracy=state.reestimated_accuracy,
+    )
+    if trainer.accelerator.is_main_process:
+        from lowbit.report import plot_run
+
+        plot_run(metrics.folder)
+    _save(checkpoints, "final", trainer, state, best=best)
+    say(f"{metrics.folder}: test accuracy {state.accuracy:.2f} %, best {state.best_accuracy:.2f} %")
+    return state
+
+
+def _save(checkpoints: Checkpoints, name: str, trainer: Trainer, state: Progress, *, best: bool) -> None:
+    if trainer.accelerator.is_main_process:
+        training = {"progress": asdict(state), "trainer": trainer.state_dict()}
+        checkpoints.save(name, trainer.network.state_dict(), training, best=best)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _run_folder(config: TrainConfig, resume: bool) -> Path:
+    """The run folder, after a look at what is in it."""
+    if config.output is None:
+        raise LowbitError("output: no run folder is given; name one (--output)")
+    if not config.data.path:
+        raise LowbitError("data.path: no data is given; name the folder of the data set (--data)")
+    folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise LowbitError(f"{folder}: is a file; give a folder for the run (--output)")
+    exists = (folder / "config.json").exists()
+    if exists and not resume:
+        raise LowbitError(f"{folder}: holds a run already; continue it with --resume, or choose another --output")
+    if resume and not exists:
+        raise LowbitError(f"{folder}: no run to resume; leave out --resume, or name its folder with --output")
+    return folder
+
+
+def _check_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
+    """Refuse to continue a run with other settings: its result would be neither the one nor the other."""
+    movable = ("output", "data.path", "data.workers", "model.init")
+    changed = [line for name, line in differences(before, now) if name not in movable]
+    if changed:
+        raise LowbitError(f"{folder}: the run was started with other settings ({'; '.join(changed)}); use those")
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    # Both are shared by all Accelerators of a process; a second run may want another precision.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    try:
+        return Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate)
+    except ValueError as error:
+        raise LowbitError(f"precision {config.precision!r} does not work here: {error}") from error
+
+
+def _place(accelerator: Accelerator) -> dict[str, Any]:
+    return {
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "device": accelerator.device,
+    }
+
+
+@contextmanager
+def _determinism(wanted: bool) -> Iterator[None]:
+    """Within: the same bits again on the same machine, also on an accelerator."""
+    if not wanted:
+        yield
+        return
+    on, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(on, warn_only=warn)
+        torch.backends.cudnn.benchmark = cudnn
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def _opening(config: TrainConfig, train: Loader, test: Loader, accelerator: Accelerator) -> str:
+    """Two lines on what is trained, on what, and how."""
+    q = config.quantization
+    kind = "full precision" if q is None else f"W{q.weights or 32}A{q.activations or 32} by {q.method}"
+    start = config.model.init or ("timm's weights" if config.model.pretrained else "random weights")
+    ranks = accelerator.num_processes
+    return (
+        f"{config.recipe}: {config.model.name}, {kind}, from {start}; "
+        f"{train.num_images:,} training and {test.num_images:,} test images\n"
+        f"on {accelerator.device}{f' with {ranks} processes' if ranks > 1 else ''}, "
+        f"{'channels-last' if config.channels_last else 'contiguous'}, precision {config.precision}, "
+        f"{'compiled step' if config.compile else 'eager step'}; {config.output}"
+    )
+
+
+def _epoch_line(epoch: int, epochs: int, numbers: dict[str, float]) -> str:
+    return (
+        f"epoch {epoch + 1}/{epochs}  train loss {numbers['train_loss']:.4f} accuracy {numbers['train_accuracy']:.2f} %  "
+        f"test loss {numbers['test_loss']:.4f} accuracy {numbers['test_accuracy']:.2f} %  "
+        f"lr {numbers['lr']:.4g}  {numbers['seconds']:.1f} s"
+    )

@@ -1,0 +1,218 @@
+"""The network in training: one epoch of optimizer steps, evaluation, and the state that a checkpoint needs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import lowbit
+from lowbit.data import Loader
+from lowbit.errors import LowbitError
+from lowbit.preparation.remedies import OscillationFreezer
+from lowbit.train.config import OptimizerConfig, TrainConfig
+from lowbit.train.tasks import Task
+
+# Seconds between two looks at loss and accuracy: a look waits for the device, a step does not.
+_LOOK = 0.5
+
+Report = Callable[[int, int, int, float, float], None]
+"""Is told (epoch, steps done, steps of the epoch, mean loss so far, accuracy so far in percent)."""
+
+
+class Trainer:
+    """A network with its optimizer and what hangs on it.
+
+    Args:
+        model: on its device, with every quantizer started.
+        say: prints one line.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, task: Task, accelerator: Accelerator, say: Callable[[str], None]
+    ) -> None:
+        self.config, self.model, self.task, self.accelerator = config, model, task, accelerator
+        raw = make_optimizer(config.optimizer, model)
+        self.attached: list[Any] = [lowbit.attach(model, raw)]
+        if config.quantization is not None and config.quantization.freezing is not None:
+            self.attached.append(OscillationFreezer(model, raw, threshold=config.quantization.freezing))
+        self.average: AveragedModel | None = None
+        if config.ema is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self.initial_lr = [group["lr"] for group in raw.param_groups]
+        self.wrapped, self.optimizer = accelerator.prepare(model, raw)
+        self.step = CompiledStep(self._step, say) if config.compile else self._step
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is evaluated and saved: the average where there is one, else the trained network."""
+        return self.model if self.average is None else self.average.module
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss, number of right answers) of a batch."""
+        loss, logits = self.task(self.wrapped, images, labels)
+        return loss, (logits.argmax(1) == labels).sum()
+
+    def train_epoch(self, epoch: int, loader: Loader, report: Report) -> dict[str, float]:
+        """One pass over the loader; returns train_loss, train_accuracy (percent) and lr (of the last step).
+
+        Raises:
+            LowbitError: the loss is not finite.
+        """
+        config, accelerator = self.config, self.accelerator
+        # Only whole optimizer steps: gradients left over would leak into the next epoch.
+        steps = len(loader) // config.accumulate * config.accumulate
+        if steps == 0:
+            raise LowbitError(f"accumulate is {config.accumulate}, but an epoch has only {len(loader)} batches")
+        losses = torch.zeros(steps, device=accelerator.device)
+        right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        seen, checked, looked = 0, 0, time.monotonic()
+        self.wrapped.train()
+        for i, (images, labels) in enumerate(itertools.islice(loader, steps)):
+            self._set_progress(epoch + i / steps)
+            images = images.contiguous(memory_format=config.memory_format)
+            with accelerator.accumulate(self.wrapped):
+                with accelerator.autocast():
+                    loss, count = self.step(images, labels)
+                accelerator.backward(loss)
+                if config.grad_clip is not None and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.wrapped.parameters(), config.grad_clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            if self.average is not None and accelerator.sync_gradients:
+                self.average.update_parameters(self.model)
+            losses[i] = loss.detach()
+            right += count
+            seen += len(labels)
+            if time.monotonic() - looked > _LOOK or i + 1 == steps:
+                _check_finite(losses[checked : i + 1], epoch, checked)
+                report(epoch, i + 1, steps, float(losses[: i + 1].mean()), 100 * int(right) / seen)
+                checked, looked = i + 1, time.monotonic()
+        self._average_buffers()
+        return {
+            "train_loss": float(accelerator.reduce(losses.mean(), "mean")),
+            "train_accuracy": 100 * float(accelerator.reduce(right / seen, "mean")),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def _set_progress(self, epochs_done: float) -> None:
+        """Set what changes over training: learning rates, rounding parameters, the task's factors."""
+        factor = self.config.schedule.factor(epochs_done, self.config.epochs)
+        for group, lr in zip(self.optimizer.param_groups, self.initial_lr):
+            group["lr"] = lr * factor
+        fraction = epochs_done / self.config.epochs
+        lowbit.set_progress(self.model, fraction)
+        self.task.set_progress(fraction)
+
+    def reestimate_batchnorm(self, batches: Iterable) -> None:
+        """`lowbit.reestimate_batchnorm` on the network that is evaluated; several processes take the mean of theirs."""
+        with self.accelerator.autocast():
+            lowbit.reestimate_batchnorm(self.network, batches)
+        self._average_buffers()
+
+    @torch.no_grad()
+    def _average_buffers(self) -> None:
+        """Give every process the mean of all processes' batch-norm statistics, so that all evaluate one network."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.network.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.accelerator.reduce(buffer, "mean"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All state but that of `network`."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "attached": [handle.state_dict() for handle in self.attached],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "behind_average": None
+            if self.average is None
+            else {"model": self.model.state_dict(), "count": self.average.n_averaged},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; the network that was given at the start must hold the saved `network`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        # In memory as before: a tensor in another layout is as right, but slower beside its parameter.
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
+        for handle, saved in zip(self.attached, state["attached"]):
+            handle.load_state_dict(saved)
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.model.load_state_dict(state["behind_average"]["model"])
+            self.average.n_averaged.copy_(state["behind_average"]["count"])
+
+
+class CompiledStep:
+    """A function compiled at its first call; where that fails it runs as it is, and one line says so."""
+
+    def __init__(self, function: Callable[..., Any], say: Callable[[str], None]) -> None:
+        # Every run compiles the same code; without this the compiler would count earlier runs as recompilations.
+        torch.compiler.reset()
+        self.plain, self.say = function, say
+        # Static shapes: a kernel for any shape, made when a second one turns up, would round differently after a resume.
+        self.function = torch.compile(function, dynamic=False)
+        self.called = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.called:
+            return self.function(*arguments)
+        self.called = True
+        began = time.monotonic()
+        try:
+            result = self.function(*arguments)
+        except Exception as error:
+            self.function = self.plain
+            result = self.plain(*arguments)  # bad input raises its own error here, with nothing said about compiling
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.say(f"the step runs uncompiled: torch.compile does not work here ({reason})")
+            return result
+        self.say(f"step compiled in {time.monotonic() - began:.0f} s")
+        return result
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader: Loader, accelerator: Accelerator, layout: torch.memory_format
+) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in percent) over all images of the loaders of all processes."""
+    model.eval()
+    loss = torch.zeros((), device=accelerator.device)
+    counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
+    for images, labels in loader:
+        with accelerator.autocast():
+            logits = model(images.contiguous(memory_format=layout)).float()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        counts[0] += (logits.argmax(1) == labels).sum()
+        counts[1] += len(labels)
+    right, seen = accelerator.reduce(counts, "sum").tolist()
+    return float(accelerator.reduce(loss, "sum")) / seen, 100 * right / seen
+
+
+def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The torch optimizer over `lowbit.parameter_groups`."""
+    groups = lowbit.parameter_groups(model, weight_decay=config.weight_decay, step_lr=config.step_lr)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.Adam(groups, lr=config.lr)
+
+
+def _check_finite(losses: Tensor, epoch: int, first: int) -> None:
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = first + int(bad[0])
+        raise LowbitError(
+            f"the loss is {float(losses[int(bad[0])])} at epoch {epoch + 1}, step {step + 1}: lower optimizer.lr, set "
+            "schedule.warmup_epochs or grad_clip, and train into another folder"
+        )

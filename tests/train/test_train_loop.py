@@ -1,0 +1,260 @@
+"""Whole runs on the digits: they learn, leave a complete folder, and repeat bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lowbit
+from lowbit.data import InMemoryImages
+from lowbit.errors import LowbitError
+from lowbit.report import read_run
+from lowbit.train import ModelConfig, OptimizerConfig, TrainConfig, evaluate_run, load, run
+from lowbit.train.checkpoint import Checkpoints
+from lowbit.train.trainer import CompiledStep, Trainer
+
+
+def weights(folder: str | Path, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(Checkpoints(Path(folder)).weights(which))
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_full_precision_learns(trained: Path) -> None:
+    epochs = read_run(trained).epochs
+    assert [e["epoch"] for e in epochs] == [0, 1, 2, 3]
+    assert epochs[-1]["train_loss"] < 0.5 * epochs[0]["train_loss"]
+    assert max(e["test_accuracy"] for e in epochs) > 90
+
+
+def test_low_bit_run_learns_and_leaves_a_complete_folder(low_bit: TrainConfig, trained: Path, plots, capsys) -> None:
+    low_bit = replace(low_bit, epochs=3, data=replace(low_bit.data, limit=None))
+    result = run(low_bit)
+    folder = Path(low_bit.output)
+    said = capsys.readouterr().out
+    assert "W3A3 by lsq" in said and "eager step" in said and "channels-last" in said and "epoch 3/3" in said
+
+    read = read_run(folder)
+    assert read.config["model"]["num_classes"] == 10
+    assert read.versions["torch"] == torch.__version__
+    names = {name for name, _ in lowbit.quantizers(load(folder)[0])}
+    assert set(read.start_steps) == names and len(names) == 10
+    for epoch in read.epochs:
+        assert set(epoch["steps"]) == names and all(value > 0 for value in epoch["steps"].values())
+    assert read.epochs[0]["steps"] != read.start_steps  # steps are learned
+    assert read.final["test_accuracy"] == result.accuracy
+    assert result.best_accuracy == max(e["test_accuracy"] for e in read.epochs)
+    assert result.best_accuracy >= max(e["test_accuracy"] for e in read_run(trained).epochs) - 5
+
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert list(folder.glob("**/*.png")) or list(folder.glob("**/*.svg"))
+    assert sorted(p.name for p in folder.rglob("*") if p.name.startswith(".") or p.suffix == ".tmp") == []
+
+
+def test_loaded_network_scores_what_training_said(low_bit: TrainConfig) -> None:
+    result = run(low_bit)
+    for which, accuracy in (("last", result.accuracy), ("best", result.best_accuracy)):
+        loss, found = evaluate_run(low_bit.output, checkpoint=which)
+        assert found == accuracy and loss > 0
+    model, config = load(low_bit.output, "last")
+    assert config.model.num_classes == 10 and not model.training
+    assert same(dict(model.state_dict()), weights(low_bit.output))
+
+
+def test_same_seed_same_bits_other_seed_other_bits(low_bit: TrainConfig, tmp_path: Path) -> None:
+    folders = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(3)  # whatever ran before must not matter
+        folders.append(tmp_path / name)
+        run(replace(low_bit, seed=seed, output=str(folders[-1])))
+    a, b, c = map(weights, folders)
+    assert same(a, b) and not same(a, c)
+
+
+def test_accumulating_two_batches_steps_half_as_often(config: TrainConfig, monkeypatch) -> None:
+    steps = []
+    real = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: steps.append(1) or real(self, *a))
+    run(replace(config, accumulate=2, epochs=1))
+    assert len(steps) == 2
+    with pytest.raises(LowbitError, match="accumulate is 5"):
+        run(replace(config, accumulate=5, output=config.output + "-2"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bf16"}, {"grad_clip": 0.1}, {"channels_last": False}, {"optimizer": OptimizerConfig("adam", 1e-3)}],
+    ids=str,
+)
+def test_every_option_trains(low_bit: TrainConfig, changes: dict) -> None:
+    low_bit = replace(low_bit, **changes)
+    before = evaluate_run(low_bit.model.init)
+    result = run(low_bit)
+    assert result.best_accuracy > before[1] - 10
+    assert all(step.dtype == torch.float32 for name, step in weights(low_bit.output).items() if "raw_step" in name)
+
+
+def test_average_is_what_is_saved_and_evaluated(low_bit: TrainConfig, tmp_path: Path) -> None:
+    plain, averaged = str(tmp_path / "plain"), str(tmp_path / "averaged")
+    run(replace(low_bit, epochs=1, output=plain))
+    result = run(replace(low_bit, epochs=1, ema=0.5, output=averaged))
+    behind = Checkpoints(Path(averaged)).training_state()["trainer"]["behind_average"]["model"]
+    assert same(behind, weights(plain))  # averaging does not change what is trained
+    assert not torch.equal(weights(averaged)["conv2.weight"], behind["conv2.weight"])
+    assert evaluate_run(averaged, checkpoint="last")[1] == result.accuracy
+
+
+@pytest.mark.parametrize("keep", ["better", "always"])
+def test_batchnorm_reestimation_reports_both_and_keeps_as_told(low_bit: TrainConfig, capsys, keep: str) -> None:
+    result = run(replace(low_bit, bn_batches=4, bn_keep=keep))
+    trained_accuracy = read_run(low_bit.output).epochs[-1]["test_accuracy"]
+    assert result.reestimated_accuracy is not None
+    kept = keep == "always" or result.reestimated_accuracy > trained_accuracy
+    assert result.accuracy == (result.reestimated_accuracy if kept else trained_accuracy)
+    assert evaluate_run(low_bit.output, checkpoint="last")[1] == result.accuracy
+    assert read_run(low_bit.output).final["reestimated_accuracy"] == result.reestimated_accuracy
+    assert "batch-norm re-estimated" in capsys.readouterr().out
+
+
+def test_distillation_trains(low_bit: TrainConfig) -> None:
+    assert run(replace(low_bit, task="distill")).best_accuracy > 80
+
+
+def test_remedies_train(low_bit: TrainConfig) -> None:
+    quantization = replace(low_bit.quantization, dampening=1e-3, freezing=0.05)
+    assert run(replace(low_bit, quantization=quantization)).best_accuracy > 80
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig) -> None:
+    with pytest.raises(LowbitError, match=r"the loss is (nan|inf) at epoch \d+, step \d+: lower optimizer.lr"):
+        run(replace(config, epochs=20, optimizer=OptimizerConfig(lr=1e30)))
+    for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": None}, "output: no run folder"),
+        ({"data": "no-such-folder"}, "no-such-folder"),
+        ({"data": ""}, r"data.path: no data is given"),
+        ({"model": ModelConfig("digits-cnm")}, "digits-cn"),
+        ({"model": ModelConfig("digits-cnn", num_classes=3)}, "10 classes, but the network has 3"),
+        ({"model": ModelConfig("digits-cnn", init="no-such-file.safetensors")}, "no-such-file"),
+        ({"task": "distill"}, "teacher needs trained weights"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(config: TrainConfig, changes: dict, message: str) -> None:
+    if isinstance(changes.get("data"), str):
+        changes = {"data": replace(config.data, path=changes["data"])}
+    with pytest.raises(LowbitError, match=message):
+        run(replace(config, **changes))
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "lsqq"}, "unknown method 'lsqq'"),
+        ({"weights": 9}, "bits"),
+        ({"rules": ({"pattern": "x"},)}, "'x'"),
+        ({"rules": ({"patern": "x"},)}, "quantization.rules"),
+    ],
+)
+def test_bad_quantization_is_refused_and_leaves_nothing(low_bit: TrainConfig, changes: dict, message: str) -> None:
+    with pytest.raises(LowbitError, match=message):
+        run(replace(low_bit, quantization=replace(low_bit.quantization, **changes)))
+    assert not Path(low_bit.output).exists()
+
+
+def test_weights_of_another_network_are_refused(low_bit: TrainConfig, trained: Path, tmp_path: Path) -> None:
+    wrong = replace(low_bit, model=ModelConfig("cifar-resnet20", init=str(trained)))
+    with pytest.raises(LowbitError, match=r"model\.safetensors"):
+        run(wrong)
+    run(low_bit)
+    with pytest.raises(LowbitError, match="a run at low bits"):
+        run(replace(low_bit, model=ModelConfig("digits-cnn", init=low_bit.output), output=str(tmp_path / "other")))
+
+
+def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig) -> None:
+    run(replace(config, epochs=1))
+    with pytest.raises(LowbitError, match=r"holds a run already; continue it with --resume"):
+        run(config)
+
+
+@pytest.mark.parametrize("call", [load, evaluate_run])
+def test_no_run_no_network(tmp_path: Path, call) -> None:
+    with pytest.raises(LowbitError, match="no run is there"):
+        call(tmp_path)
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_it_is(monkeypatch) -> None:
+    def failing(function, **_):
+        def call(*_):
+            raise RuntimeError("no compiler\nand a long story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    said: list[str] = []
+    step = CompiledStep(lambda x: x + 1, said.append)
+    assert step(1) == 2 and step(2) == 3
+    assert said == ["the step runs uncompiled: torch.compile does not work here (no compiler)"]
+
+
+def test_compiled_step_says_so_and_computes_the_same() -> None:
+    said: list[str] = []
+    step = CompiledStep(lambda x: (x * 2).sum(), said.append)
+    x = torch.arange(5.0)
+    assert step(x) == step(x) == 20
+    assert len(said) == 1 and said[0].startswith("step compiled in")
+
+
+def test_every_epoch_has_its_own_order(config: TrainConfig, monkeypatch) -> None:
+    epochs = []
+    real = InMemoryImages.set_epoch
+    monkeypatch.setattr(InMemoryImages, "set_epoch", lambda self, epoch: epochs.append(epoch) or real(self, epoch))
+    run(replace(config, epochs=3))
+    assert epochs == [0, 1, 2]
+
+
+def test_two_processes_train_one_network(low_bit: TrainConfig, tmp_path: Path) -> None:
+    low_bit.save(tmp_path / "config.json")
+    script = tmp_path / "script.py"
+    script.write_text("import sys, lowbit.train as t; t.run(t.TrainConfig.load(sys.argv[1]))")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, str(tmp_path / "config.json")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == 1 and "with 2 processes" in done.stdout
+    read = read_run(low_bit.output)
+    assert [e["epoch"] for e in read.epochs] == [0, 1]
+    # What two processes measured on half of the images each is what one measures on all of them.
+    assert evaluate_run(low_bit.output, checkpoint="last")[1] == read.final["test_accuracy"]
+
+
+def test_learning_rates_follow_the_schedule(low_bit: TrainConfig, monkeypatch) -> None:
+    seen = []
+    real = Trainer._set_progress
+
+    def spy(self, epochs_done):
+        real(self, epochs_done)
+        seen.append((epochs_done, [group["lr"] for group in self.optimizer.param_groups]))
+
+    monkeypatch.setattr(Trainer, "_set_progress", spy)
+    config = replace(low_bit, optimizer=OptimizerConfig(lr=0.02, step_lr=0.001))
+    run(config)
+    assert [epochs_done for epochs_done, _ in seen] == [i / 4 for i in range(8)]
+    for epochs_done, lrs in seen:
+        factor = config.schedule.factor(epochs_done, 2)
+        assert lrs == [0.02 * factor, 0.001 * factor]
