@@ -1,0 +1,43 @@
+# make demo   set-up, then the main job on real data: a table, and plots in demo-output/
+# make test   set-up, then the whole suite
+# make lint   ruff and the import contracts
+# make setup  the environment in .venv; done anew only when what it is made from changes
+# The Python it is made with is the first of these that runs and is at least 3.11; `make PYTHON=... setup` chooses.
+
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
+BIN := .venv/bin
+STAMP := .venv/.set-up
+# Processes of the suite, each on one thread. The profile of hypothesis has no deadlines: a busy machine is no failure.
+JOBS ?= 2
+
+.PHONY: demo test lint setup
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/python demo/digits.py
+
+test: $(STAMP)
+	$(BIN)/lint-imports --no-cache
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=ci
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt tools/install_torch.py
+	@enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	for python in $(or $(PYTHON),$(PYTHONS)); do \
+	    if $$python -c "$$enough" 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "lowbit needs Python 3.11 or newer: none of '$(or $(PYTHON),$(PYTHONS))' is one. Install it, or give its path: make PYTHON=/path/to/python3.11 setup" >&2; \
+	    exit 1; \
+	fi; \
+	if [ ! -x $(BIN)/python ]; then echo "+ $$found -m venv .venv"; "$$found" -m venv .venv; fi
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/python tools/install_torch.py
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,export,demo,dev]'
+	@touch $@

@@ -1,0 +1,180 @@
+"""The main job on real data, in about a minute: `make demo`.
+
+A small convolutional network learns the digits that scikit-learn carries in full precision, then goes to W4A4, W3A3 and
+W2A2 by LSQ, LSQ+ and LG-LSQ. What comes out is one table, and in `demo-output/` a folder for every run (config, log,
+checkpoints, plots) and a figure that compares the methods.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import lowbit
+from lowbit import train
+from lowbit.files import atomic_write
+from lowbit.recipes import get_recipe
+from lowbit.train import TrainConfig
+
+OUTPUT = Path(__file__).resolve().parent.parent / "demo-output"
+METHODS = {"lsq": "LSQ", "lsq+": "LSQ+", "lg-lsq": "LG-LSQ"}
+WIDTHS = (4, 3, 2)
+FULL_PRECISION_EPOCHS, LOW_BIT_EPOCHS = 15, 10
+LOW_BIT_LR = 0.01
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained network. `bits` and `method` are None in full precision; accuracy in percent, size in kB."""
+
+    bits: int | None
+    method: str | None
+    folder: Path
+    accuracy: float
+    size: float
+    seconds: float
+
+    @property
+    def width(self) -> str:
+        return "FP32" if self.bits is None else f"W{self.bits}A{self.bits}"
+
+
+def main() -> None:
+    # Tensors of this size are computed faster by one thread than shared out to several.
+    torch.set_num_threads(1)
+    console = Console(file=sys.stdout, highlight=False)
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    OUTPUT.mkdir()
+    began = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console.print(
+        "Digits (8x8 pixels, 1,437 to train, 360 to test) with a small convolutional network.\n"
+        "The first and the last layer have 8 bits. No torch.compile: compiling would take longer than training does.\n",
+        soft_wrap=True,
+    )
+    # The runs' own lines go to the log, so that a terminal shows one bar.
+    with (
+        open(OUTPUT / "log.txt", "w") as log,
+        Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar,
+    ):
+        task = bar.add_task("training", total=1 + len(WIDTHS) * len(METHODS))
+        outcomes = []
+        for bits, method in [(None, None), *((bits, method) for bits in WIDTHS for method in METHODS)]:
+            with redirect_stdout(log):
+                outcomes.append(train_one(bits, method))
+            bar.advance(task)
+            console.print(f"{describe(outcomes[-1])}: {outcomes[-1].accuracy:.1f} % in {outcomes[-1].seconds:.1f} s")
+    console.print()
+    console.print(results_table(outcomes))
+    figure = plot_comparison(outcomes, OUTPUT / "accuracy.png")
+    console.print("One seed and 360 test images: differences of less than a point mean little.", soft_wrap=True)
+    console.print("LG-LSQ is a reconstruction: see docs/methods.md.")
+    console.print(f"\n{time.monotonic() - began:.0f} s in all.")
+    console.print(f"The methods side by side:  {relative(figure)}")
+    console.print(f"Curves of every run:       {relative(OUTPUT)}/*/plots/")
+
+
+def train_one(bits: int | None, method: str | None) -> Outcome:
+    """Train in full precision (bits None), or take that network to `bits` by `method`."""
+    config = config_for(bits, method)
+    began = time.monotonic()
+    result = train.run(config)
+    seconds = time.monotonic() - began
+    network, _ = train.load(result.folder, "last")
+    size = lowbit.model_size_bits(network) / 8 / 1000
+    return Outcome(bits, method, result.folder, result.accuracy, size, seconds)
+
+
+def config_for(bits: int | None, method: str | None) -> TrainConfig:
+    """The recipe of a run, with the demo's epochs, learning rate and folders."""
+    start = OUTPUT / "full-precision"
+    if bits is None:
+        return replace(get_recipe("digits-cnn-fp")(), epochs=FULL_PRECISION_EPOCHS, output=str(start))
+    config = get_recipe("digits-cnn")(weights=bits, activations=bits, method=method)
+    return replace(
+        config,
+        model=replace(config.model, init=str(start)),
+        optimizer=replace(config.optimizer, lr=LOW_BIT_LR),
+        epochs=LOW_BIT_EPOCHS,
+        output=str(OUTPUT / f"w{bits}a{bits}-{method}"),
+    )
+
+
+def results_table(outcomes: list[Outcome]) -> Table:
+    """One row per network; the drop is against the first, the full-precision one."""
+    reference = outcomes[0].accuracy
+    table = Table(title="Test accuracy and size")
+    for heading in ("width", "method"):
+        table.add_column(heading)
+    for heading in ("accuracy, %", "drop, points", "size, kB", "seconds"):
+        table.add_column(heading, justify="right")
+    for before, outcome in zip([None, *outcomes], outcomes):
+        if before is not None and before.bits != outcome.bits:
+            table.add_section()
+        table.add_row(
+            outcome.width,
+            METHODS.get(outcome.method, "-"),
+            f"{outcome.accuracy:.2f}",
+            "-" if outcome.bits is None else f"{reference - outcome.accuracy:.2f}",
+            f"{outcome.size:.1f}",
+            f"{outcome.seconds:.1f}",
+        )
+    return table
+
+
+def plot_comparison(outcomes: list[Outcome], path: Path) -> Path:
+    """Accuracy at each width, a line per method, full precision as the line to compare with."""
+    reference, *low = outcomes
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(reference.accuracy, color="#555555", linewidth=1.2, linestyle=(0, (5, 3)))
+    axes.annotate(
+        f"full precision {reference.accuracy:.2f} %, {reference.size:.0f} kB",
+        (1, reference.accuracy), xycoords=("axes fraction", "data"), xytext=(-4, 5), textcoords="offset points",
+        ha="right", color="#555555", fontsize=9,
+    )  # fmt: skip
+    styles = zip(METHODS.items(), ("#0072B2", "#E69F00", "#009E73"), "os^", (-0.06, 0.0, 0.06))
+    for (method, label), colour, marker, shift in styles:
+        mine = [outcome for outcome in low if outcome.method == method]
+        places = [WIDTHS.index(outcome.bits) + shift for outcome in mine]
+        axes.plot(
+            places, [outcome.accuracy for outcome in mine],
+            color=colour, marker=marker, markersize=8, linewidth=1.6, label=label,
+        )  # fmt: skip
+    sizes = {outcome.bits: f"{outcome.width}\n{outcome.size:.1f} kB" for outcome in low}
+    axes.set_xticks(range(len(WIDTHS)), [sizes[bits] for bits in WIDTHS])
+    axes.set_xlim(-0.3, len(WIDTHS) - 0.7)
+    lowest, highest = (f(outcome.accuracy for outcome in outcomes) for f in (min, max))
+    axes.set_ylim(min(lowest, highest - 2) - 0.3, min(highest + 0.6, 100.3))
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title("Digits: accuracy against width (one test image is 0.28 points)", fontsize=11)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+    return path
+
+
+def describe(outcome: Outcome) -> str:
+    return "full precision" if outcome.bits is None else f"{outcome.width} by {METHODS[outcome.method]}"
+
+
+def relative(path: Path) -> Path:
+    """The path as seen from the working directory, where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    main()

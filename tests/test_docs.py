@@ -1,0 +1,71 @@
+"""The documentation's Python is run as it stands, and the functions that it names are there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import lowbit
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def run_blocks(page: Path) -> dict:
+    names: dict = {}
+    for block in python_blocks(page):
+        exec(compile(block, str(page), "exec"), names)
+    return names
+
+
+def test_adding_a_method():
+    before = dict(lowbit.METHODS)
+    torch.manual_seed(0)
+    try:
+        names = run_blocks(ROOT / "docs" / "add-a-method.md")
+    finally:
+        for name in lowbit.METHODS.keys() - before:
+            del lowbit.METHODS[name]
+    first = names["quantized"][0]
+    assert first.weight_quantizer.method.name == "cosine"
+    assert float(first.weight_quantizer.slope_value) == pytest.approx(0.5)
+    assert first.input_quantizer.method.name == "lsq"
+    assert first.weight.grad.abs().sum() > 0
+    assert first.weight_quantizer.raw_step.grad.abs() > 0
+
+
+def test_first_steps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = run_blocks(ROOT / "docs" / "first-steps.md")
+    assert names["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_functions_beside_formulas_exist():
+    text = (ROOT / "docs" / "methods.md").read_text()
+    references = re.findall(r"`([a-z_]+/[a-z_]+)\.py:([A-Za-z_.]+)`", text)
+    assert len(references) > 30
+    for path, name in references:
+        found = importlib.import_module("lowbit." + path.replace("/", "."))
+        for part in name.split("."):
+            assert hasattr(found, part), f"docs/methods.md names {path}.py:{name}, but there is no {part}"
+            found = getattr(found, part)
+
+
+def test_every_method_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in lowbit.METHODS if f"| `{name}` |" not in text] == []
