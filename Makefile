@@ -7,7 +7,7 @@
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
-# Processes of the suite, each on one thread. The profile of hypothesis has no deadlines: a busy machine is no failure.
+# Processes of the suite, each on one thread.
 JOBS ?= 2
 
 .PHONY: demo test lint setup
@@ -18,7 +18,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/lint-imports --no-cache
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --hypothesis-profile=ci
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,18 +2,22 @@
 
 A small convolutional network learns the digits that scikit-learn carries in full precision, then goes to W4A4, W3A3 and
 W2A2 by LSQ, LSQ+ and LG-LSQ. What comes out is one table, and in `demo-output/` a folder for every run (config, log,
-checkpoints, plots) and a figure that compares the methods.
+checkpoints, plots) and a figure that compares the methods. The networks trained by LSQ are then exported as integer networks,
+proved equal code by code, and timed in ONNX Runtime: a second table.
 """
 
 from __future__ import annotations
 
 import shutil
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnxruntime
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -22,7 +26,9 @@ from rich.table import Table
 
 import lowbit
 from lowbit import train
+from lowbit.data import eval_loader
 from lowbit.files import atomic_write
+from lowbit.integer.compare import Report
 from lowbit.recipes import get_recipe
 from lowbit.train import TrainConfig
 
@@ -76,6 +82,7 @@ def main() -> None:
             console.print(f"{describe(outcomes[-1])}: {outcomes[-1].accuracy:.1f} % in {outcomes[-1].seconds:.1f} s")
     console.print()
     console.print(results_table(outcomes))
+    console.print(deployment_table([deploy(o, outcomes[0]) for o in outcomes if o.method == "lsq"]))
     figure = plot_comparison(outcomes, OUTPUT / "accuracy.png")
     console.print("One seed and 360 test images: differences of less than a point mean little.", soft_wrap=True)
     console.print("LG-LSQ is a reconstruction: see docs/methods.md.")
@@ -105,6 +112,7 @@ def config_for(bits: int | None, method: str | None) -> TrainConfig:
         config,
         model=replace(config.model, init=str(start)),
         optimizer=replace(config.optimizer, lr=LOW_BIT_LR),
+        quantization=replace(config.quantization, integer_only=True),
         epochs=LOW_BIT_EPOCHS,
         output=str(OUTPUT / f"w{bits}a{bits}-{method}"),
     )
@@ -128,6 +136,71 @@ def results_table(outcomes: list[Outcome]) -> Table:
             "-" if outcome.bits is None else f"{reference - outcome.accuracy:.2f}",
             f"{outcome.size:.1f}",
             f"{outcome.seconds:.1f}",
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An exported network: the proof, file sizes in kB by format, images per second."""
+
+    width: str
+    report: Report
+    sizes: dict[str, float]
+    integer_speed: float
+    float_speed: float
+
+
+def deploy(outcome: Outcome, reference: Outcome) -> Deployed:
+    """Export a run in every format, compare the ONNX file with the integer network on all test images, and time both."""
+    model, config = train.load(outcome.folder, "last")
+    batches = list(eval_loader(config.data))
+    network = lowbit.to_integer(model, batches[0][0])
+    names = {"onnx": "model.onnx", "onnx-packed": "model.packed.onnx", "lowbit": "model.safetensors"}
+    for format, name in names.items():
+        lowbit.export(network, outcome.folder / name, format)
+    report = lowbit.verify(model, outcome.folder / "model.onnx", batches)
+    sizes = {format: (outcome.folder / name).stat().st_size / 1000 for format, name in names.items()}
+    original, _ = train.load(reference.folder, "last")
+    images = torch.cat([x for x, _ in batches])[:128]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(outcome.folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    with torch.inference_mode():
+        speeds = side_by_side(lambda: session.run(None, feed), lambda: original(images))
+    return Deployed(outcome.width, report, sizes, *(len(images) / seconds for seconds in speeds))
+
+
+def side_by_side(
+    first: Callable[[], object], second: Callable[[], object], repetitions: int = 15
+) -> tuple[float, float]:
+    """Median seconds of two functions, called in turn."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repetitions):
+        for call, taken in zip((first, second), seconds):
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def deployment_table(deployed: list[Deployed]) -> Table:
+    """What left training: differing codes, sizes, speed."""
+    table = Table(title="Integer networks, by LSQ: exported and verified on 360 test images")
+    for heading in ("width", "codes that differ", "top-1, %", "ONNX, kB", "packed ONNX, kB", "own file, kB"):
+        table.add_column(heading, justify="right")
+    table.add_column("images/s: ONNX Runtime, PyTorch float32", justify="right")
+    for one in deployed:
+        compared = sum(row.compared for row in one.report.rows)
+        differ = sum(row.file_differ for row in one.report.rows)
+        table.add_row(
+            one.width,
+            f"{differ} of {compared:,}",
+            f"{100 * one.report.top1['file'] / one.report.samples:.2f}",
+            *(f"{one.sizes[format]:.1f}" for format in ("onnx", "onnx-packed", "lowbit")),
+            f"{one.integer_speed:,.0f}, {one.float_speed:,.0f} ({one.integer_speed / one.float_speed:.1f}x)",
         )
     return table
 

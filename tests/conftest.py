@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure of a law.
+settings.register_profile("lowbit", deadline=None)
+settings.load_profile("lowbit")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -15,3 +22,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the data folder {SHARED_DATA}, which this checkout does not have beside it")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """The C++ compiler that torch.compile needs on the CPU; skips where there is none."""
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and shutil.which(name):
+            return name
+    pytest.skip("torch.compile needs a C++ compiler on the CPU, and this machine has none")

@@ -22,7 +22,7 @@ def demo(tmp_path, monkeypatch):
         "FULL_PRECISION_EPOCHS": 4,
         "LOW_BIT_EPOCHS": 2,
     }
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "160")
     threads = torch.get_num_threads()
     yield settings
     torch.set_num_threads(threads)
@@ -39,6 +39,10 @@ def test_table_and_plots(demo, tmp_path, capsys):
     assert float(low[1]) == pytest.approx(float(full[0]) - float(low[0]), abs=0.011)
     assert float(low[1]) < 3
     assert float(low[2]) < float(full[2]) / 7
+    (proof,) = [line for line in shown.splitlines() if " of " in line and "W4A4" in line and "LSQ" not in line]
+    assert proof.replace("│", " ").split()[1] == "0"
+    for path in ("model.onnx", "model.packed.onnx", "model.safetensors"):
+        assert (tmp_path / "out" / "w4a4-lsq" / path).stat().st_size > 10_000
     assert "epoch" not in shown and "epoch 2/2" in (tmp_path / "out" / "log.txt").read_text()
     for path in ("accuracy.png", "full-precision/plots/loss.png", "w4a4-lsq/plots/steps.png"):
         assert (tmp_path / "out" / path).read_bytes().startswith(b"\x89PNG")

@@ -9,6 +9,7 @@ from lowbit.integer.network import IntegerNetwork
 from lowbit.preparation.batchnorm import reestimate_batchnorm
 from lowbit.preparation.calibrate import calibrate
 from lowbit.preparation.prepare import prepare, quantizers
+from lowbit.preparation.remedies import OscillationFreezer, dampening_loss
 from lowbit.preparation.rules import Rule
 from lowbit.preparation.table import layer_table, model_size_bits
 from lowbit.preparation.training import attach, parameter_groups, set_progress, snap_offsets
@@ -25,10 +26,12 @@ __all__ = [
     "IntegerNetwork",
     "LowbitError",
     "Method",
+    "OscillationFreezer",
     "Quantizer",
     "Rule",
     "attach",
     "calibrate",
+    "dampening_loss",
     "export",
     "fake_quantize",
     "layer_table",

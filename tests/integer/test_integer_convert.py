@@ -86,7 +86,8 @@ def test_the_integer_network_agrees_with_the_trained_one(bits, granularity):
     # Ties and float summation order move a code now and then; one that moves early moves others behind it.
     assert compared > 10_000 and differ <= 0.002 * compared
     network = lowbit.to_integer(prepared, x)
-    torch.testing.assert_close(network(x), prepared(x).detach(), rtol=0.02, atol=0.02 * float(prepared(x).abs().max()))
+    expected = prepared(x).detach()
+    torch.testing.assert_close(network(x), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
     kinds = {type(node) for node in network.graph.nodes}
     assert {Add, Concatenate, Convolution, Lookup, Multiply} <= kinds
 

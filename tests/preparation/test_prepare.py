@@ -214,7 +214,7 @@ def test_calibration_takes_pairs_dictionaries_and_averages_batches():
         ({"weights": 9}, "weights of 'left': bits must be a whole number from 1 to 8"),
         ({"activations": 0}, "activations of 'left'"),
         ({"first_last": 33}, "weights of 'stem'"),
-        ({"method": "lsq2"}, "unknown method 'lsq2': did you mean 'lsq'"),
+        ({"method": "lsq2"}, "unknown method 'lsq2': Did you mean 'lsq'"),
         ({"rules": [Rule("nothing.*")]}, r"rule 'nothing\.\*' decides no layer"),
         ({"rules": [Rule("left.*"), Rule("left")]}, "an earlier rule already decides left"),
         ({"rules": [Rule("(")]}, "no regular expression"),
@@ -290,7 +290,7 @@ def test_calibrating_a_float_model_says_what_comes_first():
         lowbit.calibrate(Block(), [batch(1, 3, 8, 8)])
 
 
-def test_compiles_whole_without_recompiling_over_steps():
+def test_compiles_whole_without_recompiling_over_steps(compiler):
     torch._dynamo.reset()
     prepared = calibrated(weights=2, activations=2, method="lg-lsq")
     reference = copy.deepcopy(prepared)

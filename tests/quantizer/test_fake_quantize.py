@@ -161,7 +161,7 @@ def test_wrong_shapes_are_refused(step_shape, batch_dim, words):
 
 
 def test_unknown_method_names_the_close_one():
-    with pytest.raises(LowbitError, match="did you mean 'lsq"):
+    with pytest.raises(LowbitError, match="Did you mean 'lsq"):
         fake_quantize(torch.randn(2), torch.tensor(1.0), Grid(4, signed=True), method="lqs")
 
 

@@ -212,7 +212,7 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is(monkeypatch) -> None:
     assert said == ["the step runs uncompiled: torch.compile does not work here (no compiler)"]
 
 
-def test_compiled_step_says_so_and_computes_the_same() -> None:
+def test_compiled_step_says_so_and_computes_the_same(compiler: str) -> None:
     said: list[str] = []
     step = CompiledStep(lambda x: (x * 2).sum(), said.append)
     x = torch.arange(5.0)

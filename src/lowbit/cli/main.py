@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, did_you_mean
 
 # name: (module with `run(argv) -> int`, what the overview says). Modules are imported when their command is called.
 COMMANDS = {
@@ -54,8 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
-        from lowbit.train.config import did_you_mean
-
         raise LowbitError(f"unknown command {command!r}.{did_you_mean(command, COMMANDS)} `lowbit --help` lists them")
     module, _ = COMMANDS[command]
     try:

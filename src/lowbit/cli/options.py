@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NoReturn
 
-from lowbit.errors import LowbitError
-from lowbit.train.config import did_you_mean
+from lowbit.errors import LowbitError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console

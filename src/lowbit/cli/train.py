@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.cli.options import Parser, bits, console
-from lowbit.errors import LowbitError
-from lowbit.train.config import TrainConfig, did_you_mean
+from lowbit.errors import LowbitError, did_you_mean
+from lowbit.train.config import TrainConfig
 
 
 def parser() -> Parser:

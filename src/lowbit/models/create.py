@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit._torchvision import import_torchvision
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, did_you_mean
 from lowbit.models.cifar_resnet import CifarResNet
 from lowbit.models.digits import DigitsCnn
 
@@ -124,9 +123,10 @@ def _create_timm(name: str, num_classes: int | None, pretrained: bool) -> nn.Mod
     # A tag behind the dot names weights: resnet18.a1_in1k is resnet18's.
     if not timm.is_model(name):
         known = [*names(), *timm.list_models()]
-        close = difflib.get_close_matches(name.replace("_", "-"), known, n=3) or difflib.get_close_matches(name, known)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"lowbit's own are {', '.join(names())}"
-        raise LowbitError(f"unknown network {name!r}: {hint}; timm.list_models() has all others")
+        hint = did_you_mean(name.replace("_", "-"), known) or did_you_mean(name, known)
+        raise LowbitError(
+            f"unknown network {name!r}.{hint} lowbit's own are {', '.join(names())}; timm.list_models() has all others"
+        )
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)

@@ -9,7 +9,6 @@ where `my_slope(position, value)` is any elementwise function of tensors. See do
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, did_you_mean
 from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.init import (
     Init,
@@ -178,9 +177,9 @@ def get_method(method: str | Method) -> Method:
         return method
     if method in METHODS:
         return METHODS[method]
-    close = difflib.get_close_matches(str(method), METHODS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise LowbitError(f"unknown method {method!r}: {hint}known are {', '.join(sorted(METHODS))}")
+    raise LowbitError(
+        f"unknown method {method!r}.{did_you_mean(str(method), METHODS)} Known are {', '.join(sorted(METHODS))}"
+    )
 
 
 # Lin et al. 2022, arXiv 2202.09009 (reconstructed)

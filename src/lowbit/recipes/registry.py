@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, did_you_mean
 from lowbit.recipes import cifar10, digits, imagenet
-from lowbit.train.config import TrainConfig, did_you_mean
+from lowbit.train.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import types
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from lowbit.data.config import DataConfig
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, did_you_mean
 from lowbit.files import atomic_write
 
 
@@ -239,12 +238,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
-    """` Did you mean a, b?` for what `known` has close to `name`, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

@@ -1,0 +1,156 @@
+"""From a trained network to a proved file, through the public functions and the command line."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import lowbit
+from lowbit import LowbitError, deployment, models
+from lowbit.cli.main import main
+from lowbit.recipes import get_recipe
+from lowbit.train import run
+
+X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    prepared = lowbit.prepare(models.create("digits-cnn"), weights=3, activations=3, integer_only=True)
+    return lowbit.calibrate(prepared, [X]).eval()
+
+
+@pytest.fixture
+def network(model):
+    return lowbit.to_integer(model, X)
+
+
+@pytest.mark.parametrize("format", deployment.FORMATS)
+def test_every_format_is_written_and_those_that_run_are_proved(network, tmp_path, format):
+    report = lowbit.export(network, tmp_path / "m.file", format)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.file"]
+    assert (report is not None and report.ok and report.samples == 8) if "onnx" in format[:4] else report is None
+
+
+def test_files_get_smaller_with_the_bits(network, tmp_path):
+    sizes = {}
+    for format in deployment.FORMATS:
+        lowbit.export(network, tmp_path / format, format)
+        sizes[format] = (tmp_path / format).stat().st_size
+    assert sizes["lowbit"] < sizes["onnx-packed"] < sizes["onnx"] < sizes["qonnx"]
+
+
+def test_verify_agrees_on_what_was_exported(model, network, tmp_path):
+    lowbit.export(network, tmp_path / "m.onnx")
+    report = lowbit.verify(model, tmp_path / "m.onnx", [(X, torch.arange(6))])
+    assert report.ok and report.samples == 6 and report.parts_at is None
+    assert report.agree == {"file": 6, "trained": 6, "fixed": 6}
+    assert set(report.top1) == {"reference", "file", "trained", "fixed"}
+    trained = [row for row in report.rows if row.trained_differ is not None and not row.is_float]
+    assert len(trained) >= 8 and sum(row.trained_differ for row in trained) <= 2
+
+
+def test_verify_sees_a_change_after_the_export(model, network, tmp_path):
+    import copy
+
+    lowbit.export(network, tmp_path / "m.onnx")
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.get_submodule("conv3").weight[:4].mul_(-1)
+    report = lowbit.verify(changed, tmp_path / "m.onnx", [X])
+    assert not report.ok and report.parts_at == "conv3"
+
+
+def test_verify_sees_an_altered_file(network, tmp_path):
+    path = tmp_path / "m.onnx"
+    lowbit.export(network, path)
+    file = onnx.load(path)
+    weight = next(i for i in file.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) == 4)
+    codes = numpy_helper.to_array(weight).copy()
+    codes[0] = -codes[0] + 1
+    weight.CopyFrom(numpy_helper.from_array(codes, weight.name))
+    onnx.save(file, path)
+    assert not lowbit.verify(network, path, [X]).ok
+
+
+def test_a_file_that_computes_something_else_is_not_left(network, tmp_path, monkeypatch):
+    from lowbit.formats import onnx as format_onnx
+
+    def wrong(graph, path):
+        original(graph, path)
+        file = onnx.load(path)
+        scale = next(i for i in file.graph.initializer if i.data_type == onnx.TensorProto.FLOAT)
+        scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
+        onnx.save(file, path)
+
+    original = format_onnx.write
+    monkeypatch.setattr(format_onnx, "write", wrong)
+    (tmp_path / "m.onnx").write_text("the old file")
+    with pytest.raises(LowbitError, match="not written, because the file would not compute"):
+        lowbit.export(network, tmp_path / "m.onnx")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["the old file"]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda network, path: lowbit.export(network, path / "m", "tflite"), "unknown format 'tflite'"),
+        (lambda network, path: lowbit.export(network, path / "no" / "m.onnx"), "there is no folder"),
+        (lambda network, path: lowbit.verify(network, path / "m.onnx", [X]), "cannot be read as ONNX"),
+        (lambda network, path: lowbit.verify(network, path / "m.onnx", []), "at least one batch"),
+        (lambda network, path: network(torch.zeros(1, 3, 8, 8)), "shape"),
+        (lambda network, path: network(X.double()), "float32"),
+        (lambda network, path: network(X * float("nan")), "NaN"),
+    ],
+)
+def test_bad_input(network, tmp_path, call, words):
+    with pytest.raises(LowbitError, match=words):
+        call(network, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    from dataclasses import replace
+
+    config = get_recipe("digits-cnn")(weights=4, activations=4, method="lsq+")
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run(
+        replace(
+            config,
+            quantization=replace(config.quantization, integer_only=True),
+            epochs=2, compile=False, output=str(folder),
+        )
+    )  # fmt: skip
+    return folder
+
+
+def test_command_line(trained_run, capsys):
+    assert main(["export", str(trained_run)]) == 0
+    assert "0 of " in capsys.readouterr().out
+    assert main(["verify", str(trained_run), str(trained_run / "model.onnx"), "--images", "50"]) == 0
+    shown = capsys.readouterr().out
+    assert "file: 0 of" in shown and "fixed: top-1" in shown
+    assert main(["export", str(trained_run), "--format", "lowbit", "--file", str(trained_run / "m.lowbit")]) == 0
+    network = lowbit.IntegerNetwork.load(trained_run / "m.lowbit")
+    assert main(["verify", str(trained_run), str(trained_run / "config.json")]) == 2
+
+    # Another network's steps: the file no longer is this run's.
+    file = onnx.load(trained_run / "model.onnx")
+    scale = next(i for i in file.graph.initializer if i.data_type == onnx.TensorProto.FLOAT and not i.dims)
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
+    onnx.save(file, trained_run / "other.onnx")
+    assert main(["verify", str(trained_run), str(trained_run / "other.onnx"), "--images", "50"]) == 1
+    assert network.graph.nodes
+
+
+def test_a_run_that_was_not_trained_for_integers(tmp_path, capsys):
+    from dataclasses import replace
+
+    config = get_recipe("digits-cnn")(weights=4, activations=4, method="lsq")
+    run(replace(config, epochs=1, compile=False, output=str(tmp_path / "run")))
+    assert main(["export", str(tmp_path / "run")]) == 2
+    assert "integer_only=True" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.onnx").exists()
