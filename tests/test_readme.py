@@ -18,7 +18,8 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_training_loop_works_as_printed(blocks):
+def test_the_training_loop_works_as_printed(blocks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict = {}
     for block in blocks:
@@ -37,6 +38,9 @@ def test_the_training_loop_works_as_printed(blocks):
     assert [row.weight_bits for row in lowbit.layer_table(quantized)] == [8, 3, 3, 8]
     middle = quantized[1][0]
     assert len(middle.weight_quantizer(middle.weight).unique()) <= 8
+    # The integer network of the last block is proved, file and all.
+    assert names["report"].ok and names["report"].samples == 297
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.onnx", "digits.safetensors"}
     # The loop learned: training without it would leave every step where it started.
     steps = [quantizer for _, quantizer in lowbit.quantizers(quantized)]
     assert len(steps) == 8
