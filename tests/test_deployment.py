@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import onnx
 import pytest
 import torch
@@ -30,6 +32,8 @@ def network(model):
 
 @pytest.mark.parametrize("format", deployment.FORMATS)
 def test_every_format_is_written_and_those_that_run_are_proved(network, tmp_path, format):
+    if format == "executorch":
+        pytest.importorskip("executorch.runtime")
     report = lowbit.export(network, tmp_path / "m.file", format)
     assert [path.name for path in tmp_path.iterdir()] == ["m.file"]
     assert (report is not None and report.ok and report.samples == 8) if "onnx" in format[:4] else report is None
@@ -37,10 +41,17 @@ def test_every_format_is_written_and_those_that_run_are_proved(network, tmp_path
 
 def test_files_get_smaller_with_the_bits(network, tmp_path):
     sizes = {}
-    for format in deployment.FORMATS:
+    for format in ("lowbit", "onnx-packed", "onnx", "qonnx"):
         lowbit.export(network, tmp_path / format, format)
         sizes[format] = (tmp_path / format).stat().st_size
     assert sizes["lowbit"] < sizes["onnx-packed"] < sizes["onnx"] < sizes["qonnx"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is not None, reason="executorch is installed")
+def test_a_missing_package_is_named(network, tmp_path):
+    with pytest.raises(LowbitError, match=r"'executorch.*lowbit\[executorch\]"):
+        lowbit.export(network, tmp_path / "m.pte", "executorch")
+    assert not list(tmp_path.iterdir())
 
 
 def test_verify_agrees_on_what_was_exported(model, network, tmp_path):

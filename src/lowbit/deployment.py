@@ -19,8 +19,8 @@ from lowbit.integer.network import IntegerNetwork
 if TYPE_CHECKING:
     from lowbit.integer.compare import Report
 
-Format = Literal["onnx", "onnx-packed", "qonnx", "lowbit"]
-FORMATS: tuple[str, ...] = ("onnx", "onnx-packed", "qonnx", "lowbit")
+Format = Literal["onnx", "onnx-packed", "qonnx", "executorch", "lowbit"]
+FORMATS: tuple[str, ...] = ("onnx", "onnx-packed", "qonnx", "executorch", "lowbit")
 
 
 def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
@@ -57,7 +57,8 @@ def export(
         network: from `to_integer`.
         path: the file to write. Its folder must exist.
         format: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic, weights stored at their width),
-            "qonnx" (for FINN and hls4ml; checked as ONNX, not run here) or "lowbit" (`IntegerNetwork.load` reads it).
+            "qonnx" (for FINN and hls4ml; checked as ONNX, not run here), "executorch" (XNNPACK, one sample at a time; its
+            outputs are compared in ExecuTorch's runtime) or "lowbit" (`IntegerNetwork.load` reads it).
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default.
 
     Returns:
@@ -77,6 +78,9 @@ def export(
     with atomic_write(path) as temporary:
         _writer(format)(network.graph, temporary)
         if format == "qonnx":
+            return None
+        if format == "executorch":
+            _check_executorch(network, temporary, path, batches)
             return None
         from lowbit.integer.compare import compare
 
@@ -122,13 +126,33 @@ def _writer(format: str):
             from lowbit.formats.onnx import write
         elif format == "onnx-packed":
             from lowbit.formats.onnx_packed import write
+        elif format == "executorch":
+            from lowbit.formats.executorch import write
         else:
             from lowbit.formats.qonnx import write
     except ImportError as error:
+        extra = "executorch" if format == "executorch" else "export"
         raise LowbitError(
-            f"writing {format} needs the package {error.name!r}, which is not installed: pip install 'lowbit[export]'"
+            f"writing {format} needs the package {error.name!r}, which is not installed: pip install 'lowbit[{extra}]'"
         ) from error
     return write
+
+
+def _check_executorch(network: IntegerNetwork, file: Path, path: Path, batches: Iterable[Any] | None) -> None:
+    """Refuse a .pte file whose outputs are not the network's, on the first batch."""
+    from executorch.runtime import Runtime
+
+    first = next(iter(batches), None) if batches is not None else _random_inputs(network.graph)
+    if first is None:
+        raise LowbitError("there is no data to compare on: give at least one batch")
+    x = first[0] if isinstance(first, (tuple, list)) else first
+    method = Runtime.get().load_program(file.read_bytes()).load_method("forward")
+    for number, sample in enumerate(x.split(1)):
+        (output,) = method.execute([sample])
+        if not torch.equal(output, network(sample)):
+            raise LowbitError(
+                f"{path}: not written, because the file's output for sample {number} is not the integer network's"
+            )
 
 
 def _random_inputs(graph: Graph) -> Tensor:

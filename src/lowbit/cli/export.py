@@ -6,7 +6,13 @@ from pathlib import Path
 
 from lowbit.cli.options import Parser
 
-SUFFIX = {"onnx": ".onnx", "onnx-packed": ".packed.onnx", "qonnx": ".qonnx.onnx", "lowbit": ".safetensors"}
+SUFFIX = {
+    "onnx": ".onnx",
+    "onnx-packed": ".packed.onnx",
+    "qonnx": ".qonnx.onnx",
+    "executorch": ".pte",
+    "lowbit": ".safetensors",
+}
 
 
 def run(argv: list[str]) -> int:

@@ -1,0 +1,117 @@
+"""ExecuTorch: the codes of the file, in ExecuTorch's own runtime, are the integer reference's."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
+
+from lowbit.errors import LowbitError
+from lowbit.integer.check import validate
+from lowbit.integer.ir import Add, Convolution, Graph, Lookup, Multiply, Quantize, Reshape, Slice, TensorType, Weight
+from lowbit.integer.network import IntegerNetwork
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # ExecuTorch's own imports warn
+    pytest.importorskip("executorch.exir")
+    from executorch.runtime import Runtime
+
+    from lowbit.formats import executorch
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def assert_equal(graph: Graph, x: torch.Tensor) -> None:
+    """Every code of every node, and the output, sample by sample."""
+    kinds = {node.name: node.type for node in graph.nodes if isinstance(node.type, TensorType)}
+    program = executorch.build(graph, outputs=tuple(kinds))
+    method = Runtime.get().load_program(program.buffer).load_method("forward")
+    network = IntegerNetwork(graph)
+    for sample in x.split(1):
+        output, *carriers = method.execute([sample])
+        assert torch.equal(output, network(sample))
+        reference = network.codes(sample)
+        for (name, kind), carrier in zip(kinds.items(), carriers, strict=True):
+            differ = int((carrier.int() + 128 - kind.carrier_offset != reference[name].int()).sum())
+            assert differ == 0, f"{name}: {differ} of {carrier.numel()}"
+
+
+def test_codes_equal_on_a_residual_network() -> None:
+    b = resnet_like(seed=3, bits=2, size=8, per_channel=True)
+    assert_equal(b.graph(), b.input(3))
+
+
+def test_codes_equal_for_every_operation() -> None:
+    b = every_operation(seed=0, bits=4)
+    assert_equal(b.graph(), b.input(3))
+
+
+def test_layers_of_every_kind() -> None:
+    b = GraphBuilder((3, 10, 10), seed=11)
+    x = b.conv(b.quantize(8, signed=False, zero=117), 16, weight_bits=8, bits=8, zero=30, per_channel=True)
+    b.conv(x, 16, 5, bits=8, weight_bits=8, per_channel=True, groups=16, padding=(1, 2), signed=True, zero=-9)
+    b.conv(x, 8, bits=3, weight_bits=3, per_channel=True, negative=True, stride=2, groups=2, signed=True, dilation=2)
+    x = b.conv(x, 32, 1, bits=8, weight_bits=1, bias=False, padding=(0, 0))
+    # A multiplier of 1/8: one output in eight is a tie.
+    scale = b.type_of(x).scale
+    weight = Weight(b.codes(-8, 7, 4, 32, 1, 1).to(torch.int8), torch.tensor(0.125), 4)
+    pad = ((0, 0), (0, 0))
+    where = {"stride": (1, 1), "padding": pad, "dilation": (1, 1)}
+    x = b.append(Convolution, x, type=TensorType(scale, 5, 8, True), weight=weight, **where)
+    b.linear(b.linear(b.append(Reshape, x, shape=(-1,)), 16, float_output=False, per_channel=True), 10)
+    assert_equal(b.graph(), b.input(3))
+
+
+@pytest.mark.parametrize("scales", [(0.031, 0.0522, 0.071), (0.25, 0.5, 0.5)], ids=["generic", "ties"])
+def test_every_pair_of_codes_of_additions_and_products(scales: tuple[float, float, float]) -> None:
+    b = GraphBuilder((2, 256, 256))
+    x = b.append(Quantize, "image", type=TensorType(1.0, 0, 8, True))
+    codes = torch.arange(256, dtype=torch.int16)
+    operands = []
+    for channel, (scale, zero, signed) in enumerate([(scales[0], 17, False), (scales[1], -3, True)]):
+        part = b.append(Slice, x, axis=1, start=channel, stop=channel + 1)
+        kind = TensorType(f32(scale), zero, 8, signed)
+        operands.append(b.append(Lookup, part, type=kind, table=codes + kind.qn))
+    b.append(Add, *operands, type=TensorType(f32(scales[2]), 9, 8, False))
+    b.append(Multiply, *operands, type=TensorType(f32(scales[2] * 4), -7, 8, True))
+    pairs = all_pairs_of_bytes()
+    assert_equal(b.graph(), torch.stack([pairs[:, :256], pairs[:, 256:]])[None])
+
+
+def test_writes_a_file_that_the_runtime_loads(tmp_path) -> None:
+    b = GraphBuilder((3, 4, 4))
+    b.conv(b.quantize(8), 4)
+    graph, x = b.graph(), b.input(1)
+    executorch.write(graph, tmp_path / "network.pte")
+    assert [path.name for path in tmp_path.iterdir()] == ["network.pte"]
+    method = Runtime.get().load_program(tmp_path / "network.pte").load_method("forward")
+    assert torch.equal(method.execute([x])[0], IntegerNetwork(graph)(x))
+
+
+def _one_convolution(**changes) -> Graph:
+    b = GraphBuilder((3, 4, 4))
+    b.conv(b.quantize(8), 4)
+    graph = b.graph()
+    nodes = (graph.nodes[0], replace(graph.nodes[1], **changes))
+    return validate(replace(graph, nodes=nodes))
+
+
+def test_refuses_what_it_cannot_write_exactly() -> None:
+    lowest = Weight(torch.full((4, 3, 3, 3), -128, dtype=torch.int8), -torch.full((4,), 0.01), 8)
+    with pytest.raises(LowbitError, match=r"n1.Convolution.*narrow"):
+        executorch.build(_one_convolution(weight=lowest))
+    with pytest.raises(LowbitError, match=r"n1.Convolution.*bias"):
+        executorch.build(_one_convolution(bias=torch.tensor([1 << 25 | 1, 0, 0, 0], dtype=torch.int32)))
+    with pytest.raises(LowbitError, match=r"n1.Convolution.*256"):
+        executorch.build(_one_convolution(type=TensorType(f32(1e-7), 0, 4, False)))
+    b = GraphBuilder((2048,))
+    b.linear(b.quantize(8), 2)
+    with pytest.raises(LowbitError, match=r"n1.Linear.*float32"):
+        executorch.build(validate(replace(b.graph(), nodes=(b.nodes[0], _heavy(b.nodes[1])))))
+
+
+def _heavy(node):
+    return replace(node, weight=Weight(torch.full_like(node.weight.codes, 127), node.weight.scale, 8))
