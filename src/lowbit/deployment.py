@@ -146,7 +146,10 @@ def _check_executorch(network: IntegerNetwork, file: Path, path: Path, batches: 
     if first is None:
         raise LowbitError("there is no data to compare on: give at least one batch")
     x = first[0] if isinstance(first, (tuple, list)) else first
-    method = Runtime.get().load_program(file.read_bytes()).load_method("forward")
+    # The runtime reads from these as long as the method runs, but does not keep them alive.
+    content = file.read_bytes()
+    program = Runtime.get().load_program(content)
+    method = program.load_method("forward")
     for number, sample in enumerate(x.split(1)):
         (output,) = method.execute([sample])
         if not torch.equal(output, network(sample)):
