@@ -214,7 +214,7 @@ def test_calibration_takes_pairs_dictionaries_and_averages_batches():
         ({"weights": 9}, "weights of 'left': bits must be a whole number from 1 to 8"),
         ({"activations": 0}, "activations of 'left'"),
         ({"first_last": 33}, "weights of 'stem'"),
-        ({"method": "lsq2"}, "unknown method 'lsq2': Did you mean 'lsq'"),
+        ({"method": "lsq2"}, "unknown method 'lsq2'. Did you mean 'lsq'"),
         ({"rules": [Rule("nothing.*")]}, r"rule 'nothing\.\*' decides no layer"),
         ({"rules": [Rule("left.*"), Rule("left")]}, "an earlier rule already decides left"),
         ({"rules": [Rule("(")]}, "no regular expression"),
