@@ -160,6 +160,18 @@ def test_wrong_shapes_are_refused(step_shape, batch_dim, words):
         fake_quantize(torch.randn(2, 2), torch.ones(step_shape), Grid(4, signed=True), batch_dim=batch_dim)
 
 
+@pytest.mark.parametrize(
+    ("x", "step", "words"),
+    [
+        (torch.ones(3, dtype=torch.int64), torch.tensor(1.0), "floating-point"),
+        (torch.ones(3), 0.5, "step must be a tensor"),
+    ],
+)
+def test_arguments_that_are_no_tensors(x, step, words):
+    with pytest.raises(LowbitError, match=words):
+        fake_quantize(x, step, Grid(4, signed=True))
+
+
 def test_unknown_method_names_the_close_one():
     with pytest.raises(LowbitError, match="Did you mean 'lsq"):
         fake_quantize(torch.randn(2), torch.tensor(1.0), Grid(4, signed=True), method="lqs")

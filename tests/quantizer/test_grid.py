@@ -26,6 +26,12 @@ def test_bits_out_of_range(arguments):
         Grid(*arguments)
 
 
+@pytest.mark.parametrize("signed", [None, "no", 1])
+def test_signed_must_be_said(signed):
+    with pytest.raises(LowbitError, match="signed must be True or False"):
+        Grid(4, signed)
+
+
 @pytest.mark.parametrize("arguments", [(4, False, True), (1, True, True)])
 def test_narrow_where_it_means_nothing(arguments):
     with pytest.raises(LowbitError, match="narrow"):

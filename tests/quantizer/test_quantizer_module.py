@@ -99,8 +99,13 @@ def test_data_that_gives_no_step_is_refused(data, words):
 
 
 def test_a_grid_that_cannot_hold_the_data_is_refused():
+    for method in ("lsq", "minmax", "dorefa"):
+        with pytest.raises(LowbitError, match=r"input of layer 'fc'.* all negative"):
+            Quantizer(4, method=METHODS[method].for_activations, signed=False, name="the input of layer 'fc'").start(
+                -torch.rand(5)
+            )
     with pytest.raises(LowbitError, match="no positive step"):
-        Quantizer(4, method="minmax", signed=False, name="the input of layer 'fc'").start(-torch.rand(5))
+        Quantizer(4).start(torch.rand(5) * 1e-40)  # its lower bound would not be a number above zero
 
 
 def test_a_pruned_channel_gets_a_step_from_the_others():
@@ -158,6 +163,12 @@ def test_a_checkpoint_of_another_width_is_refused():
         Quantizer(3).load_state_dict(started(4).state_dict())
 
 
+def test_a_checkpoint_of_another_grid_is_refused():
+    source = started(4, signed=True)
+    with pytest.raises(RuntimeError, match="narrow signed grid"):
+        Quantizer(4, signed=True, narrow=True).load_state_dict(source.state_dict())
+
+
 @pytest.mark.parametrize("convert", [lambda q: q.half(), lambda q: q.to(torch.bfloat16), lambda q: q.double()])
 def test_state_stays_float32(convert):
     quantizer = convert(started(method=lsq_plus(4).for_activations))
@@ -184,15 +195,40 @@ def test_copies_and_pickles_after_use():
 
 def test_the_same_tensor_is_quantized_once():
     quantizer, x = started(batch_dim=0), torch.randn(3, 3)
+    assert quantizer(x) is not quantizer(x)  # one layer's own: nothing is kept
+    quantizer.shared = 1
     first = quantizer(x)
     assert quantizer(x) is first
     x.add_(1)
     changed = quantizer(x)
     assert changed is not first and not torch.equal(changed, first)
+    x.requires_grad_()
+    quantizer(x).sum().backward()
+    assert x.grad is not None
+    with torch.no_grad():
+        kept = quantizer(x)
+        kept.add_(100)
+        assert quantizer(x) is not kept
+    with torch.inference_mode():
+        y = torch.randn(3, 3)
+        before = quantizer(y)
+        y.mul_(-1)
+        assert not torch.equal(quantizer(y), before)
+
+
+def test_a_shared_quantizer_can_be_run_backward_again():
+    quantizer, x = started(batch_dim=0), torch.randn(3, 3, requires_grad=True)
+    quantizer.shared = 1
+    kept = quantizer(x)
+    kept.sum().backward()
+    first = quantizer.raw_step.grad.clone()
+    quantizer(x).sum().backward()
+    torch.testing.assert_close(quantizer.raw_step.grad, 2 * first)
 
 
 def test_training_does_not_reuse_what_was_computed_without_gradients():
     quantizer, x = started(batch_dim=0), torch.randn(3, 3, requires_grad=True)
+    quantizer.shared = 1
     with torch.no_grad():
         kept = quantizer(x)
     assert quantizer(x).requires_grad and not kept.requires_grad
@@ -200,6 +236,7 @@ def test_training_does_not_reuse_what_was_computed_without_gradients():
 
 def test_steps_move_between_training_steps_even_when_the_input_tensor_is_the_same():
     quantizer, x = started(batch_dim=0), torch.randn(3, 3)
+    quantizer.shared = 1
     kept = quantizer(x)
     with torch.no_grad():
         quantizer.raw_step.mul_(2)
@@ -220,3 +257,16 @@ def test_compiled_equals_eager(method, view, step_shape):
     compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
     compiled(x).backward(gradient)
     torch.testing.assert_close([compiled(x).detach(), x.grad, quantizer.raw_step.grad], expected)
+
+
+def test_compiles_with_dynamic_shapes():
+    torch._dynamo.reset()
+    quantizer = started(3, batch_dim=0)
+    compiled = torch.compile(quantizer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in (5, 7):
+        x = torch.randn(4, size)
+        compiled(x).sum().backward()
+        dynamic, quantizer.raw_step.grad = quantizer.raw_step.grad, None
+        quantizer(x).sum().backward()
+        torch.testing.assert_close(quantizer.raw_step.grad, dynamic)
+        quantizer.raw_step.grad = None

@@ -171,7 +171,8 @@ def _config_of_run(given: dict[str, Any], rest: list[str]) -> TrainConfig:
     others = [f"--{key}" for key in given if key != "output"] + rest
     if others:
         raise LowbitError(f"{others[0]}: a run is continued as it was started; leave the option out")
-    return read_config(Path(given["output"]))
+    # The folder may have moved since: it is this one that goes on.
+    return replace(read_config(Path(given["output"])), output=given["output"])
 
 
 def _with_fields(config: TrainConfig, arguments: list[str]) -> TrainConfig:

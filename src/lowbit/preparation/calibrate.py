@@ -35,6 +35,8 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     layers = dict(quantized_layers(model))
     if not layers:
         raise LowbitError("the model has no quantizers: lowbit.prepare comes before lowbit.calibrate")
+    if isinstance(batches, Tensor):
+        raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")
     sites = [Site(name, holder, attribute) for name, holder, attribute in input_sites(model)]
     waiting = [site for site in sites if not site.quantizer.started]
     plans = []
@@ -128,6 +130,9 @@ class _Tokens:
         self._next = 0
 
     def of(self, x: Tensor) -> int:
+        if x.is_inference():  # has no version to tell its states apart
+            self._next += 1
+            return self._next
         known = self._live.get(id(x))
         if known is not None and known[0]() is x and known[1] == x._version:
             return known[2]
@@ -174,6 +179,8 @@ def run_batch(model: nn.Module, batch: object, device: torch.device) -> None:
         raise LowbitError(
             f"a calibration batch must be a tensor, an (input, label) pair or a dictionary, got {type(batch).__name__}"
         )
+    if inputs.numel() == 0:
+        raise LowbitError("a calibration batch is empty: pass batches with at least one sample")
     model(inputs.to(device))
 
 

@@ -102,8 +102,8 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
 }
 
 
-# Subclasses with a forward of their own that computes what the plain layer does.
-_SAME_COMPUTATION = ("timm.layers.linear.Linear",)
+# Subclasses that compute what the plain layer does.
+_SAME_COMPUTATION = ("timm.layers.linear.Linear", "torch.nn.modules.linear.NonDynamicallyQuantizableLinear")
 
 
 def float_class(layer: nn.Module) -> type[nn.Module] | None:
@@ -115,15 +115,15 @@ def check_layer(name: str, layer: nn.Module) -> None:
     """Refuse a layer whose computation the prepared form would not reproduce.
 
     Raises:
-        LowbitError: a subclass with a forward of its own, or parameters that are not there yet.
+        LowbitError: a subclass (also what torch's parametrizations make), or parameters that are not there yet.
     """
     kind = float_class(layer)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in layer.parameters(recurse=False)):
         raise LowbitError(f"layer {name!r} is lazy and has no weights yet: run the network once before preparing it")
     spelled = f"{type(layer).__module__}.{type(layer).__name__}"
-    if type(layer).forward is not kind.forward and spelled not in _SAME_COMPUTATION:
+    if type(layer) is not kind and spelled not in _SAME_COMPUTATION:
         raise LowbitError(
-            f"layer {name!r} is a {spelled}, which computes its output its own way: "
+            f"layer {name!r} is a {spelled}, which may compute its output its own way: "
             f"replace it by a plain nn.{kind.__name__}, or leave it in full precision with lowbit.Rule({name!r}, skip=True)"
         )
 

@@ -11,7 +11,7 @@ from torch import nn
 from lowbit.errors import LowbitError
 from lowbit.preparation.integer_form import integer_form
 from lowbit.preparation.layers import QuantizedLayer, add_quantizers, check_layer, float_class
-from lowbit.preparation.rules import Rule, Rules, Setting
+from lowbit.preparation.rules import Rule, Rules, Setting, check_bits
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.module import Quantizer
 
@@ -51,6 +51,8 @@ def prepare(
             that decides no layer, or a layer whose computation can't be reproduced; the message names it.
     """
     default = Setting(weights, activations, get_method(method), granularity, narrow)
+    for name, bits in (("weights", weights), ("activations", activations), ("first_last", first_last)):
+        check_bits(bits, name)
     layers = {name: module for name, module in model.named_modules() if float_class(module) is not None}
     if any(isinstance(module, QuantizedLayer) for module in model.modules()):
         raise LowbitError("the model is prepared already: prepare the float model it came from")
@@ -111,6 +113,13 @@ def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
             raise LowbitError(
                 f"layer {inner!r} is never called: nn.MultiheadAttention reads its weight directly. Leave it in full "
                 f"precision with lowbit.Rule({inner!r}, skip=True), or use an attention made of linear layers (timm's)"
+            )
+        if isinstance(module, nn.TransformerEncoderLayer) and any(
+            name.startswith(f"{parent}.") or not parent for name in chosen
+        ):
+            raise LowbitError(
+                f"layer {parent!r} is an nn.TransformerEncoderLayer, which reads its weights directly in evaluation and would run "
+                "in full precision there: use a transformer made of plain layers (timm's), or leave its layers out by rules"
             )
 
 

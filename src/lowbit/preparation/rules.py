@@ -60,6 +60,15 @@ class Rule:
         return replace(setting, **changes, skip=self.skip)
 
 
+def check_bits(bits: object, where: str) -> None:
+    """Refuse what is neither a bit-width nor None. Raises LowbitError, beginning with `where`."""
+    if bits is not None:
+        try:
+            Grid(bits, signed=True)
+        except LowbitError as error:
+            raise LowbitError(f"{where}: {error}, or None for full precision") from error
+
+
 class Rules:
     """A list of rules, compiled, that remembers which of them decided something.
 
@@ -93,12 +102,7 @@ class Rules:
                 self._used.add(number)
                 break
         for side in ("weights", "activations"):
-            bits = getattr(setting, side)
-            if bits is not None:
-                try:
-                    Grid(bits, signed=True)
-                except LowbitError as error:
-                    raise LowbitError(f"{side} of {name!r}: {error}, or None for full precision") from error
+            check_bits(getattr(setting, side), f"{side} of {name!r}")
         return setting
 
     def check_used(self) -> None:

@@ -18,13 +18,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowbit.errors import LowbitError
 from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.step import elements_sharing
 
-# A learned step stays within this factor of where it started: far beyond anything training does, near enough that
+# A learned step stays within a factor 1024 of where it started: far beyond anything training does, near enough that
 # neither a runaway learning rate nor a NaN in the parameter makes the step zero, negative or infinite.
-STEP_RANGE = 1024.0
 
 
 def fake_quantize(
@@ -40,17 +40,23 @@ def fake_quantize(
 
     Args:
         x: any floating-point tensor.
-        step: s > 0, a tensor whose shape broadcasts against x (scalar: one step per tensor).
+        step: s > 0 (not checked: that would wait for the device), a tensor whose shape broadcasts against x (scalar: one step per tensor).
         grid: the integers there are.
         offset: β, of the step's shape; None is zero.
-        method: a name in `lowbit.METHODS`, or a `Method`. The row's own entry is used; what a method does differently
-            on activations (`Method.activations`) is for the caller to choose.
+        method: a name in `lowbit.METHODS`, or a `Method`. The row's rounding and step gradient are used.
+            What a method does otherwise is the `Quantizer`'s: its starting rule, its range and transform of weights (PACT,
+            DoReFa, min-max), and its other row for activations (`Method.activations`).
         batch_dim: the dimension of x that is not counted in N, the number of elements that share a step. Give it for
             activations, leave it None for weights.
 
     Raises:
-        LowbitError: unknown method, a step or offset that does not broadcast against x, no such batch dimension.
+        LowbitError: x is no floating-point tensor, an unknown method, a step or offset that does not broadcast against x, no such batch dimension.
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise LowbitError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    for name, value in (("step", step), ("offset", offset)):
+        if not isinstance(value, Tensor) and not (name == "offset" and value is None):
+            raise LowbitError(f"{name} must be a tensor, got {type(value).__name__}: torch.tensor({value}) is one")
     method = get_method(method)
     slope = None if method.slope is None else step.new_tensor(method.slope.value)
     pull = None if method.pull is None else step.new_tensor(method.pull.value)
@@ -77,7 +83,8 @@ def quantize_with(
 
 def bounded_step(step: Tensor, start: Tensor) -> Tensor:
     """The step brought into [start/1024, start·1024]; NaN becomes the lower bound."""
-    return torch.fmin(torch.fmax(step, start / STEP_RANGE), start * STEP_RANGE)
+    # Literals: as a global, the factor becomes a symbol under torch.compile(dynamic=True), which it can't handle here.
+    return torch.fmin(torch.fmax(step, start * 0.0009765625), start * 1024.0)
 
 
 def round_to_grid(c: Tensor, grid: Grid) -> Tensor:

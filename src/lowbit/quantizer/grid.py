@@ -31,6 +31,9 @@ class Grid:
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
             raise LowbitError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
+        for name in ("signed", "narrow"):
+            if not isinstance(getattr(self, name), bool):
+                raise LowbitError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.narrow and not self.signed:
             raise LowbitError("an unsigned grid has no narrow form: pass signed=True or narrow=False")
         if self.narrow and self.bits == 1:

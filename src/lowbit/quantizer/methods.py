@@ -175,7 +175,7 @@ def get_method(method: str | Method) -> Method:
     """
     if isinstance(method, Method):
         return method
-    if method in METHODS:
+    if isinstance(method, str) and method in METHODS:
         return METHODS[method]
     raise LowbitError(
         f"unknown method {method!r}.{did_you_mean(str(method), METHODS)} Known are {', '.join(sorted(METHODS))}"

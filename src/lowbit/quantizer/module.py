@@ -79,6 +79,7 @@ class Quantizer(nn.Module):
         for side in ("slope", "pull"):
             factor = getattr(self.method, side)
             self.register_buffer(f"{side}_value", None if factor is None else torch.tensor(float(factor.value)))
+        self._is_shared = False
         self._last: tuple | None = None
 
     @property
@@ -99,6 +100,7 @@ class Quantizer(nn.Module):
     @shared.setter
     def shared(self, number: int) -> None:
         self.layout[_LAYOUT.index("shared")] = number
+        self._is_shared = number != 0
 
     def snap(self) -> None:
         """From now on compute with the offset that the nearest integer zero point stands for; nothing without offset."""
@@ -127,17 +129,22 @@ class Quantizer(nn.Module):
                 "the network"
             )
         # A tensor that feeds two layers with one quantizer is quantized once. The compiler finds that by itself.
-        if torch.compiler.is_compiling() or self.batch_dim is None:
+        if torch.compiler.is_compiling() or not self._is_shared or x.is_inference():
             return self._quantize(x)
-        versions = [t._version for t in (x, self.raw_step, self.offset) if t is not None and not t.is_inference()]
-        key = (versions, torch.is_grad_enabled())
+        state = (x, self.raw_step, self.offset, self.slope_value, self.pull_value)
+        key = ([t._version for t in state if t is not None], x.requires_grad, torch.is_grad_enabled())
         if self._last is not None and self._last[0]() is x and self._last[2] == key:
             x_hat = self._last[1]()
-            if x_hat is not None:
+            if x_hat is not None and x_hat._version == 0:
                 return x_hat
         x_hat = self._quantize(x)
         self._last = (weakref.ref(x), weakref.ref(x_hat), key)
+        if x_hat.requires_grad:
+            x_hat.register_hook(self._forget)  # a graph can be run backward once only
         return x_hat
+
+    def _forget(self, gradient: Tensor) -> None:
+        self._last = None
 
     def _prepared(self, x: Tensor) -> Tensor:
         if self.method.transform is not None:
@@ -189,8 +196,13 @@ class Quantizer(nn.Module):
         uses_offset = self.method.offset == "always" or (self.method.offset == "negative" and negative)
         signed = next(s for s in (self.signed, self.method.signed, negative and not uses_offset) if s is not None)
         grid = Grid(self.bits, signed, self.narrow and signed and self.bits > 1)
+        if not signed and not uses_offset and not bool((statistics.high > 0).any()):
+            raise LowbitError(
+                f"{self.name}: an unsigned grid without offset holds none of its data, which is all negative: use a signed grid"
+            )
         step, offset = self.method.init(statistics, grid, uses_offset)
-        usable = torch.isfinite(step) & (step > 0)
+        # Beyond these the step's bounds, a factor 1024 away, would leave float32.
+        usable = (step > 2.0**-100) & (step < 2.0**100)
         if not bool(usable.any()):
             raise LowbitError(
                 f"{self.name}: no positive step for the {grid} grid fits data in [{float(statistics.low.min()):.4g}, "
@@ -213,7 +225,8 @@ class Quantizer(nn.Module):
 
     def _read_layout(self) -> None:
         """Bring the Python side in line with the `layout` buffer."""
-        bits, signed, narrow, offset, _ = self.layout.tolist()
+        bits, signed, narrow, offset, shared = self.layout.tolist()
+        self._is_shared = shared != 0
         self.grid = Grid(bits, bool(signed), bool(narrow)) if bits else None
         self.uses_offset, self.snapped = bool(offset), offset == 2
         if self.offset is not None:
@@ -233,6 +246,13 @@ class Quantizer(nn.Module):
                 "the bit-widths it was saved with"
             )
             return
+        if layout is not None and layout.shape == self.layout.shape and int(layout[0]) and int(layout[1]):
+            if bool(layout[2]) != (self.narrow and self.bits > 1):
+                errors.append(
+                    f"{self.name} has {'a narrow' if self.narrow else 'the whole'} signed grid but the checkpoint's has not: "
+                    "prepare the network with the `narrow` it was saved with"
+                )
+                return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         self._read_layout()
 

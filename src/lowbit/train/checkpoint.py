@@ -67,7 +67,14 @@ class Checkpoints:
         self.pointer = self.folder / "checkpoints.json"
 
     def _names(self) -> dict[str, str]:
-        return json.loads(self.pointer.read_text()) if self.pointer.exists() else {}
+        if not self.pointer.exists():
+            return {}
+        try:
+            return dict(json.loads(self.pointer.read_text()))
+        except (ValueError, TypeError) as error:
+            raise LowbitError(
+                f"{self.pointer}: not what training wrote ({error}); the run can't be continued"
+            ) from error
 
     def _path(self, which: Which) -> Path:
         names = self._names()

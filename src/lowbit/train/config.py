@@ -176,6 +176,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _check(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")
         _check(self.accumulate >= 1, f"accumulate must be at least 1, got {self.accumulate}")
         _check(self.grad_clip is None or self.grad_clip > 0, f"grad_clip must be positive, got {self.grad_clip}")
         _check(self.ema is None or 0 < self.ema < 1, f"ema must be between 0 and 1, got {self.ema}")

@@ -67,6 +67,8 @@ def run(config: TrainConfig, *, resume: bool = False) -> Result:
     """
     folder = _run_folder(config, resume)
     checkpoints = Checkpoints(folder)
+    if resume:
+        _check_same(read_config(folder), resolve(config), folder)
     saved = checkpoints.training_state() if resume and checkpoints.exists else None
     state = Progress(**saved["progress"]) if saved else Progress()
     accelerator = _accelerator(config)
@@ -78,8 +80,6 @@ def run(config: TrainConfig, *, resume: bool = False) -> Result:
 
         # From the config to a network in training. Nothing is written before all of this has worked.
         config = resolve(config)
-        if resume:
-            _check_same(read_config(folder), config, folder)
         set_seed(config.seed)
         # A checkpoint has all weights; only a teacher still needs those that training started from.
         start = config.model.without_weights() if saved and config.task != "distill" else config.model
