@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,10 +116,16 @@ def test_interrupted_run_says_how_to_continue(capsys, tmp_path: Path, monkeypatc
         patch.setattr(Trainer, "_set_progress", stop)
         assert main(train) == 130
     said = capsys.readouterr()
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
     command = f"lowbit train --resume --output {folder}"
     assert command in said.out and "Traceback" not in said.out + said.err
     assert main(command.split()[1:]) == 0
     assert len(read_run(folder).epochs) == 2
+    # A copy goes on by itself and leaves the run it was made from alone.
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert main(["train", "--resume", "--output", str(moved)]) == 0
+    assert len(read_run(moved).epochs) == 2 and (tmp_path / "run" / "metrics.jsonl").read_text() == before
     assert main([*train, "--resume"]) == 0
     assert "finished" in capsys.readouterr().out
 
@@ -183,6 +190,7 @@ BAD = {
     "rule for no layer": (["train", "digits-cnn", "--rule", "fc", "weights=8"], "rule 'fc' decides no layer"),
     "rule with an unknown key": (["train", "digits-cnn", "--rule", "fc", "weigts=8"], "Did you mean 'weights'"),
     "rule with a wrong value": (["train", "digits-cnn", "--rule", "fc", "skip=maybe"], "'maybe' is no value of skip"),
+    "seed": (["train", "digits-cnn", "--seed", "-1"], "seed must be"),
     "resume without a run": (["train", "digits-cnn", "--resume"], "no run to resume"),
     "resume without a folder": (["train", "--resume"], "--output"),
     "resume of no run": (["train", "--resume", "--output", "nowhere"], "no run is there"),

@@ -138,6 +138,8 @@ def test_a_finished_run_says_so(config: TrainConfig, capsys) -> None:
     assert run(config, resume=True) == result
     assert "finished" in capsys.readouterr().out
     assert_same(tensors(config.output), before)
+    with pytest.raises(LowbitError, match="other settings"):
+        run(replace(config, seed=5), resume=True)
 
 
 def test_a_run_is_continued_as_it_was_started(config: TrainConfig, monkeypatch) -> None:
