@@ -172,13 +172,13 @@ class _Converter:
     # What each kind of node becomes.
 
     def _quantizer(self, node: fx.Node) -> Codes:
-        codes = self._codes(self._value(node.args[0]), self.modules[node.target])
+        codes = self._codes(self.values[node.args[0]], self.modules[node.target])
         self.traced.setdefault(codes.name, Traced(node.name, of_input=False))
         return codes
 
     def _layer(self, node: fx.Node) -> _Waiting:
         layer: QuantizedLayer = self.modules[node.target]
-        x = self._codes(self._value(node.args[0]), layer.input_quantizer)
+        x = self._codes(self.values[node.args[0]], layer.input_quantizer)
         self.traced.setdefault(x.name, Traced(node.name, of_input=True))
         return self._affine(node, layer, x, None)
 
@@ -189,10 +189,10 @@ class _Converter:
             raise LowbitError(f"layer {node.target!r} keeps no running statistics, which folding it needs")
         if folds_into(before, self.kinds) is node:
             layer = self.modules[before.target]
-            x = self._codes(self._value(before.args[0]), layer.input_quantizer)
+            x = self._codes(self.values[before.args[0]], layer.input_quantizer)
             return self._affine(before, layer, x, norm)
         # Behind anything else: a depthwise 1×1 convolution.
-        x = self._known(self._value(before), node)
+        x = self._known(self.values[before], node)
         gain, scale, bias = (part.cpu() for part in fold_alone(torch.tensor(x.type.scale), norm))
         ones = (1,) * (len(self.shapes[node]) - 2)
         codes = torch.where(gain == 0, 0, ALONE_CODE).to(torch.int8).reshape(-1, 1, *ones)
@@ -200,7 +200,7 @@ class _Converter:
         return self._convolution(node.name, x, weight, bias, ones, tuple((0, 0) for _ in ones), ones, len(gain))
 
     def _clamp(self, node: fx.Node) -> _Waiting:
-        value, bounds = self._value(node.args[0]), t.clamp_range(node, self.modules)
+        value, bounds = self.values[node.args[0]], t.clamp_range(node, self.modules)
         if isinstance(value, Codes):
             return self._lookup_of(node, value, lambda x: x.clamp(*bounds))
         low, high = value.clamp
@@ -208,7 +208,7 @@ class _Converter:
 
     def _lookup(self, node: fx.Node) -> _Waiting:
         function = t.lookup_function(node, self.modules)
-        return self._lookup_of(node, self._known(self._value(node.args[0]), node), function)
+        return self._lookup_of(node, self._known(self.values[node.args[0]], node), function)
 
     def _add(self, node: fx.Node) -> _Waiting:
         a, b = self._operands(node)
@@ -219,7 +219,7 @@ class _Converter:
         return _Waiting(node.name, lambda n, y: ir.Multiply(name=n, inputs=(a.name, b.name), type=y))
 
     def _average(self, node: fx.Node) -> _Waiting:
-        x, before, after = self._known(self._value(node.args[0]), node), self.shapes[node.args[0]], self.shapes[node]
+        x, before, after = self._known(self.values[node.args[0]], node), self.shapes[node.args[0]], self.shapes[node]
         if before == after:
             return x
         spatial = len(before) - 2
@@ -246,7 +246,7 @@ class _Converter:
         axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if axis % len(self.shapes[node]) != 1:
             raise LowbitError(f"{t.describe(node)}: only channels (dimension 1) can be concatenated in integers")
-        parts = [self._value(tensor) for tensor in tensors]
+        parts = [self.values[tensor] for tensor in tensors]
         if len(parts) == 1:
             return parts[0]
         if all(isinstance(part, Codes) for part in parts) and len({part.type.grid for part in parts}) == 1:
@@ -267,9 +267,6 @@ class _Converter:
 
     # Helpers.
 
-    def _value(self, node: fx.Node) -> Any:
-        return self.values[node]
-
     def _known(self, value: Any, node: fx.Node) -> Codes:
         if not isinstance(value, Codes):
             raise LowbitError(f"{t.describe(node)} takes a tensor without a quantizer: prepare the network anew")
@@ -280,7 +277,7 @@ class _Converter:
         if len(self.shapes[a]) == len(self.shapes[b]) and self.shapes[a][2:] != self.shapes[b][2:]:
             if all(size == 1 for size in self.shapes[a][2:]):
                 a, b = b, a  # the integer operations broadcast their second operand
-        return self._known(self._value(a), node), self._known(self._value(b), node)
+        return self._known(self.values[a], node), self._known(self.values[b], node)
 
     def _unique(self, name: str) -> str:
         unique, number = name.replace(":", "_"), 1
@@ -389,7 +386,7 @@ class _Converter:
         (result,) = node.args
         if not isinstance(result, fx.Node):
             raise LowbitError(f"the network gives a {type(result).__name__}, not one tensor: return the tensor alone")
-        value = self._value(result)
+        value = self.values[result]
         if isinstance(value, Codes):
             return value.name
         if not isinstance(value, _Waiting) or not value.is_layer or value.moves:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.prepare import input_sites, quantized_layers
+from lowbit.preparation.prepare import Site, input_sites, quantized_layers
 from lowbit.quantizer.init import Statistics
 from lowbit.quantizer.module import Quantizer
 
@@ -37,7 +36,7 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         raise LowbitError("the model has no quantizers: lowbit.prepare comes before lowbit.calibrate")
     if isinstance(batches, Tensor):
         raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")
-    sites = [Site(name, holder, attribute) for name, holder, attribute in input_sites(model)]
+    sites = list(input_sites(model))
     waiting = [site for site in sites if not site.quantizer.started]
     plans = []
     for layer in layers.values():
@@ -76,23 +75,6 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         for site in group[1:]:
             site.quantizer = first
     return model
-
-
-@dataclass
-class Site:
-    """A place where an activation quantizer stands."""
-
-    name: str
-    holder: nn.Module
-    attribute: str
-
-    @property
-    def quantizer(self) -> Quantizer:
-        return getattr(self.holder, self.attribute)
-
-    @quantizer.setter
-    def quantizer(self, quantizer: nn.Module) -> None:
-        setattr(self.holder, self.attribute, quantizer)
 
 
 class _Observer(nn.Module):

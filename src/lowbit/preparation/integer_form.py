@@ -47,7 +47,6 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
     modules = dict(prepared.named_modules(remove_duplicate=False))
     kinds = _kinds(graph, modules)
     model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
-    modules = dict(model.named_modules(remove_duplicate=False))
 
     for node in graph.nodes:
         if kinds[node] == t.LAYER:
@@ -122,7 +121,7 @@ def _kinds(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, str]
             f"these operations have no integer form:\n  {places}\nreplace them (by ReLU, h-swish or another function of one "
             "value, additions, multiplications of two tensors, concatenations, pooling), or prepare without integer_only"
         )
-    inputs = [node for node in graph.nodes if kinds[node] == t.INPUT and (node.users or not kinds)]
+    inputs = [node for node in graph.nodes if kinds[node] == t.INPUT and node.users]
     if len(inputs) != 1:
         names = ", ".join(node.name for node in inputs)
         raise LowbitError(f"an integer-only network takes one input tensor, this one takes {len(inputs)}: {names}")

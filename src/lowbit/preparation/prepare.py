@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -98,12 +98,28 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
 
 
-def input_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Every place where an activation quantizer stands: (name, the module that holds it, the attribute it is)."""
-    for parent, module in model.named_modules():
+@dataclass
+class Site:
+    """A place where an activation quantizer stands: an attribute of the module that holds it."""
+
+    holder: nn.Module
+    attribute: str
+
+    @property
+    def quantizer(self) -> Quantizer:
+        return getattr(self.holder, self.attribute)
+
+    @quantizer.setter
+    def quantizer(self, quantizer: nn.Module) -> None:
+        setattr(self.holder, self.attribute, quantizer)
+
+
+def input_sites(model: nn.Module) -> Iterator[Site]:
+    """Every place where an activation quantizer stands."""
+    for module in model.modules():
         for attribute, child in module.named_children():
             if isinstance(child, Quantizer) and attribute != "weight_quantizer":
-                yield f"{parent}.{attribute}" if parent else attribute, module, attribute
+                yield Site(module, attribute)
 
 
 def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
@@ -126,7 +142,7 @@ def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
 def _share_as_saved(model: nn.Module, incompatible_keys: object) -> None:
     """After loading: layers whose input quantizers were one when they were saved share one again."""
     first: dict[int, Quantizer] = {}
-    for _, holder, attribute in input_sites(model):
-        quantizer = getattr(holder, attribute)
-        if quantizer.shared:
-            setattr(holder, attribute, first.setdefault(quantizer.shared, quantizer))
+    for site in input_sites(model):
+        number = site.quantizer.shared
+        if number:
+            site.quantizer = first.setdefault(number, site.quantizer)

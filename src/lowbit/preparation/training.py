@@ -67,8 +67,6 @@ def snap_offsets(model: nn.Module) -> nn.Module:
 
 @dataclass
 class _Pair:
-    name: str
-    step: nn.Parameter
     quantizer: Quantizer
     weight: nn.Parameter
 
@@ -85,11 +83,11 @@ class Attachment:
 
     @torch.no_grad()
     def _balance(self) -> None:
-        ready = [p.step.grad is not None and p.weight.grad is not None for p in self._pairs]
+        ready = [p.quantizer.raw_step.grad is not None and p.weight.grad is not None for p in self._pairs]
         if not all(ready):
             return
         pairs = self._pairs
-        step_gradients = [p.step.grad for p in pairs]
+        step_gradients = [p.quantizer.raw_step.grad for p in pairs]
         now = torch.stack(
             [
                 torch.stack(torch._foreach_norm(step_gradients))
@@ -123,8 +121,8 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, memory: float 
     the two relative gradients being root-mean-square running averages with the given memory.
     """
     pairs = [
-        _Pair(name, layer.weight_quantizer.raw_step, layer.weight_quantizer, layer.weight)
-        for name, layer in quantized_layers(model)
+        _Pair(layer.weight_quantizer, layer.weight)
+        for _, layer in quantized_layers(model)
         if isinstance(layer.weight_quantizer, Quantizer)
         and layer.weight_quantizer.method.step_gradient is not None
         and layer.weight_quantizer.method.step_gradient.balanced

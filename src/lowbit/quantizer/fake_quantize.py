@@ -23,9 +23,6 @@ from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.step import elements_sharing
 
-# A learned step stays within a factor 1024 of where it started: far beyond anything training does, near enough that
-# neither a runaway learning rate nor a NaN in the parameter makes the step zero, negative or infinite.
-
 
 def fake_quantize(
     x: Tensor,
@@ -82,7 +79,11 @@ def quantize_with(
 
 
 def bounded_step(step: Tensor, start: Tensor) -> Tensor:
-    """The step brought into [start/1024, start·1024]; NaN becomes the lower bound."""
+    """The step brought into [start/1024, start·1024]; NaN becomes the lower bound.
+
+    Far beyond anything training does, and near enough that neither a runaway learning rate nor a NaN in the parameter
+    makes the step zero, negative or infinite.
+    """
     # Literals: as a global, the factor becomes a symbol under torch.compile(dynamic=True), which it can't handle here.
     return torch.fmin(torch.fmax(step, start * 0.0009765625), start * 1024.0)
 

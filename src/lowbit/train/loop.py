@@ -68,7 +68,8 @@ def run(config: TrainConfig, *, resume: bool = False) -> Result:
     folder = _run_folder(config, resume)
     checkpoints = Checkpoints(folder)
     if resume:
-        _check_same(read_config(folder), resolve(config), folder)
+        config = resolve(config)
+        _check_same(read_config(folder), config, folder)
     saved = checkpoints.training_state() if resume and checkpoints.exists else None
     state = Progress(**saved["progress"]) if saved else Progress()
     accelerator = _accelerator(config)
