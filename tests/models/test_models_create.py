@@ -10,19 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from lowbit import models
+from lowbit._torchvision import import_torchvision
 from lowbit.errors import LowbitError
-
-# millions of parameters, He et al. 2015, table 6
-PUBLISHED_SIZES = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}
-
-
-@pytest.mark.parametrize(("depth", "millions"), PUBLISHED_SIZES.items())
-def test_cifar_resnets_have_the_published_size(depth, millions):
-    model = models.create(f"cifar-resnet{depth}")
-    count = sum(parameter.numel() for parameter in model.parameters())
-    assert float(f"{count / 1e6:.2g}") == millions
-    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
-    assert len(convolutions) == depth - 1  # and the linear layer: no parameters in shortcuts
+from lowbit.models.preact_resnet import PreActResNet
 
 
 @pytest.mark.parametrize("name", ["cifar-resnet20", "digits-cnn"])
@@ -116,13 +106,34 @@ def test_unusable_weight_files(tmp_path):
         models.create("digits-cnn", weights=tmp_path / "none.safetensors")
 
 
-def test_timm_networks():
-    model = models.create("mobilenetv2_050", num_classes=5)
-    assert model.get_classifier().out_features == 5
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("mobilenetv2_050", "timm.models.efficientnet"),
+        ("mobilenetv2-050", "timm.models.efficientnet"),
+        ("resnet18.tv_in1k", "timm.models.resnet"),
+        ("deit_tiny.fb_in1k", "timm.models.vision_transformer"),
+        ("torchvision:resnet18", "torchvision.models.resnet"),
+        ("shufflenet_v2_x1_5", "torchvision.models.shufflenetv2"),
+        ("shufflenetv2_x1.0", "torchvision.models.shufflenetv2"),
+    ],
+)
+def test_networks_of_the_libraries(name, module):
+    with torch.device("meta"):
+        model = models.create(name, num_classes=5)
+    assert type(model).__module__ == module
+    linear = [each for each in model.modules() if isinstance(each, torch.nn.Linear)]
+    assert linear[-1].out_features == 5
 
 
 @pytest.mark.parametrize(
-    ("name", "close"), [("resnt18", "resnet18"), ("cifar-resnet21", "cifar-resnet20"), ("digit_cnn", "digits-cnn")]
+    ("name", "close"),
+    [
+        ("resnt18", "resnet18"),
+        ("cifar-resnet21", "cifar-resnet20"),
+        ("digit_cnn", "digits-cnn"),
+        ("torchvision:vgg_11", "vgg11"),
+    ],
 )
 def test_unknown_name_has_close_ones(name, close):
     with pytest.raises(LowbitError, match=f"unknown network '{name}'.*Did you mean .*{close}"):
@@ -144,9 +155,41 @@ def test_pretrained_without_a_source(monkeypatch):
         models.create("resnet18", pretrained=True)
 
 
-def test_depth_of_a_cifar_resnet():
+def test_torchvision_pretrained_gets_a_head_of_its_own(monkeypatch):
+    torchvision = import_torchvision()
+    asked = []
+
+    def published(name, weights=None, progress=True):
+        asked.append((name, weights))
+        return torchvision.models.get_model_builder(name)()
+
+    monkeypatch.setattr(torchvision.models, "get_model", published)
+    model = models.create("shufflenetv2-x0.5", num_classes=7, pretrained=True)
+    assert asked == [("shufflenet_v2_x0_5", "DEFAULT")]
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+    assert models.create("shufflenetv2-x0.5", pretrained=True).fc.out_features == 1000
+    with pytest.raises(LowbitError, match="squeezenet1_1: its last layer is not linear"):
+        models.create("torchvision:squeezenet1_1", num_classes=7, pretrained=True)
+
+    def offline(*args, **kwargs):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(torchvision.models, "get_model", offline)
+    with pytest.raises(LowbitError, match=r"weights of shufflenet_v2_x0_5 cannot be fetched \(no connection\)"):
+        models.create("shufflenetv2-x0.5", pretrained=True)
+
+
+def test_an_autoencoder_has_no_classes():
+    assert models.create("autoencoder").eval()(torch.randn(2, 640)).shape == (2, 640)
+    with pytest.raises(LowbitError, match="has no classes"):
+        models.create("autoencoder", num_classes=2)
+
+
+def test_depths_there_are():
     with pytest.raises(LowbitError, match="6n \\+ 2"):
         models.CifarResNet(18)
+    with pytest.raises(LowbitError, match=r"one of .18, 34, 50, 101, 152., got 20"):
+        PreActResNet(20)
 
 
 def test_torchvision_and_timm_import_in_a_fresh_process():

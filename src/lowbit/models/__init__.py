@@ -1,9 +1,13 @@
-"""Networks by name: the CIFAR ResNets, a small one for digits, and everything timm knows."""
+"""Networks by name: the papers' and MLPerf Tiny's, and everything timm and torchvision know.
+
+`NETWORKS` holds those with a short name, with their input and their published number of parameters.
+"""
 
 from __future__ import annotations
 
 from lowbit.models.cifar_resnet import CifarResNet
 from lowbit.models.create import create, load_weights, names
 from lowbit.models.digits import DigitsCnn
+from lowbit.models.networks import NETWORKS, Network
 
-__all__ = ["CifarResNet", "DigitsCnn", "create", "load_weights", "names"]
+__all__ = ["NETWORKS", "CifarResNet", "DigitsCnn", "Network", "create", "load_weights", "names"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -12,18 +10,12 @@ from torch import Tensor, nn
 
 from lowbit._torchvision import import_torchvision
 from lowbit.errors import LowbitError, did_you_mean
-from lowbit.models.cifar_resnet import CifarResNet
-from lowbit.models.digits import DigitsCnn
-
-_OWN: dict[str, Callable[[int], nn.Module]] = {
-    **{f"cifar-resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
-    "digits-cnn": DigitsCnn,
-}
+from lowbit.models.networks import NETWORKS, Network
 
 
 def names() -> list[str]:
-    """The names of lowbit's own networks; `create` takes timm's beside them."""
-    return list(_OWN)
+    """The short names; `create` takes timm's and torchvision's beside them."""
+    return list(NETWORKS)
 
 
 def create(
@@ -32,27 +24,67 @@ def create(
     """A network in full precision.
 
     Args:
-        name: one of `names()` (underscores serve as dashes), or any name of timm's `create_model`.
-        num_classes: outputs of the last layer; by default 10 for lowbit's own, timm's default for timm's.
+        name: one of `names()`, any name of timm's `create_model`, or a classification network of torchvision
+            ("torchvision:NAME" where timm has the name too). Underscores serve as dashes, and the other way round.
+        num_classes: outputs of the last layer; by default as many as the network was published with.
         weights: a local file of weights, see `load_weights`. Without it they are random.
-        pretrained: start from the weights timm publishes under this name, fetched or from its cache.
+        pretrained: start from the weights that timm or torchvision publishes under this name, fetched or from its
+            cache. timm's tag behind a dot chooses among several ("resnet18.tv_in1k").
 
     Raises:
         LowbitError: the name is unknown (close ones are in the message); `pretrained` weights cannot be had;
-            `weights` and `pretrained` are both given; the file does not fit.
+            `weights` and `pretrained` are both given; the file does not fit; a number of classes for the auto-encoder.
     """
     if weights is not None and pretrained:
         raise LowbitError(f"{name}: weights and pretrained are both given: keep one of the two")
-    own = _OWN.get(name.replace("_", "-"))
-    if own is not None:
+    network = NETWORKS.get(name.replace("_", "-"))
+    if network is not None and not isinstance(network.build, str):
         if pretrained:
             raise LowbitError(f"{name}: there are no published weights to fetch; give a local file as weights")
-        model = own(10 if num_classes is None else num_classes)
+        model = _create_own(network, num_classes)
     else:
-        model = _create_timm(name, num_classes, pretrained)
+        library, name_there = _library_and_name(name)
+        create_there = _create_torchvision if library == "torchvision" else _create_timm
+        model = create_there(name_there, num_classes, pretrained)
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def _create_own(network: Network, num_classes: int | None) -> nn.Module:
+    if network.num_classes is not None:
+        return network.build(num_classes=network.num_classes if num_classes is None else num_classes)
+    if num_classes is not None:
+        raise LowbitError(f"{network.name}: has no classes, its output is a reconstruction; leave num_classes out")
+    return network.build()
+
+
+def _library_and_name(name: str) -> tuple[str, str]:
+    """Which library makes the network, and the name it has there.
+
+    Raises:
+        LowbitError: neither knows it.
+    """
+    # A tag behind a dot names weights: resnet18.a1_in1k is resnet18's. Some short names have a dot of their own.
+    base, dot, tag = (name, "", "") if name.replace("_", "-") in NETWORKS else name.partition(".")
+    network = NETWORKS.get(base.replace("_", "-"))
+    if network is not None and isinstance(network.build, str):
+        library, _, base = network.build.partition(":")
+        return library, f"{base}{dot}{tag}"
+    library, colon, there = base.partition(":")
+    there = (there if colon else base).replace("-", "_")
+    timm, torchvision = _import_timm(), import_torchvision()
+    if (not colon or library == "timm") and timm.is_model(there):
+        return "timm", f"{there}{dot}{tag}"
+    others = torchvision.models.list_models(module=torchvision.models)
+    if (not colon or library == "torchvision") and there in others:
+        return "torchvision", f"{there}{dot}{tag}"
+    known = list(dict.fromkeys([*names(), *timm.list_models(), *others]))
+    hint = did_you_mean(name.replace("_", "-"), known) or did_you_mean(there, known)
+    raise LowbitError(
+        f"unknown network {name!r}.{hint} Short names are {', '.join(names())}; timm.list_models() and "
+        "torchvision.models.list_models() have others"
+    )
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -120,23 +152,46 @@ def _first_line(error: Exception) -> str:
 
 def _create_timm(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
     timm = _import_timm()
-    # A tag behind the dot names weights: resnet18.a1_in1k is resnet18's.
-    if not timm.is_model(name):
-        known = [*names(), *timm.list_models()]
-        hint = did_you_mean(name.replace("_", "-"), known) or did_you_mean(name, known)
-        raise LowbitError(
-            f"unknown network {name!r}.{hint} lowbit's own are {', '.join(names())}; timm.list_models() has all others"
-        )
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except (OSError, RuntimeError, ValueError) as error:
         if not pretrained:
             raise LowbitError(f"timm cannot make {name}: {error}") from error
-        raise LowbitError(
-            f"pretrained weights of {name} cannot be fetched ({_first_line(error)}); "
-            "without a network connection give a local file as weights"
-        ) from error
+        raise _no_weights(name, error) from error
+
+
+def _create_torchvision(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
+    models = import_torchvision().models
+    name, _, tag = name.partition(".")
+    try:
+        if not pretrained:
+            return models.get_model(name, weights=None, **({} if num_classes is None else {"num_classes": num_classes}))
+        model = models.get_model(name, weights=tag or "DEFAULT", progress=False)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        if not pretrained:
+            raise LowbitError(f"torchvision cannot make {name}: {error}") from error
+        raise _no_weights(name, error) from error
+    if num_classes is not None:
+        _replace_head(name, model, num_classes)
+    return model
+
+
+def _replace_head(name: str, model: nn.Module, num_classes: int) -> None:
+    """A new last layer where the published one has another number of classes, as timm does it."""
+    linear = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    path, head = linear[-1] if linear else ("", None)
+    if head is None:
+        raise LowbitError(f"{name}: its last layer is not linear; leave num_classes out to take the published one")
+    if head.out_features != num_classes:
+        model.set_submodule(path, nn.Linear(head.in_features, num_classes))
+
+
+def _no_weights(name: str, error: Exception) -> LowbitError:
+    return LowbitError(
+        f"pretrained weights of {name} cannot be fetched ({_first_line(error)}); "
+        "without a network connection give a local file as weights"
+    )
 
 
 def _import_timm() -> ModuleType:

@@ -28,11 +28,11 @@ class ModelConfig:
     """The network, by name, and the weights it starts from."""
 
     name: str = "cifar-resnet20"
-    """One of lowbit's own networks, or any name timm knows."""
+    """A short name of `lowbit.models.names()`, or any name timm or torchvision knows."""
     init: str | None = None
     """A safetensors file, or the folder of an earlier run (its best checkpoint)."""
     pretrained: bool = False
-    """Start from the weights timm publishes under this name."""
+    """Start from the weights timm or torchvision publishes under this name."""
     num_classes: int | None = None
     """Taken from the data set when not given."""
 
