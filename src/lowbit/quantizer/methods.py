@@ -88,13 +88,13 @@ def tanh_transform(w: Tensor) -> Tensor:
 def lsq_plus(configuration: int) -> Method:
     """LSQ+ with the activation quantizer of the paper's Table 1.
 
-    1 unsigned without offset (LSQ's), 2 signed without, 3 signed with offset, 4 unsigned with offset. The row "lsq+" of
-    the table takes 4 where activations go negative and 1 elsewhere.
+    1 unsigned without offset (LSQ's), 2 signed without, 3 signed with offset, 4 unsigned with offset: the rows "lsq+1" to
+    "lsq+4" of the table. Its row "lsq+" takes 4 where activations go negative and 1 elsewhere.
     """
     if configuration not in (1, 2, 3, 4):
         raise LowbitError(f"LSQ+ has the configurations 1 to 4, got {configuration!r}")
     activations = Method(
-        f"lsq+ ({configuration})",
+        f"lsq+{configuration}",
         init=least_squares_init,
         signed=configuration in (2, 3),
         offset="always" if configuration >= 3 else "never",
@@ -184,3 +184,6 @@ def get_method(method: str | Method) -> Method:
 
 # Lin et al. 2022, arXiv 2202.09009 (reconstructed)
 METHODS["lg-lsq"] = lg_lsq()
+
+# Bhalgat et al., the configurations one by one
+METHODS |= {f"lsq+{configuration}": lsq_plus(configuration) for configuration in (1, 2, 3, 4)}
