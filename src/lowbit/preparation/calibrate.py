@@ -32,11 +32,11 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         LowbitError: NaN, infinity or nothing but zeros at a quantizer, a layer that no batch reaches, no batches.
     """
     layers = dict(quantized_layers(model))
-    if not layers:
+    sites = list(input_sites(model))
+    if not layers and not sites:
         raise LowbitError("the model has no quantizers: lowbit.prepare comes before lowbit.calibrate")
     if isinstance(batches, Tensor):
         raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")
-    sites = list(input_sites(model))
     waiting = [site for site in sites if not site.quantizer.started]
     plans = []
     for layer in layers.values():
@@ -45,7 +45,7 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
 
     shared: list[list[Site]] = []
     if waiting:
-        device = next(iter(layers.values())).weight.device
+        device = next(model.parameters()).device
         with _observed(model, sites, waiting) as observers:
             seen = 0
             for batch in batches:

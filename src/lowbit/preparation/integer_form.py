@@ -117,10 +117,7 @@ def _kinds(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, str]
         kinds[node] = kind
     if missing:
         places = "\n  ".join(dict.fromkeys(missing))
-        raise LowbitError(
-            f"these operations have no integer form:\n  {places}\nreplace them (by ReLU, h-swish or another function of one "
-            "value, additions, multiplications of two tensors, concatenations, pooling), or prepare without integer_only"
-        )
+        raise LowbitError(f"these operations have no integer form:\n  {places}\n{t.WAY_OUT}")
     inputs = [node for node in graph.nodes if kinds[node] == t.INPUT and node.users]
     if len(inputs) != 1:
         names = ", ".join(node.name for node in inputs)

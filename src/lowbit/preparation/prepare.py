@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from lowbit.errors import LowbitError
+from lowbit.preparation.attention import is_attention, quantize_attention
 from lowbit.preparation.integer_form import integer_form
 from lowbit.preparation.layers import QuantizedLayer, add_quantizers, check_layer, float_class
 from lowbit.preparation.rules import Rule, Rules, Setting, check_bits
@@ -29,6 +30,9 @@ def prepare(
     integer_only: bool = False,
 ) -> nn.Module:
     """A copy of the model with quantizers at the weights and inputs of its convolution and linear layers.
+
+    Where the model has timm's `Attention`, its matrix products are quantized too: q, k, v and the probabilities, with the
+    attention's own name in rules ("blocks.0.attn") and the bits of activations.
 
     Parameter names stay, so checkpoints of the float model load into the result; the model given is left as it is. The
     quantizers have no steps yet: run `lowbit.calibrate` next, or load a checkpoint of a prepared network.
@@ -54,7 +58,7 @@ def prepare(
     for name, bits in (("weights", weights), ("activations", activations), ("first_last", first_last)):
         check_bits(bits, name)
     layers = {name: module for name, module in model.named_modules() if float_class(module) is not None}
-    if any(isinstance(module, QuantizedLayer) for module in model.modules()):
+    if any(isinstance(module, (QuantizedLayer, Quantizer)) for module in model.modules()):
         raise LowbitError("the model is prepared already: prepare the float model it came from")
     if not layers:
         raise LowbitError("the model has no convolution or linear layer to quantize")
@@ -74,12 +78,16 @@ def prepare(
     for name in chosen:
         check_layer(name, layers[name])
     _check_attention(model, chosen)
+    attentions = {name: matching.setting(name, default) for name, each in model.named_modules() if is_attention(each)}
     if not integer_only:
         matching.check_used()
 
     prepared = copy.deepcopy(model)
     for name, setting in chosen.items():
         add_quantizers(name, prepared.get_submodule(name), setting)
+    for name, setting in attentions.items():
+        if not setting.skip:
+            quantize_attention(name, prepared.get_submodule(name), setting)
     if integer_only:
         stream = Setting(None, 8, get_method("lsq"), "tensor", narrow)
         prepared = integer_form(prepared, lambda names: [matching.setting(name, stream) for name in names])

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from lowbit.preparation.attention import QuantizedAttention, quantized_attentions
+from lowbit.preparation.layers import QuantizedLayer
 from lowbit.preparation.prepare import quantized_layers
 from lowbit.quantizer.module import Quantizer
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One prepared layer. `macs` (multiply-accumulates for one sample) and `bit_operations` (macs · weight bits ·
+    """One prepared layer, or one matrix product of an attention: without parameters, and what would be the weight is its
+    right operand (the keys, the values). `macs` (multiply-accumulates for one sample) and `bit_operations` (macs · weight bits ·
     activation bits) are None unless an example input was given; full precision counts as 32 bits."""
 
     name: str
@@ -44,30 +47,41 @@ class LayerRow:
 
 
 def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[LayerRow]:
-    """A row per prepared layer. With `example_input`, [1, …], the model is run once to count multiply-accumulates.
+    """A row per prepared layer, and two per quantized attention.
 
-    The run needs a started (calibrated) network.
+    With `example_input`, [1, …], the model is run once to count multiply-accumulates. The run needs a started
+    (calibrated) network.
     """
     macs = {} if example_input is None else _count_macs(model, example_input)
     rows = []
-    for name, layer in quantized_layers(model):
-        weight, activation = _side(layer.weight_quantizer), _side(layer.input_quantizer)
-        rows.append(
-            LayerRow(
-                name=name,
-                kind=type(layer).__name__.removeprefix("Quantized"),
-                shape=tuple(layer.weight.shape),
-                weight_bits=weight[0],
-                activation_bits=activation[0],
-                weight_grid=weight[1],
-                activation_grid=activation[1],
-                steps=layer.weight_quantizer.raw_step.numel() if weight[0] else 0,
-                method=next((q.method.name for q in (layer.weight_quantizer, layer.input_quantizer) if _is(q)), "-"),
-                parameters=layer.weight.numel(),
-                macs=macs.get(name) if example_input is not None else None,
-            )
-        )
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer):
+            kind, weight = type(module).__name__.removeprefix("Quantized"), module.weight
+            rows.append(_row(name, kind, weight, module.weight_quantizer, module.input_quantizer, macs.get(name)))
+        elif isinstance(module, QuantizedAttention):
+            for product, left, right in (
+                ("q·k", module.q_quantizer, module.k_quantizer),
+                ("p·v", module.probability_quantizer, module.v_quantizer),
+            ):
+                rows.append(_row(f"{name} {product}", "MatMul", None, right, left, macs.get(name)))
     return rows
+
+
+def _row(name: str, kind: str, weight: Tensor | None, right: nn.Module, left: nn.Module, macs: int | None) -> LayerRow:
+    weight_side, activation_side = _side(right), _side(left)
+    return LayerRow(
+        name=name,
+        kind=kind,
+        shape=() if weight is None else tuple(weight.shape),
+        weight_bits=weight_side[0],
+        activation_bits=activation_side[0],
+        weight_grid=weight_side[1],
+        activation_grid=activation_side[1],
+        steps=right.raw_step.numel() if weight_side[0] else 0,
+        method=next((q.method.name for q in (right, left) if _is(q)), "-"),
+        parameters=0 if weight is None else weight.numel(),
+        macs=macs,
+    )
 
 
 def model_size_bits(model: nn.Module) -> int:
@@ -106,6 +120,13 @@ def _count_macs(model: nn.Module, example_input: Tensor) -> dict[str, int]:
             counts[name] = counts.get(name, 0) + elements // inputs[0].shape[0] * (layer.weight[0].numel())
 
         hooks.append(layer.register_forward_hook(count))
+    for name, attention in quantized_attentions(model):
+
+        def count_product(attention, inputs, output, name=name):
+            tokens, features = inputs[0].shape[1], attention.qkv.out_features // 3
+            counts[name] = counts.get(name, 0) + tokens * tokens * features
+
+        hooks.append(attention.register_forward_hook(count_product))
     training = model.training
     try:
         model.eval()

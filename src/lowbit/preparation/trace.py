@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
+from lowbit.preparation.attention import QuantizedAttention
 from lowbit.preparation.layers import QuantizedLayer, float_class
 from lowbit.quantizer.module import Quantizer
 
@@ -24,6 +25,11 @@ INPUT, OUTPUT, LAYER, NORM, CLAMP, LOOKUP, ADD, MULTIPLY, CONCATENATE, AVERAGE, 
     "input", "output", "layer", "norm", "clamp", "lookup", "add", "multiply", "concatenate", "average", "move", "shape",
     "quantizer",
 )  # fmt: skip
+
+WAY_OUT = (
+    "replace them (by ReLU, h-swish or another function of one value, additions, multiplications of two tensors, "
+    "concatenations, pooling), or prepare without integer_only"
+)
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -90,16 +96,33 @@ def trace(model: nn.Module) -> fx.Graph:
     try:
         graph = _Tracer().trace(model)
     except Exception as error:
-        raise LowbitError(
+        message = (
             f"torch.fx cannot follow the forward of {type(model).__name__} ({type(error).__name__}: {error}): an "
             "integer-only network needs a forward without control flow that depends on data"
-        ) from error
+        )
+        without = _without_integer_form(model)
+        if without:
+            message += f". These layers have no integer form either:\n  {without}\n{WAY_OUT}"
+        raise LowbitError(message) from error
     for node in list(graph.nodes):
         # An identity between a layer and its activation must not hide that they belong together.
         if node.op == "call_module" and type(model.get_submodule(node.target)) is nn.Identity:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     return graph
+
+
+def _without_integer_form(model: nn.Module) -> str:
+    """A line per class of layer that no integer network can have, with the names of the first few."""
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        innermost = next(module.children(), None) is None
+        if isinstance(module, QuantizedAttention) or (innermost and _kind_of_module(module) is None):
+            found.setdefault(type(module).__name__, []).append(repr(name))
+    return "\n  ".join(
+        f"{kind}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for kind, names in found.items()
+    )
 
 
 def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
