@@ -1,17 +1,22 @@
 """Data sets by path.
 
-`open_dataset` finds what a path holds (images in folders, parquet in the hub's layout, scikit-learn's digits);
-`loaders` turns it into training and test batches as a `DataConfig` says. Small images are decoded once and augmented a
-batch at a time (`InMemoryImages`); large ones are decoded by worker processes (`StreamedImages`). Both are a `Loader`.
+`open_dataset` finds what a path holds (images in folders, parquet in the hub's layout, scikit-learn's digits), and
+`open_shards` an index of tar shards; `loaders` turns it into training and test batches as a `DataConfig` says. Small
+images are decoded once and augmented a batch at a time (`InMemoryImages`); large ones are decoded by worker processes
+(`StreamedImages`), and so are those of shards (`StreamedShards`). All are a `Loader`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from lowbit.data.config import DataConfig
 from lowbit.data.loader import Loader
 from lowbit.data.memory import InMemoryImages
+from lowbit.data.shard_stream import StreamedShards
+from lowbit.data.shards import Shards, holds_shards, index_shards, open_shards
 from lowbit.data.sources import ImageSource, open_dataset
 from lowbit.data.stream import StreamedImages
 from lowbit.errors import LowbitError
@@ -21,10 +26,15 @@ __all__ = [
     "ImageSource",
     "InMemoryImages",
     "Loader",
+    "Shards",
     "StreamedImages",
+    "StreamedShards",
     "eval_loader",
+    "index_shards",
     "loaders",
+    "num_classes",
     "open_dataset",
+    "open_shards",
 ]
 
 
@@ -40,22 +50,13 @@ def loaders(
         LowbitError: the path, a split, the labels or an image is unusable (see `open_dataset`); too few images
             for one batch; test labels that the training split does not have; images that don't fit in memory.
     """
-    train, test = open_dataset(config.path, config.train_split), _open_test(config)
-    if train.missing_label is not None:
-        raise LowbitError(
-            f"{train.where(0)} and on: labels of a training split must be 0 to K-1, each on some image, "
-            f"but no image has {train.missing_label} while the largest is {int(train.labels.max())}"
-        )
-    if test.labels.max() >= train.num_classes:
-        raise LowbitError(
-            f"{config.path}: the split {test.split} has the label {int(test.labels.max())}, "
-            f"but the split {train.split} has {train.num_classes} classes"
-        )
-    kind = InMemoryImages if config.in_memory else StreamedImages
+    train, test = _open(config, config.train_split), _open_test(config)
+    if isinstance(train, ImageSource):
+        _check_labels(train, test)
     place = dict(rank=rank, world_size=world_size, device=device)
     return (
-        kind(train, config, train=True, num_classes=train.num_classes, seed=seed, **place),
-        kind(test, config, train=False, num_classes=train.num_classes, seed=seed, **place),
+        _loader(train, config, train=True, num_classes=train.num_classes, seed=seed, **place),
+        _loader(test, config, train=False, num_classes=train.num_classes, seed=seed, **place),
     )
 
 
@@ -67,12 +68,42 @@ def eval_loader(
     Its `num_classes` is what the test split itself tells. Raises as `loaders` does.
     """
     test = _open_test(config)
-    kind = InMemoryImages if config.in_memory else StreamedImages
-    return kind(
-        test, config, train=False, num_classes=test.num_classes, seed=0, rank=rank, world_size=world_size, device=device
+    return _loader(
+        test, config, train=False, num_classes=test.num_classes, rank=rank, world_size=world_size, device=device
     )
 
 
-def _open_test(config: DataConfig) -> ImageSource:
-    splits = (config.test_split,) if config.test_split else ("test", "validation", "val")
+def num_classes(config: DataConfig) -> int:
+    """Classes of the training split. Raises as `open_dataset` and `open_shards` do."""
+    return _open(config, config.train_split).num_classes
+
+
+def _open(config: DataConfig, *splits: str) -> ImageSource | Shards:
+    if holds_shards(config.path):
+        return open_shards(config.path, *splits, num_classes=config.num_classes)
     return open_dataset(config.path, *splits)
+
+
+def _open_test(config: DataConfig) -> ImageSource | Shards:
+    return _open(config, *((config.test_split,) if config.test_split else ("test", "validation", "val")))
+
+
+def _loader(source: ImageSource | Shards, config: DataConfig, **arguments: Any) -> Loader:
+    if isinstance(source, Shards):
+        return StreamedShards(source, config, **arguments)
+    return (InMemoryImages if config.in_memory else StreamedImages)(source, config, **arguments)
+
+
+def _check_labels(train: ImageSource, test: ImageSource) -> None:
+    """Refuse a class without training images, and test images of no class."""
+    if train.missing_label is not None:
+        name = f" ({train.class_names[train.missing_label]})" if train.class_names else ""
+        raise LowbitError(
+            f"{train.where(0)} and on: labels of a training split must be 0 to {train.num_classes - 1}, each on some "
+            f"image, but no image has {train.missing_label}{name}"
+        )
+    if test.labels.max() >= train.num_classes:
+        raise LowbitError(
+            f"the split {test.split} has the label {int(test.labels.max())}, "
+            f"but the split {train.split} has {train.num_classes} classes"
+        )

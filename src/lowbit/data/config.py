@@ -21,7 +21,7 @@ class DataConfig:
     """
 
     path: str
-    """A folder of images or of parquet files, or `sklearn:digits`; see `open_dataset`."""
+    """A folder of images, of parquet files or of tar shards, the URL of a folder of shards, or `sklearn:digits`."""
     train_split: str = "train"
     """The split to train on."""
     test_split: str | None = None
@@ -43,16 +43,21 @@ class DataConfig:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """What they are then divided by."""
     workers: int | None = None
-    """Processes that decode images, 0 for none beside this one; by default one for each CPU this process may use."""
+    """Processes that decode images, 0 for none beside this one; by default one for each CPU this process may use,
+    shared among the ranks on a machine."""
     corrupt: Literal["fail", "skip"] = "fail"
     """An image that cannot be decoded: stop and name it, or leave it out and count it."""
     drop_last: bool = True
     """Leave out the last training batch of an epoch if it is not full."""
     limit: int | None = None
     """Train on the first so many images only, for a quick trial."""
+    num_classes: int | None = None
+    """Classes of shards whose index does not say it."""
+    shuffle_buffer: int = 6000
+    """Training images, still encoded, that each rank holds of shards to draw the next one from."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "image_size", "limit"):
+        for name in ("batch_size", "eval_batch_size", "image_size", "limit", "num_classes", "shuffle_buffer"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LowbitError(f"data.{name} must be at least 1, got {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,19 +31,24 @@ class Broken:
     skippable: bool = True
 
     def error(self) -> LowbitError:
-        return LowbitError(f"{self.message}; {self.hint}")
+        return LowbitError("; ".join(filter(None, (self.message, self.hint))))
 
 
 def read_image(source: ImageSource, index: int, channels: int) -> Image | Broken:
-    """The decoded image with 1 (grey) or 3 (RGB) channels."""
+    """An image of a source, decoded, with 1 (grey) or 3 (RGB) channels."""
+    return decode(lambda: source.read(index), lambda: source.where(index), channels)
+
+
+def decode(read: Callable[[], Image], where: Callable[[], str], channels: int) -> Image | Broken:
+    """The image that `read` opens, decoded, with 1 (grey) or 3 (RGB) channels; `where` says for messages where it is."""
     from PIL import UnidentifiedImageError
 
     try:
-        return source.read(index).convert("RGB" if channels == 3 else "L")
+        return read().convert("RGB" if channels == 3 else "L")
     except UnidentifiedImageError:  # its text is the address of a buffer
-        return Broken(f"{source.where(index)}: not a readable image (no format that Pillow knows)")
+        return Broken(f"{where()}: not a readable image (no format that Pillow knows)")
     except Exception as error:  # Pillow's decoders raise many kinds, SyntaxError and struct.error among them
-        return Broken(f"{source.where(index)}: not a readable image ({error})")
+        return Broken(f"{where()}: not a readable image ({error})")
 
 
 def decode_all(

@@ -95,9 +95,14 @@ def eval_indices(num_images: int, *, rank: int, world_size: int) -> Tensor:
     Raises:
         LowbitError: fewer images than ranks.
     """
+    check_eval(num_images, world_size)
+    return torch.arange(rank, num_images, world_size)
+
+
+def check_eval(num_images: int, world_size: int) -> None:
+    """Raises LowbitError if there are fewer test images than ranks."""
     if num_images < world_size:
         raise LowbitError(f"{num_images} test images are fewer than the {world_size} ranks")
-    return torch.arange(rank, num_images, world_size)
 
 
 class Normalise:
@@ -113,5 +118,7 @@ class Normalise:
 
 
 def decoding_workers(config: DataConfig) -> int:
-    """Processes to decode with."""
-    return len(os.sched_getaffinity(0)) if config.workers is None else config.workers
+    """Processes to decode with: by default this process's share of the CPUs, as launchers tell how many share them."""
+    if config.workers is not None:
+        return config.workers
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

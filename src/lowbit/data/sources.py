@@ -61,10 +61,8 @@ class ImageSource(abc.ABC):
 
     @property
     def missing_label(self) -> int | None:
-        """The smallest label below the largest that no image has; None where class names say how many there are."""
-        if self.class_names is not None:
-            return None
-        absent = np.flatnonzero(np.bincount(self.labels) == 0)
+        """The smallest label that no image has, or None."""
+        absent = np.flatnonzero(np.bincount(self.labels, minlength=self.num_classes) == 0)
         return int(absent[0]) if len(absent) else None
 
     @abc.abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from lowbit.data.decode import Broken, read_image
 from lowbit.data.loader import Normalise, TrainSchedule, decoding_workers, epoch_generator, eval_indices, mixed_seed
 from lowbit.data.sources import ImageSource
 from lowbit.errors import LowbitError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _RESIZE = 8 / 7  # shorter side before a crop, over the crop: 256 for 224
 
@@ -45,10 +48,7 @@ class StreamedImages:
         self.num_images = min(len(source), config.limit or len(source)) if train else len(source)
         self.num_classes = num_classes
         self.class_names = source.class_names
-        self.skipped: list[str] = []
-        self._device = torch.device(device)
-        self._normalise = Normalise(config.mean, config.std, device)
-        self._skip = config.corrupt == "skip"
+        self._deliver = Delivery(config, device)
         shape = dict(rank=rank, world_size=world_size)
         if train:
             schedule = TrainSchedule(self.num_images, config.batch_size, drop_last=config.drop_last, **shape)
@@ -61,11 +61,15 @@ class StreamedImages:
             _Decoded(source, config, train=train),
             batch_sampler=self._sampler,
             num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=self._device.type == "cuda",
+            collate_fn=collate,
+            pin_memory=torch.device(device).type == "cuda",
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # not torch's global one, which is the user's
         )
+
+    @property
+    def skipped(self) -> list[str]:
+        return self._deliver.skipped
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -74,14 +78,32 @@ class StreamedImages:
         self._sampler.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels, broken in self._loader:
-            if broken and not self._skip:
-                raise broken[0].error()
-            self.skipped += [b.message for b in broken if b.message not in self.skipped]
-            if images is None:
-                raise LowbitError(f"{broken[0].message}; no image of its batch can be read: check the data set")
-            images, labels = (t.to(self._device, non_blocking=True) for t in (images, labels))
-            yield self._normalise(images), labels
+        return map(self._deliver, self._loader)
+
+
+class Delivery:
+    """The last step of a batch: what is broken in it stops the iteration or is counted, the rest goes to the device.
+
+    Raises:
+        LowbitError: a broken image that is not to be skipped, or a batch of nothing else.
+    """
+
+    def __init__(self, config: DataConfig, device: torch.device | str) -> None:
+        self.skipped: list[str] = []
+        self._device = torch.device(device)
+        self._normalise = Normalise(config.mean, config.std, device)
+        self._skip = config.corrupt == "skip"
+
+    def __call__(self, batch: tuple[Tensor | None, Tensor, list[Broken]]) -> tuple[Tensor, Tensor]:
+        images, labels, broken = batch
+        for image in broken:
+            if not (self._skip and image.skippable):
+                raise image.error()
+        self.skipped += [b.message for b in broken if b.message not in self.skipped]
+        if images is None:
+            raise LowbitError(f"{broken[0].message}; no image of its batch can be read: check the data set")
+        images, labels = (t.to(self._device, non_blocking=True) for t in (images, labels))
+        return self._normalise(images), labels
 
 
 class _Batches:
@@ -114,23 +136,28 @@ class _Decoded(Dataset):
         self._train = train
 
     @cached_property
-    def _transform(self) -> Callable[[Any], Any]:
+    def _transform(self) -> Callable[[Image], Tensor]:
         # Made in the worker: a process that does not inherit the parent's modules could not import torchvision to
         # unpickle it.
-        return _transform(self._config, train=self._train)
+        return image_transform(self._config, train=self._train)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | Broken:
         index, seed = item
         image = read_image(self._source, index, self._config.channels)
         if isinstance(image, Broken):
             return image
-        # torchvision's transforms draw from torch's global generator; in the main process that belongs to the user.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return self._transform(image), int(self._source.labels[index])
+        return seeded(self._transform, image, seed), int(self._source.labels[index])
 
 
-def _transform(config: DataConfig, *, train: bool) -> Callable[[Any], Any]:
+def seeded(transform: Callable[[Image], Tensor], image: Image, seed: int) -> Tensor:
+    """The transform of an image with what is random in it drawn from `seed`."""
+    # torchvision's transforms draw from torch's global generator; in the main process that belongs to the user.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return transform(image)
+
+
+def image_transform(config: DataConfig, *, train: bool) -> Callable[[Image], Tensor]:
     """torchvision's transforms from a PIL image to uint8 [C, H, W], as `DataConfig.augment` says."""
     import_torchvision()
     from torchvision.transforms import v2
@@ -146,7 +173,8 @@ def _transform(config: DataConfig, *, train: bool) -> Callable[[Any], Any]:
     return v2.Compose([*steps, v2.PILToTensor()])
 
 
-def _collate(samples: list[tuple[Tensor, int] | Broken]) -> tuple[Tensor | None, Tensor, list[Broken]]:
+def collate(samples: list[tuple[Tensor, int] | Broken]) -> tuple[Tensor | None, Tensor, list[Broken]]:
+    """(images [B, C, H, W] or None where all are broken, labels [B], what is broken) of a batch."""
     broken = [sample for sample in samples if isinstance(sample, Broken)]
     good = [sample for sample in samples if not isinstance(sample, Broken)]
     images = torch.stack([image for image, _ in good]) if good else None

@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 
 import lowbit
 from lowbit import models
-from lowbit.data import Loader, eval_loader, loaders, open_dataset
+from lowbit.data import Loader, eval_loader, loaders, num_classes
 from lowbit.errors import LowbitError
 from lowbit.train.build import build_float, load, prepare, read_config
 from lowbit.train.checkpoint import Checkpoints, Which
@@ -151,8 +151,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """The config with the number of classes of the data in it, where it doesn't say one."""
     if config.model.num_classes is not None:
         return config
-    num_classes = open_dataset(config.data.path, config.data.train_split).num_classes
-    return replace(config, model=replace(config.model, num_classes=num_classes))
+    return replace(config, model=replace(config.model, num_classes=num_classes(config.data)))
 
 
 def _check_classes(config: TrainConfig, num_classes: int) -> None:

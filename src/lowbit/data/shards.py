@@ -1,0 +1,240 @@
+"""Shards: tar files of images and labels in the webdataset layout, read in order from wherever fsspec can open a file.
+
+A sample is the consecutive members of one name up to the first dot: `000017.jpg` and `000017.cls`, its label as a decimal
+number; other members (`000017.json`) are passed over. An index beside the shards, `_info.json` as the hub's data sets of
+this kind have it, tells how many images each shard holds, so that an epoch can be shared out before a shard is opened:
+
+    {"splits": {"train": {"filenames": ["train-000000.tar", …], "shard_lengths": [1251, …]}, …}, "num_classes": 1000}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lowbit.errors import LowbitError
+from lowbit.files import atomic_write
+
+INDEX = "_info.json"
+SPLITS = ("train", "test", "validation", "val")
+_IMAGE_TYPES = ("jpg", "jpeg", "png", "webp")
+_READ_BYTES = 2**20  # at a time; tarfile's own 10 kB make many small requests
+_TRIES = 3  # of a read over the network
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one split, in order, and how many images each holds."""
+
+    split: str
+    urls: tuple[str, ...]
+    lengths: tuple[int, ...]
+    num_classes: int
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample as it is stored: its name, and the bytes of its image and of its label (None where there is none)."""
+
+    name: str
+    image: bytes | None
+    label: bytes | None
+
+    def class_number(self) -> int:
+        """The label. Raises ValueError, saying what is wrong."""
+        if self.label is None:
+            raise ValueError("has no label (a member .cls beside the image)")
+        text = self.label.decode("ascii", "replace").strip()
+        if not text.isdecimal():
+            raise ValueError(f"has the label {text[:40]!r}, expected a number from 0")
+        return int(text)
+
+
+def holds_shards(path: str) -> bool:
+    """Whether a data path is to be read as shards: a URL, or a folder with an index or tar files."""
+    if "://" in path:
+        return True
+    folder = Path(path)
+    return folder.is_dir() and ((folder / INDEX).is_file() or bool(_tar_files(folder)))
+
+
+def open_shards(path: str, *splits: str, num_classes: int | None = None) -> Shards:
+    """The first of `splits` that the index of `path` has; reads the index and no shard.
+
+    Args:
+        path: a folder, or the URL of one (`https://…`, `s3://…`, `hf://datasets/…`).
+        num_classes: overrides what the index says.
+
+    Raises:
+        LowbitError: no index, or one that is not as described above; none of the splits; a split without images; an
+            index that says nothing of classes where `num_classes` is not given.
+    """
+    where = f"{path.rstrip('/')}/{INDEX}"
+    index = _read_index(path, where)
+    present = index.get("splits") if isinstance(index, dict) else None
+    if not isinstance(present, dict):
+        raise LowbitError(f'{where}: has no "splits"; write it anew with lowbit.data.index_shards')
+    split = next((name for name in splits if name in present), None)
+    if split is None:
+        raise LowbitError(f"{where}: no split {' or '.join(splits)}; there is {', '.join(present)}")
+    try:
+        names = tuple(map(str, present[split]["filenames"]))
+        lengths = tuple(map(int, present[split]["shard_lengths"]))
+        classes = int(num_classes or index.get("num_classes") or 0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LowbitError(
+            f'{where}: the split {split} has no usable "filenames" and "shard_lengths" ({error!r}); write the index '
+            "anew with lowbit.data.index_shards"
+        ) from error
+    if len(names) != len(lengths) or min(lengths, default=0) < 0:
+        raise LowbitError(
+            f"{where}: the split {split} has {len(names)} filenames and the shard_lengths {lengths[:3]}…: one count for each"
+        )
+    if sum(lengths) == 0:
+        raise LowbitError(f"{where}: the split {split} holds no images")
+    if classes < 1:
+        raise LowbitError(f'{where}: does not say how many classes there are ("num_classes"): give data.num_classes')
+    return Shards(split, tuple(f"{path.rstrip('/')}/{name}" for name in names), lengths, classes)
+
+
+def read_rows(url: str, first: int, last: int) -> Iterator[Sample]:
+    """Samples `first` to `last` (exclusive) of a shard. What lies before is read over, not decoded.
+
+    Raises:
+        LowbitError: the shard cannot be read (over the network: not at the third try), or ends early.
+    """
+    row, failures = first, 0
+    while row < last:
+        try:
+            for sample in _samples(url, row, last):
+                row, failures = row + 1, 0
+                yield sample
+        except Exception as error:  # each file system and each compression raises its own kinds
+            failures += 1
+            if "://" not in url or failures == _TRIES or isinstance(error, FileNotFoundError):
+                raise LowbitError(f"{url}: cannot be read at image {row} ({type(error).__name__}: {error})") from error
+            time.sleep(2**failures)
+        else:
+            if row < last:
+                raise LowbitError(
+                    f"{url}: ends after {row} images, but the index counts at least {last}: fetch it again, or write "
+                    "the index anew with lowbit.data.index_shards"
+                )
+
+
+def index_shards(folder: str | os.PathLike) -> Path:
+    """Read all shards of a local folder once, check their labels, and write the index; returns its path.
+
+    A shard belongs to the split (train, test, validation or val) that its folder or a part of its name says:
+    `train/000.tar`, `imagenet-train-000.tar`.
+
+    Raises:
+        LowbitError: no shards, a shard of no split, an unreadable one, a sample without image or label, labels of the
+            training split that are not 0 to K-1, each on some image.
+    """
+    folder = Path(folder)
+    files = _tar_files(folder)
+    if not files:
+        raise LowbitError(f"{folder}: no tar files are there")
+    splits: dict[str, dict] = {}
+    labels: dict[str, set[int]] = {}
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        split = next((part for part in re.split(r"[^a-zA-Z]+", name) if part in SPLITS), None)
+        if split is None:
+            raise LowbitError(f"{file}: neither its folder nor its name says which split it is ({', '.join(SPLITS)})")
+        entry = splits.setdefault(split, {"name": split, "num_samples": 0, "filenames": [], "shard_lengths": []})
+        found = _shard_labels(file)
+        labels.setdefault(split, set()).update(found)
+        entry["filenames"].append(name)
+        entry["shard_lengths"].append(len(found))
+        entry["num_samples"] += len(found)
+    num_classes = max(labels.get("train") or set().union(*labels.values()), default=-1) + 1
+    absent = np.setdiff1d(np.arange(num_classes), list(labels.get("train", range(num_classes))))
+    if len(absent):
+        raise LowbitError(
+            f"{folder}: labels of a training split must be 0 to K-1, each on some image, but no image has {absent[0]} "
+            f"while the largest is {num_classes - 1}"
+        )
+    for split, found in labels.items():
+        if max(found, default=0) >= num_classes:
+            raise LowbitError(
+                f"{folder}: the split {split} has the label {max(found)}, but train has {num_classes} classes"
+            )
+    with atomic_write(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps({"splits": splits, "num_classes": num_classes}, indent=1) + "\n")
+    return folder / INDEX
+
+
+def _tar_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.tar"), *folder.glob("*/*.tar")])
+
+
+def _read_index(path: str, where: str) -> object:
+    import fsspec
+
+    try:
+        with fsspec.open(where, "rt") as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        way_out = f"write it with lowbit.data.index_shards({path!r})" if "://" not in path else "put one there"
+        raise LowbitError(f"{where}: not there, so the images of the shards are not counted: {way_out}") from error
+    except ImportError as error:
+        raise LowbitError(f"{where}: {error}; for http(s): pip install 'lowbit[stream]'") from error
+    except Exception as error:
+        raise LowbitError(f"{where}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _samples(url: str, first: int, last: int) -> Iterator[Sample]:
+    """Samples `first` to `last` of a shard, or up to its end."""
+    import fsspec
+
+    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", bufsize=_READ_BYTES) as tar:
+        name, row, parts = None, -1, {}
+        for member in tar:
+            if not member.isfile():
+                continue
+            folder, _, file_name = member.name.rpartition("/")
+            stem, _, kind = file_name.partition(".")
+            if (folder, stem) != name:
+                if row >= first:
+                    yield _sample(name, parts)
+                name, row, parts = (folder, stem), row + 1, {}
+                if row == last:
+                    return
+            if row >= first:
+                parts[kind.lower()] = tar.extractfile(member).read()
+        if row >= first:
+            yield _sample(name, parts)
+
+
+def _sample(name: tuple[str, str], parts: dict[str, bytes]) -> Sample:
+    image = next((parts[kind] for kind in _IMAGE_TYPES if kind in parts), None)
+    return Sample("/".join(filter(None, name)), image, parts.get("cls"))
+
+
+def _shard_labels(file: Path) -> list[int]:
+    """The label of every sample of a local shard."""
+    labels = []
+    try:
+        for sample in _samples(str(file), 0, np.iinfo(np.int64).max):
+            if sample.image is None:
+                raise LowbitError(f"{file} {sample.name}: has no image (a member {', '.join(_IMAGE_TYPES)})")
+            try:
+                labels.append(sample.class_number())
+            except ValueError as error:
+                raise LowbitError(f"{file} {sample.name}: {error}") from error
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise LowbitError(f"{file}: not a readable tar file ({error})") from error
+    return labels
