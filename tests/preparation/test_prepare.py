@@ -146,7 +146,7 @@ def test_rules_the_first_match_wins():
         Rule("head", skip=True),
     ]
     prepared = calibrated(rules=rules)
-    assert bits(prepared) == {"stem": (8, 8), "left": (2, 4), "right": (3, None)}
+    assert bits(prepared) == {"stem": (8, 8), "left": (2, 4), "right": (3, None), "head": (None, None)}
     assert prepared.left.weight_quantizer.method.name == "lsq+" and type(prepared.head) is nn.Linear
 
 
@@ -214,7 +214,7 @@ def test_calibration_takes_pairs_dictionaries_and_averages_batches():
         ({"weights": 9}, "weights: bits must be a whole number from 1 to 8"),
         ({"activations": 0}, "activations: bits must"),
         ({"first_last": 33}, "first_last: bits must"),
-        ({"method": "lsq2"}, "unknown method 'lsq2'. Did you mean 'lsq'"),
+        ({"method": "lsq2"}, "unknown method 'lsq2'. Did you mean 'lsq"),
         ({"rules": [Rule("nothing.*")]}, r"rule 'nothing\.\*' decides no layer"),
         ({"rules": [Rule("left.*"), Rule("left")]}, "an earlier rule already decides left"),
         ({"rules": [Rule("(")]}, "no regular expression"),

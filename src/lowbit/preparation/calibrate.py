@@ -46,7 +46,7 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     shared: list[list[Site]] = []
     if waiting:
         device = next(model.parameters()).device
-        with _observed(model, sites, waiting) as observers:
+        with observed(model, sites, waiting) as observers:
             seen = 0
             for batch in batches:
                 run_batch(model, batch, device)
@@ -124,7 +124,7 @@ class _Tokens:
 
 
 @contextmanager
-def _observed(model: nn.Module, sites: Sequence[Site], waiting: Sequence[Site]) -> Iterator[dict[Quantizer, _Observer]]:
+def observed(model: nn.Module, sites: Sequence[Site], waiting: Sequence[Site]) -> Iterator[dict[Quantizer, _Observer]]:
     """Within: evaluation mode, no gradients, nothing quantized, an observer in place of each waiting quantizer."""
     tokens = _Tokens()
     observers: dict[Quantizer, _Observer] = {}

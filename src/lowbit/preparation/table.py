@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from lowbit.preparation.attention import QuantizedAttention, quantized_attentions
-from lowbit.preparation.layers import QuantizedLayer
-from lowbit.preparation.prepare import quantized_layers
+from lowbit.preparation.calibrate import observed
+from lowbit.preparation.layers import QuantizedLayer, float_class
+from lowbit.preparation.prepare import input_sites, quantized_layers
+from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.module import Quantizer
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One prepared layer, or one matrix product of an attention: without parameters, and what would be the weight is its
-    right operand (the keys, the values). `macs` (multiply-accumulates for one sample) and `bit_operations` (macs · weight bits ·
-    activation bits) are None unless an example input was given; full precision counts as 32 bits."""
+    """One convolution or linear layer, or one matrix product of an attention: without parameters, and what would be the
+    weight is its right operand (the keys, the values). A side in full precision has None as bits and "float" as grid; the
+    grid of activations that only data decides is "from data" before calibration. `macs` (multiply-accumulates for one
+    sample) and `bit_operations` (macs · weight bits · activation bits) are None unless an example input was given; full
+    precision counts as 32 bits."""
 
     name: str
     kind: str
@@ -32,6 +37,18 @@ class LayerRow:
     macs: int | None = None
 
     @property
+    def granularity(self) -> str:
+        """Elements of the weight that share a step, as `lowbit.prepare` spells it; "-" in full precision."""
+        if self.steps <= 1:
+            return "tensor" if self.steps else "-"
+        channels = self.shape[0]
+        if self.steps == channels or self.kind.startswith("ConvTranspose"):
+            return "channel"
+        if self.steps < channels:
+            return f"channels:{channels // self.steps}"
+        return f"group:{self.parameters // self.steps}"
+
+    @property
     def bit_operations(self) -> int | None:
         """macs · weight bits · activation bits."""
         return None if self.macs is None else self.macs * (self.weight_bits or 32) * (self.activation_bits or 32)
@@ -43,14 +60,19 @@ class LayerRow:
 
     def as_dict(self) -> dict:
         """The fields and the derived figures by name."""
-        return {**asdict(self), "bit_operations": self.bit_operations, "size_bits": self.size_bits}
+        return {
+            **asdict(self),
+            "granularity": self.granularity,
+            "bit_operations": self.bit_operations,
+            "size_bits": self.size_bits,
+        }
 
 
 def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[LayerRow]:
-    """A row per prepared layer, and two per quantized attention.
+    """A row per convolution and linear layer, prepared or not, and two per quantized attention.
 
-    With `example_input`, [1, …], the model is run once to count multiply-accumulates. The run needs a started
-    (calibrated) network.
+    With `example_input`, [1, …], the model is run once without its quantizers, which need not be calibrated, to count
+    multiply-accumulates. On the meta device (`torch.empty(1, 3, 224, 224, device="meta")`) nothing is computed.
     """
     macs = {} if example_input is None else _count_macs(model, example_input)
     rows = []
@@ -58,6 +80,8 @@ def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[L
         if isinstance(module, QuantizedLayer):
             kind, weight = type(module).__name__.removeprefix("Quantized"), module.weight
             rows.append(_row(name, kind, weight, module.weight_quantizer, module.input_quantizer, macs.get(name)))
+        elif float_class(module) is not None:
+            rows.append(_row(name, float_class(module).__name__, module.weight, None, None, macs.get(name)))
         elif isinstance(module, QuantizedAttention):
             for product, left, right in (
                 ("q·k", module.q_quantizer, module.k_quantizer),
@@ -67,7 +91,9 @@ def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[L
     return rows
 
 
-def _row(name: str, kind: str, weight: Tensor | None, right: nn.Module, left: nn.Module, macs: int | None) -> LayerRow:
+def _row(
+    name: str, kind: str, weight: Tensor | None, right: nn.Module | None, left: nn.Module | None, macs: int | None
+) -> LayerRow:
     weight_side, activation_side = _side(right), _side(left)
     return LayerRow(
         name=name,
@@ -97,25 +123,33 @@ def model_size_bits(model: nn.Module) -> int:
     return sum(p.numel() * widths.get(id(p), 32) for p in model.parameters())
 
 
-def _is(module: nn.Module) -> bool:
+def _is(module: nn.Module | None) -> bool:
     return isinstance(module, Quantizer)
 
 
-def _side(module: nn.Module) -> tuple[int | None, str]:
+def _side(module: nn.Module | None) -> tuple[int | None, str]:
+    """(bits, grid) of a layer's weights or activations."""
     if not isinstance(module, Quantizer):
         return None, "float"
-    return module.bits, str(module.grid) if module.started else "from data"
+    if module.started:
+        return module.bits, str(module.grid)
+    signed = module.method.signed if module.signed is None else module.signed
+    if signed is None:
+        return module.bits, "from data"
+    return module.bits, str(Grid(module.bits, signed, module.narrow and signed and module.bits > 1))
 
 
-@torch.no_grad()
 def _count_macs(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+    """Multiply-accumulates for one sample, by layer; of one of its two products for an attention."""
     counts: dict[str, int] = {}
     hooks = []
-    for name, layer in quantized_layers(model):
+    for name, layer in model.named_modules():
+        if float_class(layer) is None:
+            continue
 
         def count(layer, inputs, output, name=name):
             # Every weight but the output channel's own index is used once per output element.
-            transposed = type(layer).__name__.startswith("QuantizedConvTranspose")
+            transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
             elements = inputs[0].numel() if transposed else output.numel()
             counts[name] = counts.get(name, 0) + elements // inputs[0].shape[0] * (layer.weight[0].numel())
 
@@ -127,12 +161,16 @@ def _count_macs(model: nn.Module, example_input: Tensor) -> dict[str, int]:
             counts[name] = counts.get(name, 0) + tokens * tokens * features
 
         hooks.append(attention.register_forward_hook(count_product))
-    training = model.training
+    tensors = {}
+    if example_input.is_meta:
+        everything = chain(model.named_parameters(), model.named_buffers())
+        tensors = {name: tensor.to("meta") for name, tensor in everything}
+    else:
+        example_input = example_input.to(next(model.parameters()).device)
     try:
-        model.eval()
-        model(example_input.to(next(model.parameters()).device))
+        with observed(model, list(input_sites(model)), ()):
+            torch.func.functional_call(model, tensors, (example_input,))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return counts
