@@ -324,3 +324,20 @@ def test_layer_table_counts():
     float_bits = sum(p.numel() for p in prepared.parameters()) * 32
     saved = sum(row.parameters * (32 - row.weight_bits) for row in rows.values())
     assert lowbit.model_size_bits(prepared) == float_bits - saved
+
+
+def test_a_shared_quantizer_is_saved_by_formats_that_refuse_shared_memory(tmp_path):
+    """Hugging Face's Trainer saves with `save_file`; `save_model` would leave out all names but one."""
+    from safetensors.torch import load_file, load_model, save_file, save_model
+
+    model = calibrated()
+    assert model.left.input_quantizer is model.right.input_quantizer
+    x = batch(4, 3, 8, 8)
+    save_file(model.state_dict(), tmp_path / "file.safetensors")
+    save_model(model, str(tmp_path / "model.safetensors"))
+    by_file, by_model = lowbit.prepare(Block()), lowbit.prepare(Block())
+    by_file.load_state_dict(load_file(tmp_path / "file.safetensors"))
+    load_model(by_model, str(tmp_path / "model.safetensors"))
+    for again in (by_file, by_model):
+        assert again.left.input_quantizer is again.right.input_quantizer
+        assert torch.equal(again.eval()(x), model.eval()(x))

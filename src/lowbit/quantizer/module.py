@@ -232,6 +232,13 @@ class Quantizer(nn.Module):
         if self.offset is not None:
             self.offset.requires_grad_(self.uses_offset and self.method.step_gradient is not None)
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._is_shared and not keep_vars:
+            # Saved under the name of every layer that shares it, as copies: safetensors refuses tensors that share memory.
+            for key in [key for key in destination if key.startswith(prefix)]:
+                destination[key] = destination[key].clone()
+
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         mine = [key for key in state_dict if key.startswith(prefix)]
         if not mine:
