@@ -113,6 +113,8 @@ def test_unusable_weight_files(tmp_path):
         ("mobilenetv2-050", "timm.models.efficientnet"),
         ("resnet18.tv_in1k", "timm.models.resnet"),
         ("deit_tiny.fb_in1k", "timm.models.vision_transformer"),
+        ("vgg16_bn", "torchvision.models.vgg"),
+        ("vgg16_bn.tv_in1k", "timm.models.vgg"),
         ("torchvision:resnet18", "torchvision.models.resnet"),
         ("shufflenet_v2_x1_5", "torchvision.models.shufflenetv2"),
         ("shufflenetv2_x1.0", "torchvision.models.shufflenetv2"),
@@ -133,6 +135,7 @@ def test_networks_of_the_libraries(name, module):
         ("cifar-resnet21", "cifar-resnet20"),
         ("digit_cnn", "digits-cnn"),
         ("torchvision:vgg_11", "vgg11"),
+        ("torchvision:vgg11.tv_in1k", "vgg11"),
     ],
 )
 def test_unknown_name_has_close_ones(name, close):

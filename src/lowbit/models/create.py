@@ -65,20 +65,19 @@ def _library_and_name(name: str) -> tuple[str, str]:
     Raises:
         LowbitError: neither knows it.
     """
-    # A tag behind a dot names weights: resnet18.a1_in1k is resnet18's. Some short names have a dot of their own.
+    # A tag behind a dot names weights of timm's: resnet18.a1_in1k. Some short names have a dot of their own.
     base, dot, tag = (name, "", "") if name.replace("_", "-") in NETWORKS else name.partition(".")
-    network = NETWORKS.get(base.replace("_", "-"))
-    if network is not None and isinstance(network.build, str):
-        library, _, base = network.build.partition(":")
-        return library, f"{base}{dot}{tag}"
-    library, colon, there = base.partition(":")
-    there = (there if colon else base).replace("-", "_")
+    short = NETWORKS.get(base.replace("_", "-"))
+    if short is not None and isinstance(short.build, str) and (not tag or short.build.startswith("timm:")):
+        base = short.build
+    library, there = base.split(":", 1) if ":" in base else ("", base)
+    there = there.replace("-", "_")
     timm, torchvision = _import_timm(), import_torchvision()
-    if (not colon or library == "timm") and timm.is_model(there):
+    if library in ("", "timm") and timm.is_model(there):
         return "timm", f"{there}{dot}{tag}"
     others = torchvision.models.list_models(module=torchvision.models)
-    if (not colon or library == "torchvision") and there in others:
-        return "torchvision", f"{there}{dot}{tag}"
+    if library in ("", "torchvision") and there in others and not tag:
+        return "torchvision", there
     known = list(dict.fromkeys([*names(), *timm.list_models(), *others]))
     hint = did_you_mean(name.replace("_", "-"), known) or did_you_mean(there, known)
     raise LowbitError(
@@ -163,12 +162,11 @@ def _create_timm(name: str, num_classes: int | None, pretrained: bool) -> nn.Mod
 
 def _create_torchvision(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
     models = import_torchvision().models
-    name, _, tag = name.partition(".")
     try:
         if not pretrained:
             return models.get_model(name, weights=None, **({} if num_classes is None else {"num_classes": num_classes}))
-        model = models.get_model(name, weights=tag or "DEFAULT", progress=False)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        model = models.get_model(name, weights="DEFAULT", progress=False)
+    except (OSError, RuntimeError, ValueError) as error:
         if not pretrained:
             raise LowbitError(f"torchvision cannot make {name}: {error}") from error
         raise _no_weights(name, error) from error

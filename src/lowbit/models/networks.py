@@ -61,7 +61,7 @@ _ALL = (
     _imagenet("resnet50", "timm:resnet50", "25,557,032", _TORCHVISION),
     _imagenet("resnet101", "timm:resnet101", "44,549,160", _TORCHVISION),
     _imagenet("resnet152", "timm:resnet152", "60,192,808", _TORCHVISION),
-    _imagenet("vgg16-bn", "timm:vgg16_bn", "138,365,992", _TORCHVISION),
+    _imagenet("vgg16-bn", "torchvision:vgg16_bn", "138,365,992", _TORCHVISION),
     _imagenet("mobilenetv2", "timm:mobilenetv2_100", "3,504,872", _TORCHVISION),
     _imagenet("shufflenetv2-x1.0", "torchvision:shufflenet_v2_x1_0", "2.3 M", "Ma et al. 2018, arXiv 1807.11164"),
     _imagenet("shufflenetv2-x0.5", "torchvision:shufflenet_v2_x0_5", "1.4 M", "Ma et al. 2018, arXiv 1807.11164"),
