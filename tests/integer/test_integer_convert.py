@@ -11,7 +11,7 @@ import lowbit
 from lowbit import LowbitError, Rule, models
 from lowbit._torchvision import import_torchvision
 from lowbit.integer.convert import convert, trained_codes
-from lowbit.integer.ir import Add, Concatenate, Convolution, Lookup, Multiply
+from lowbit.integer.ir import Add, ChannelShuffle, Concatenate, Convolution, Lookup, Multiply, Reshape
 from lowbit.quantizer.methods import lsq_plus
 
 
@@ -136,6 +136,10 @@ def test_shufflenet_shares_one_step_per_stage():
     )
     compared, differ = agreement(prepared, x)
     assert differ <= 0.01 * compared
+    # Its shuffle is written as reshapes around a transposition: one node, nothing in a fifth dimension.
+    nodes = lowbit.to_integer(prepared, x).graph.nodes
+    assert sum(isinstance(node, ChannelShuffle) for node in nodes) == 16
+    assert not any(isinstance(node, Reshape) and len(node.shape) > 1 for node in nodes)
 
 
 def test_evaluation_sees_the_rounded_bias_and_training_does_not():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
 from lowbit.integer import ir
+from lowbit.integer.check import validate
 from lowbit.integer.tables import lookup_table
 from lowbit.preparation import trace as t
 from lowbit.preparation.folding import ALONE_CODE, fold, fold_alone
@@ -77,7 +78,7 @@ class Traced:
 
 
 def convert(model: nn.Module, example_input: Tensor) -> tuple[ir.Graph, dict[str, Traced]]:
-    """The integer graph of a trained network, not validated yet, and where its tensors stand in the network.
+    """The integer graph of a trained network, validated, and where its tensors stand in the network.
 
     Args:
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated or trained. It is not changed.
@@ -85,13 +86,53 @@ def convert(model: nn.Module, example_input: Tensor) -> tuple[ir.Graph, dict[str
 
     Raises:
         LowbitError: a model prepared otherwise, a quantizer without step or with a step or offset that is not finite, a
-            fractional offset, or an operation in a form that has no integer counterpart; the message names the layer.
+            fractional offset, or an operation in a form that has no integer counterpart; the message names the layer. Also
+            what `check.validate` raises.
     """
     if not isinstance(model, fx.GraphModule) or not hasattr(model, "streams"):
         raise LowbitError("the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …)")
     _check_quantizers(model)
     shapes = _shapes(model, example_input)
-    return _Converter(model, shapes).run(example_input)
+    return _simplified(*_Converter(model, shapes).run(example_input))
+
+
+def _simplified(graph: ir.Graph, traced: Mapping[str, Traced]) -> tuple[ir.Graph, dict[str, Traced]]:
+    """Without nodes that do what an earlier one does, and reshapes that another one follows or that change nothing.
+
+    A tensor that is split waits for its grid in each part, and so is made once a part; reshapes stand around a channel shuffle.
+    """
+    graph = validate(graph)
+    nodes: dict[str, ir.Node] = {}
+    seen: dict[tuple, str] = {}
+    same: dict[str, str] = {}
+    for node in graph.nodes:
+        node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
+        if isinstance(node, ir.Reshape):
+            before = nodes[node.inputs[0]]
+            if isinstance(before, ir.Reshape):
+                node, before = replace(node, inputs=before.inputs), nodes[before.inputs[0]]
+            if before.type.shape == node.type.shape:
+                same[node.name] = before.name
+                continue
+        content = (type(node), *(_value(getattr(node, f.name)) for f in fields(node) if f.name != "name"))
+        earlier = seen.setdefault(content, node.name)
+        if earlier != node.name:
+            same[node.name] = earlier
+            continue
+        nodes[node.name] = node
+    output = same.get(graph.output, graph.output)
+    used = {name for node in nodes.values() for name in node.inputs} | {output}
+    kept = tuple(node for node in nodes.values() if node.name in used or not isinstance(node, ir.Reshape))
+    names = {node.name for node in kept}
+    places = {same.get(name, name): place for name, place in traced.items()}
+    return replace(graph, nodes=kept, output=output), {n: place for n, place in places.items() if n in names}
+
+
+def _value(field: Any) -> Any:
+    """A node's field as something that equals another field of the same content."""
+    if isinstance(field, ir.Weight):
+        return _value(field.codes), _value(field.scale), field.bits
+    return (field.dtype, field.shape, field.numpy().tobytes()) if isinstance(field, Tensor) else field
 
 
 def _check_quantizers(model: nn.Module) -> None:
