@@ -19,8 +19,8 @@ from lowbit.integer.network import IntegerNetwork
 if TYPE_CHECKING:
     from lowbit.integer.compare import Report
 
-Format = Literal["onnx", "onnx-packed", "qonnx", "executorch", "lowbit"]
-FORMATS: tuple[str, ...] = ("onnx", "onnx-packed", "qonnx", "executorch", "lowbit")
+Format = Literal["onnx", "onnx-packed", "qonnx", "executorch", "litert", "lowbit"]
+FORMATS: tuple[str, ...] = ("onnx", "onnx-packed", "qonnx", "executorch", "litert", "lowbit")
 
 
 def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
@@ -49,16 +49,16 @@ def export(
     *,
     batches: Iterable[Any] | None = None,
 ) -> Report | None:
-    """Write the network to a file; an ONNX file is left only if it computes what the network does.
+    """Write the network to a file, which is left only if it computes what the network does.
 
-    The file is written beside, run in ONNX Runtime against the integer reference, and renamed if not one code differs.
+    The file is written beside, run in its own runtime against the integer reference, and renamed if not one code differs.
 
     Args:
         network: from `to_integer`.
         path: the file to write. Its folder must exist.
         format: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic, weights stored at their width),
-            "qonnx" (for FINN and hls4ml; checked as ONNX, not run here), "executorch" (XNNPACK, one sample at a time; its
-            outputs are compared in ExecuTorch's runtime) or "lowbit" (`IntegerNetwork.load` reads it).
+            "qonnx" (for FINN and hls4ml; checked as ONNX, not run here), "executorch" (.pte for XNNPACK, one sample at a
+            time; its output alone is compared), "litert" (.tflite for XNNPACK) or "lowbit" (`IntegerNetwork.load` reads it).
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default.
 
     Returns:
@@ -79,9 +79,6 @@ def export(
         _writer(format)(network.graph, temporary)
         if format == "qonnx":
             return None
-        if format == "executorch":
-            _check_executorch(network, temporary, path, batches)
-            return None
         from lowbit.integer.compare import compare
 
         report = compare(network, temporary, [_random_inputs(network.graph)] if batches is None else batches)
@@ -94,11 +91,11 @@ def export(
 
 
 def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: Iterable[Any]) -> Report:
-    """Run trained network, integer reference and exported ONNX file on the same data, and compare code by code.
+    """Run trained network, integer reference and exported file on the same data, and compare code by code.
 
     Args:
         model: the trained network (converted anew, so that a change after the export shows), or an integer network.
-        file: what `export` wrote, as "onnx" or "onnx-packed".
+        file: what `export` wrote, as "onnx", "onnx-packed", "litert" or "executorch" (its output alone).
         batches: inputs, or (input, label) pairs.
 
     Returns:
@@ -128,34 +125,16 @@ def _writer(format: str):
             from lowbit.formats.onnx_packed import write
         elif format == "executorch":
             from lowbit.formats.executorch import write
+        elif format == "litert":
+            from lowbit.formats.litert import write
         else:
             from lowbit.formats.qonnx import write
     except ImportError as error:
-        extra = "executorch" if format == "executorch" else "export"
+        extra = format if format in ("executorch", "litert") else "export"
         raise LowbitError(
             f"writing {format} needs the package {error.name!r}, which is not installed: pip install 'lowbit[{extra}]'"
         ) from error
     return write
-
-
-def _check_executorch(network: IntegerNetwork, file: Path, path: Path, batches: Iterable[Any] | None) -> None:
-    """Refuse a .pte file whose outputs are not the network's, on the first batch."""
-    from executorch.runtime import Runtime
-
-    first = next(iter(batches), None) if batches is not None else _random_inputs(network.graph)
-    if first is None:
-        raise LowbitError("there is no data to compare on: give at least one batch")
-    x = first[0] if isinstance(first, (tuple, list)) else first
-    # The runtime reads from these as long as the method runs, but does not keep them alive.
-    content = file.read_bytes()
-    program = Runtime.get().load_program(content)
-    method = program.load_method("forward")
-    for number, sample in enumerate(x.split(1)):
-        (output,) = method.execute([sample])
-        if not torch.equal(output, network(sample)):
-            raise LowbitError(
-                f"{path}: not written, because the file's output for sample {number} is not the integer network's"
-            )
 
 
 def _random_inputs(graph: Graph) -> Tensor:

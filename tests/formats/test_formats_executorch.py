@@ -107,7 +107,7 @@ def test_refuses_what_it_cannot_write_exactly() -> None:
         executorch.build(_one_convolution(bias=torch.tensor([1 << 25 | 1, 0, 0, 0], dtype=torch.int32)))
     with pytest.raises(LowbitError, match=r"n1.Convolution.*256"):
         executorch.build(_one_convolution(type=TensorType(f32(1e-7), 0, 4, False)))
-    b = GraphBuilder((2048,))
+    b = GraphBuilder((20_000,))
     b.linear(b.quantize(8), 2)
     with pytest.raises(LowbitError, match=r"n1.Linear.*float32"):
         executorch.build(validate(replace(b.graph(), nodes=(b.nodes[0], _heavy(b.nodes[1])))))

@@ -16,7 +16,7 @@ from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operati
 
 from lowbit.formats import onnx as plain
 from lowbit.formats import onnx_packed as packed
-from lowbit.integer.compare import OnnxRunner, compare
+from lowbit.integer.compare import compare
 from lowbit.integer.ir import (
     Add,
     AveragePool,
@@ -35,6 +35,7 @@ from lowbit.integer.ir import (
     TensorType,
 )
 from lowbit.integer.network import IntegerNetwork
+from lowbit.integer.runners import OnnxRunner
 
 SETTINGS = settings(max_examples=20, deadline=None, derandomize=True)
 

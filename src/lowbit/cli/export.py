@@ -11,6 +11,7 @@ SUFFIX = {
     "onnx-packed": ".packed.onnx",
     "qonnx": ".qonnx.onnx",
     "executorch": ".pte",
+    "litert": ".tflite",
     "lowbit": ".safetensors",
 }
 
@@ -35,7 +36,6 @@ def run(argv: list[str]) -> int:
     report = deployment.export(network, path, options.format, batches=batches)
     print(network.summary())
     if report is not None:
-        compared = sum(row.compared for row in report.rows)
-        print(f"verified: 0 of {compared:,} codes differ on {report.samples} images")
+        print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")
     print(f"{path}: {path.stat().st_size:,} bytes, {options.format}")
     return 0

@@ -1,19 +1,19 @@
-"""The integer reference beside an exported ONNX file (and the trained model), layer by layer, on the same data."""
+"""The integer reference beside an exported file (and the trained model), layer by layer, on the same data."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
-from lowbit.integer.ir import Graph, TensorType
+from lowbit.integer.ir import TensorType
 from lowbit.integer.network import IntegerNetwork, dequantize
+from lowbit.integer.runners import open_file
 
 Codes = Mapping[str, Tensor]
 
@@ -22,16 +22,17 @@ Codes = Mapping[str, Tensor]
 class Row:
     """One tensor of the network: the file's (`file_…`) and the trained model's (`trained_…`) codes against the reference's.
 
-    compared: codes of the reference that were compared, over all batches. differ: how many differ. largest: the largest
-    difference, in codes (in real units for a float output). The trained columns are None where nothing was given.
+    compared: codes of the reference, over all batches. differ: how many differ. largest: the largest difference, in codes (in
+    real units for a float output). Both are None where there was nothing to compare with: no trained model, or a tensor that
+    the file does not show (an ExecuTorch file shows its output alone).
     is_float: the tensor is the network's float output, not codes.
     """
 
     name: str
     is_float: bool = False
     compared: int = 0
-    file_differ: int = 0
-    file_largest: float = 0.0
+    file_differ: int | None = None
+    file_largest: float | None = None
     trained_differ: int | None = None
     trained_largest: float | None = None
 
@@ -52,8 +53,18 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the file computes exactly what the reference does: no tensor differs anywhere."""
-        return all(row.file_differ == 0 for row in self.rows)
+        """Whether the file computes exactly what the reference does: no tensor that it shows differs anywhere."""
+        return self.compared > 0 and self.differ == 0
+
+    @property
+    def compared(self) -> int:
+        """How many codes of the file were compared."""
+        return sum(row.compared for row in self.rows if row.file_differ is not None)
+
+    @property
+    def differ(self) -> int:
+        """How many of them differ from the reference's."""
+        return sum(row.file_differ or 0 for row in self.rows)
 
     @property
     def parts_at(self) -> str | None:
@@ -71,7 +82,8 @@ class Report:
         head = ["layer", "codes", "file differs", "largest"] + (["trained differs", "largest"] if trained else [])
         lines = [head]
         for row in self.rows:
-            cells = [row.name, f"{row.compared:,}", f"{row.file_differ:,}", f"{row.file_largest:g}"]
+            cells = [row.name, f"{row.compared:,}"]
+            cells += ["-", "-"] if row.file_differ is None else [f"{row.file_differ:,}", f"{row.file_largest:g}"]
             if trained and row.trained_differ is not None:
                 cells += [f"{row.trained_differ:,}", f"{row.trained_largest:g}"]
             lines.append(cells + [""] * (len(head) - len(cells)))
@@ -80,8 +92,10 @@ class Report:
             "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
             for line in lines
         ]
-        compared, differ = sum(row.compared for row in self.rows), sum(row.file_differ for row in self.rows)
-        out.append(f"file: {differ:,} of {compared:,} codes differ from the integer reference")
+        out.append(f"file: {self.differ:,} of {self.compared:,} codes differ from the integer reference")
+        hidden = sum(row.file_differ is None for row in self.rows)
+        if hidden:
+            out.append(f"file: does not show {hidden} of {len(self.rows)} tensors; they were not compared")
         if self.parts_at is not None:
             out.append(f"file: first differs at {self.parts_at}")
         if trained:
@@ -98,69 +112,6 @@ class Report:
         return "\n".join(out)
 
 
-class OnnxRunner:
-    """An exported ONNX (or packed ONNX) file in ONNX Runtime on the CPU, with every code tensor readable by name.
-
-    path: the file. graph: the network it was written from. optimize: ONNX Runtime's graph optimizations; without them it
-    computes in floats. threads: 0 lets ONNX Runtime choose.
-
-    Raises LowbitError where onnx or onnxruntime is not installed, or the file is not one of this network.
-    """
-
-    def __init__(self, path: str | os.PathLike, graph: Graph, *, optimize: bool = True, threads: int = 0) -> None:
-        onnx, runtime = _libraries()
-        self.graph, self.path = graph, Path(path)
-        try:
-            model = onnx.load(self.path)
-        except Exception as error:  # protobuf and onnx raise many types for a file that is none of theirs
-            raise LowbitError(f"{path}: cannot be read as ONNX: {error!s:.200}") from error
-        made = {name for node in model.graph.node for name in node.output}
-        self.names = [node.name for node in graph.nodes if isinstance(node.type, TensorType)]
-        missing = [name for name in self.names if name not in made]
-        if missing or len(model.graph.input) != 1 or len(model.graph.output) != 1:
-            what = f"it has no tensor {missing[0]!r}" if missing else "it has not one input and one output"
-            raise LowbitError(f"{path}: was not exported from this network: {what}; export it again")
-        self.result = model.graph.output[0].name
-        self.input = model.graph.input[0].name
-        for name in self.names:
-            if name != self.result:
-                model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        if not optimize:
-            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            self.session = runtime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exception types have no common base of their own
-            raise LowbitError(f"{path}: ONNX Runtime cannot load it: {error!s:.300}") from error
-
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Every code tensor as int16 codes of the graph's grids, and under "" the float32 result."""
-        try:
-            values = self.session.run([self.result, *self.names], {self.input: x.numpy()})
-        except Exception as error:
-            raise LowbitError(f"{self.path}: ONNX Runtime cannot run it: {error!s:.300}") from error
-        found = {"": torch.from_numpy(values[0])}
-        for name, value in zip(self.names, values[1:]):
-            found[name] = torch.from_numpy(value).to(torch.int16) - self.graph.by_name[name].type.carrier_offset
-        return found
-
-
-def _libraries() -> tuple[Any, Any]:
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise LowbitError(
-            f"an exported file is checked with onnx and onnxruntime, and {error.name} is not installed: "
-            "pip install 'lowbit[export]'"
-        ) from error
-    return onnx, onnxruntime
-
-
 def compare(
     network: IntegerNetwork,
     path: str | os.PathLike,
@@ -172,17 +123,17 @@ def compare(
 ) -> Report:
     """Run the integer reference ("float" requantization), the file and the trained model on the same batches.
 
-    path: a file of `formats.onnx` or `formats.onnx_packed`, run in ONNX Runtime on the CPU.
+    path: an ONNX, LiteRT or ExecuTorch file that `formats` wrote, run in its own runtime on the CPU (`runners`).
     batches: float32 inputs (batch, …), or pairs (input, labels (batch,)); the top-1 is counted where there are labels.
     trained: the trained model as a function from an input to its codes by tensor name (any integer or float type holding whole
         numbers), with its float output under "". Tensors it leaves out are not compared.
     fixed: also run the reference with "fixed" requantization, for its top-1.
     optimize: ONNX Runtime's graph optimizations.
 
-    Raises LowbitError where the file is not one of this network or there is no batch.
+    Raises LowbitError where the file is not one of this network, its runtime is not installed, or there is no batch.
     """
     graph = network.graph
-    runner = OnnxRunner(path, graph, optimize=optimize)
+    runner = open_file(path, graph, optimize=optimize)
     rows = {node.name: Row(node.name, not isinstance(node.type, TensorType)) for node in graph.nodes}
     samples, top1 = 0, None
     agree = {"file": 0} | ({"trained": 0} if trained else {}) | ({"fixed": 0} if fixed else {})
@@ -231,9 +182,6 @@ def _count(row: Row, column: str, codes: Tensor, found: Tensor | None) -> None:
             if exact is torch.float64
             else int((a - b).abs().max())
         )
-    if column == "file":
-        row.file_differ += differ
-        row.file_largest = max(row.file_largest, largest)
-    else:
-        row.trained_differ = (row.trained_differ or 0) + differ
-        row.trained_largest = max(row.trained_largest or 0.0, largest)
+    so_far = getattr(row, f"{column}_differ") or 0, getattr(row, f"{column}_largest") or 0.0
+    setattr(row, f"{column}_differ", so_far[0] + differ)
+    setattr(row, f"{column}_largest", max(so_far[1], largest))
