@@ -12,6 +12,9 @@ class LowbitError(ValueError):
     The command line prints it without a traceback and exits with status 2.
     """
 
+    everywhere = False
+    """Whether all processes of a job raise it, so that one of them is enough to print it."""
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean a or b?` for what `known` has close to `name`, else an empty string."""

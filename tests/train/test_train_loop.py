@@ -138,8 +138,64 @@ def test_remedies_train(low_bit: TrainConfig) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig) -> None:
     with pytest.raises(LowbitError, match=r"the loss is (nan|inf) at epoch \d+, step \d+: lower optimizer.lr"):
         run(replace(config, epochs=20, optimizer=OptimizerConfig(lr=1e30)))
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_run_that_fails_before_its_first_checkpoint_can_be_started_again(config: TrainConfig, there_before) -> None:
+    folder = Path(config.output)
+    if there_before:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    with pytest.raises(LowbitError, match="the loss is"):
+        run(replace(config, optimizer=OptimizerConfig(lr=1e30)))
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"] if there_before else not folder.exists()
+    run(replace(config, epochs=1))
+
+
+def test_a_loss_that_is_not_finite_later_keeps_the_run(config: TrainConfig, monkeypatch) -> None:
+    def at_second_epoch(self, epochs_done, real=Trainer._set_progress):
+        real(self, epochs_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.1 if epochs_done < 1 else 1e30
+
+    monkeypatch.setattr(Trainer, "_set_progress", at_second_epoch)
+    with pytest.raises(LowbitError, match="the loss is"):
+        run(replace(config, epochs=4))
+    assert Checkpoints(Path(config.output)).exists
     for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(config: TrainConfig, monkeypatch) -> None:
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(LowbitError, match=r"run: can't be written \(No space left"):
+        patch.setattr(Path, "mkdir", full)
+        run(config)
+    with monkeypatch.context() as patch, pytest.raises(LowbitError, match=r"checkpoints: can't be written \(No space"):
+        patch.setattr(Checkpoints, "save", full)
+        run(config)
+    assert not Path(config.output).exists()
+
+
+def test_low_bits_from_random_weights_must_be_meant(low_bit: TrainConfig) -> None:
+    with pytest.raises(LowbitError, match=r"from random weights: give trained ones \(--init"):
+        run(replace(low_bit, model=ModelConfig("digits-cnn")))
+    run(replace(low_bit, model=ModelConfig("digits-cnn", from_scratch=True), epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [("quantization.method", {"method": "ewgs"}), ("quantization.first_last", {"first_last": None})],
+)
+def test_a_checkpoint_of_another_method_or_network_is_refused(low_bit: TrainConfig, field: str, changes: dict) -> None:
+    run(replace(low_bit, epochs=1))
+    other = replace(low_bit, epochs=1, quantization=replace(low_bit.quantization, **changes))
+    replace(other, model=replace(other.model, num_classes=10)).save(Path(low_bit.output) / "config.json")
+    for call in (load, evaluate_run):
+        with pytest.raises(LowbitError, match=rf"a checkpoint of {field} .*, but the run's config has"):
+            call(low_bit.output)
 
 
 @pytest.mark.parametrize(

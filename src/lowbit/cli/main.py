@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lowbit.errors import LowbitError, did_you_mean
+from lowbit.processes import says
 
 # name: (module with `run(argv) -> int`, what the overview says). Modules are imported when their command is called.
 COMMANDS = {
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments[0], arguments[1:])
     except LowbitError as error:
-        print(f"lowbit: error: {error}", file=sys.stderr)
+        if says(error):
+            print(f"lowbit: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lowbit: stopped", file=sys.stderr)

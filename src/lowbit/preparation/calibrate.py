@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
 from lowbit.preparation.prepare import Site, input_sites, quantized_layers
+from lowbit.processes import agreed
 from lowbit.quantizer.init import Statistics
 from lowbit.quantizer.module import Quantizer
 
@@ -45,21 +46,8 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
 
     shared: list[list[Site]] = []
     if waiting:
-        device = next(model.parameters()).device
-        with observed(model, sites, waiting) as observers:
-            seen = 0
-            for batch in batches:
-                run_batch(model, batch, device)
-                seen += 1
-        if seen == 0:
-            raise LowbitError("no batches to calibrate with: pass at least one batch of the network's inputs")
-        unreached = [observer.quantizer.name for observer in observers.values() if observer.statistics.count == 0]
-        if unreached:
-            raise LowbitError(
-                f"no batch reaches {unreached[0]}"
-                + (f" and {len(unreached) - 1} more" if len(unreached) > 1 else "")
-                + ": give batches that do, or leave the layer in full precision by a rule"
-            )
+        with agreed():  # what is gathered below waits for every process
+            observers = _observe(model, sites, waiting, batches)
         shared = _same_inputs(waiting, observers)
         for quantizer, observer in observers.items():
             observer.statistics.synchronise()
@@ -75,6 +63,28 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         for site in group[1:]:
             site.quantizer = first
     return model
+
+
+def _observe(
+    model: nn.Module, sites: Sequence[Site], waiting: Sequence[Site], batches: Iterable
+) -> dict[Quantizer, _Observer]:
+    """Run the float network on the batches; an observer with the statistics of each waiting quantizer."""
+    device = next(model.parameters()).device
+    with observed(model, sites, waiting) as observers:
+        seen = 0
+        for batch in batches:
+            run_batch(model, batch, device)
+            seen += 1
+    if seen == 0:
+        raise LowbitError("no batches to calibrate with: pass at least one batch of the network's inputs")
+    unreached = [observer.quantizer.name for observer in observers.values() if observer.statistics.count == 0]
+    if unreached:
+        raise LowbitError(
+            f"no batch reaches {unreached[0]}"
+            + (f" and {len(unreached) - 1} more" if len(unreached) > 1 else "")
+            + ": give batches that do, or leave the layer in full precision by a rule"
+        )
+    return observers
 
 
 class _Observer(nn.Module):

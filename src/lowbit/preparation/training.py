@@ -40,19 +40,13 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, step_lr: float | 
     return [group for group in groups if group["params"]]
 
 
-@torch.no_grad()
 def set_progress(model: nn.Module, fraction: float) -> None:
     """Set the methods' rounding parameters (ASR's k, MDE's δ) to their value when `fraction` of the training is done.
 
     Tensors change in place, so that a compiled network need not be compiled again.
     """
     for _, quantizer in quantizers(model):
-        for factor, value in (
-            (quantizer.method.slope, quantizer.slope_value),
-            (quantizer.method.pull, quantizer.pull_value),
-        ):
-            if factor is not None and factor.final is not None:
-                value.fill_(factor.at(fraction))
+        quantizer.set_progress(fraction)
 
 
 def snap_offsets(model: nn.Module) -> nn.Module:
@@ -90,10 +84,8 @@ class Attachment:
         step_gradients = [p.quantizer.raw_step.grad for p in pairs]
         now = torch.stack(
             [
-                torch.stack(torch._foreach_norm(step_gradients))
-                / torch.stack(torch._foreach_norm([p.quantizer.step for p in pairs])),
-                torch.stack(torch._foreach_norm([p.weight.grad for p in pairs]))
-                / torch.stack(torch._foreach_norm([p.weight for p in pairs])),
+                _norms(step_gradients) / _norms([p.quantizer.step for p in pairs]),
+                _norms([p.weight.grad for p in pairs]) / _norms([p.weight for p in pairs]),
             ]
         ).square()
         self._running = torch.where(self._running < 0, now, self._memory * self._running + (1 - self._memory) * now)
@@ -111,6 +103,13 @@ class Attachment:
     def remove(self) -> None:
         if self._hook is not None:
             self._hook.remove()
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """The norm of each tensor; of the whole one where processes hold parts of it."""
+    return torch.stack(
+        [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in torch._foreach_norm(tensors)]
+    )
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, memory: float = 0.9) -> Attachment:

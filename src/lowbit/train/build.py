@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -64,15 +67,29 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
     )
 
 
+def identity(config: TrainConfig) -> dict[str, str]:
+    """What decides which network a checkpoint fits and what it computes, as text by field."""
+    fields: dict[str, Any] = {"model.name": config.model.name, "model.num_classes": config.model.num_classes}
+    if config.quantization is None:
+        fields["quantization"] = None
+    else:
+        quantization = asdict(config.quantization)
+        for only_in_training in ("calibration_batches", "dampening", "freezing"):
+            del quantization[only_in_training]
+        fields |= {f"quantization.{name}": value for name, value in quantization.items()}
+    return {name: json.dumps(value) for name, value in fields.items()}
+
+
 def load(folder: str | Path, checkpoint: Which = "best") -> tuple[nn.Module, TrainConfig]:
     """The trained network of a run, on the CPU and in evaluation mode, and the config of the run.
 
     Raises:
-        LowbitError: the folder holds no run, no checkpoint yet, or a broken one.
+        LowbitError: the folder holds no run, no checkpoint yet, or a broken one, or one of another network, width or
+            method.
     """
     folder = Path(folder)
     config = read_config(folder)
     # The checkpoint has all weights: those that training started from need not be there any more.
     model = prepare(build_float(config.model.without_weights()), config.quantization)
-    models.load_weights(model, Checkpoints(folder).weights(checkpoint))
+    models.load_weights(model, Checkpoints(folder).weights(checkpoint, identity(config)))
     return model.eval(), config

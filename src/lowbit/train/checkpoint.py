@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -86,8 +87,19 @@ class Checkpoints:
     def exists(self) -> bool:
         return self.pointer.exists()
 
-    def save(self, name: str, model_state: dict[str, Tensor], training: dict[str, Any], *, best: bool) -> None:
-        """Write a checkpoint, make it the last (and, if `best`, the best), and remove what neither name needs."""
+    def save(
+        self,
+        name: str,
+        model_state: dict[str, Tensor],
+        training: dict[str, Any],
+        about: dict[str, str] | None = None,
+        *,
+        best: bool,
+    ) -> None:
+        """Write a checkpoint, make it the last (and, if `best`, the best), and remove what neither name needs.
+
+        `about` says what network it is of.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f"{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -95,7 +107,7 @@ class Checkpoints:
         model_tensors: dict[str, Tensor] = {}
         for key, value in model_state.items():
             pack(value, model_tensors, key)
-        safetensors.torch.save_file(model_tensors, temporary / "model.safetensors")
+        safetensors.torch.save_file(model_tensors, temporary / "model.safetensors", metadata=about)
         tensors: dict[str, Tensor] = {}
         plain = pack(training, tensors)
         safetensors.torch.save_file(tensors, temporary / "training.safetensors")
@@ -114,13 +126,18 @@ class Checkpoints:
             if path.is_dir() and path.name not in names.values():
                 shutil.rmtree(path)
 
-    def weights(self, which: Which) -> Path:
+    def weights(self, which: Which, about: dict[str, str] | None = None) -> Path:
         """The file with the network's tensors.
 
         Raises:
-            LowbitError: the run has no checkpoint yet.
+            LowbitError: the run has no checkpoint yet, or it was saved about something other than `about`.
         """
-        return self._path(which) / "model.safetensors"
+        path = self._path(which) / "model.safetensors"
+        found = _about(path) if about else {}
+        for key, value in found.items():
+            if about is not None and value != about.get(key, value):
+                raise LowbitError(f"{path}: a checkpoint of {key} {value}, but the run's config has {about[key]}")
+        return path
 
     def training_state(self) -> dict[str, Any]:
         """What `save` got as `training`, of the last checkpoint.
@@ -134,6 +151,14 @@ class Checkpoints:
             return unpack(json.loads((path / "training.json").read_text()), tensors)
         except (OSError, ValueError, SafetensorError) as error:
             raise LowbitError(f"{path}: a broken checkpoint ({error}); train anew in another folder") from error
+
+
+def _about(path: Path) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise LowbitError(f"{path}: a broken checkpoint ({error})") from error
 
 
 def _flush(path: Path) -> None:

@@ -33,6 +33,8 @@ class ModelConfig:
     """A safetensors file, or the folder of an earlier run (its best checkpoint)."""
     pretrained: bool = False
     """Start from the weights timm or torchvision publishes under this name."""
+    from_scratch: bool = False
+    """Quantize random weights; else a network at low bits must be given weights to start from."""
     num_classes: int | None = None
     """Taken from the data set when not given."""
 
@@ -44,6 +46,11 @@ class ModelConfig:
     def without_weights(self) -> ModelConfig:
         """The same network, from random weights."""
         return dataclasses.replace(self, init=None, pretrained=False)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it starts from trained weights."""
+        return self.init is not None or self.pretrained
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,12 @@ class TrainConfig:
     """Mixed precision of the network; steps stay in float32."""
     compile: bool = True
     """Compile forward and loss with torch.compile."""
+    shard: bool = False
+    """Divide weights, gradients and optimizer state among the processes (FSDP2), for what does not fit one device."""
+    sync_batchnorm: bool = False
+    """Batch-norm over the images of all processes; else each process normalises its own part of a batch."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory for more time."""
     channels_last: bool = True
     deterministic: bool = True
     """The same bits again on the same machine; false lets an accelerator choose faster kernels."""
@@ -181,6 +194,12 @@ class TrainConfig:
         _check(self.grad_clip is None or self.grad_clip > 0, f"grad_clip must be positive, got {self.grad_clip}")
         _check(self.ema is None or 0 < self.ema < 1, f"ema must be between 0 and 1, got {self.ema}")
         _check(self.bn_batches >= 0, f"bn_batches must be at least 0, got {self.bn_batches}")
+        q = self.quantization
+        _check(
+            not self.shard or q is None or (q.dampening == 0 and q.freezing is None),
+            "shard: dampening and freezing look at whole weights; leave one of the two out",
+        )
+        _check(not self.shard or self.precision != "fp16", "shard: not with precision fp16; use bf16")
 
     @property
     def memory_format(self) -> torch.memory_format:

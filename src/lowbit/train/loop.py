@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 
 import lowbit
 from lowbit import models
 from lowbit.data import Loader, eval_loader, loaders, num_classes
 from lowbit.errors import LowbitError
-from lowbit.train.build import build_float, load, prepare, read_config
+from lowbit.processes import agreed, named
+from lowbit.train.build import build_float, identity, load, prepare, read_config
 from lowbit.train.checkpoint import Checkpoints, Which
 from lowbit.train.config import TrainConfig, differences
 from lowbit.train.tasks import make_task
@@ -65,14 +67,20 @@ def run(config: TrainConfig, *, resume: bool = False) -> Result:
         LowbitError: bad input, before anything is written: paths, names, weights or settings that don't fit, a folder
             that holds a run already, a run continued with another config. Also a loss that is not finite.
     """
-    folder = _run_folder(config, resume)
-    checkpoints = Checkpoints(folder)
-    if resume:
+    with named():
+        return _run(config, resume)
+
+
+def _run(config: TrainConfig, resume: bool) -> Result:
+    with agreed():
+        accelerator = _accelerator(config)
+        folder = _run_folder(config, resume)
+        checkpoints = Checkpoints(folder)
         config = resolve(config)
-        _check_same(read_config(folder), config, folder)
-    saved = checkpoints.training_state() if resume and checkpoints.exists else None
-    state = Progress(**saved["progress"]) if saved else Progress()
-    accelerator = _accelerator(config)
+        if resume:
+            _check_same(read_config(folder), config, folder)
+        saved = checkpoints.training_state() if resume and checkpoints.exists else None
+        state = Progress(**saved["progress"]) if saved else Progress()
     main = accelerator.is_main_process
     with _determinism(config.deterministic), progress(config.epochs, state.epochs_done, speak=main) as bar:
         if state.finished:
@@ -80,31 +88,27 @@ def run(config: TrainConfig, *, resume: bool = False) -> Result:
             return state.result(folder)
 
         # From the config to a network in training. Nothing is written before all of this has worked.
-        config = resolve(config)
         set_seed(config.seed)
-        # A checkpoint has all weights; only a teacher still needs those that training started from.
-        start = config.model.without_weights() if saved and config.task != "distill" else config.model
-        original = build_float(start)
-        task = make_task(config, original, accelerator.device)
-        model = prepare(original, config.quantization)
-        train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
-        _check_classes(config, train.num_classes)
-        if saved:
-            models.load_weights(model, checkpoints.weights("last"))
+        with agreed():
+            _check_start(config)
+            # A checkpoint has all weights; only a teacher still needs those that training started from.
+            start = config.model.without_weights() if saved and config.task != "distill" else config.model
+            original = build_float(start)
+            task = make_task(config, original, accelerator.device)
+            model = prepare(original, config.quantization)
+            train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
+            _check_classes(config, train.num_classes)
+            if saved:
+                models.load_weights(model, checkpoints.weights("last", identity(config)))
         model.to(accelerator.device, memory_format=config.memory_format)
         if not saved and config.quantization is not None:
             lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))
             if config.quantization.integer_only:
                 lowbit.snap_offsets(model)
-        trainer = Trainer(config, model, task, accelerator, say=bar.say)
-        if saved:
-            trainer.load_state_dict(saved["trainer"])
+        trainer = Trainer(config, model, task, accelerator, bar.say, saved["trainer"] if saved else None)
 
-        folder.mkdir(parents=True, exist_ok=True)
-        if main and not resume:
-            config.save(folder / "config.json")
-            save_versions(folder / "versions.json")
-        with Metrics(folder, epochs_done=state.epochs_done, active=main) as metrics:
+        with _started(config, folder, main=main, fresh=not resume), \
+             Metrics(folder, epochs_done=state.epochs_done, active=main) as metrics:  # fmt: skip
             metrics.write("resume" if saved else "start", epochs_done=state.epochs_done, steps=mean_steps(model))
             bar.say(_opening(config, train, test, accelerator))
 
@@ -131,20 +135,62 @@ def run(config: TrainConfig, *, resume: bool = False) -> Result:
         return state.result(folder)
 
 
+@contextmanager
+def _started(config: TrainConfig, folder: Path, *, main: bool, fresh: bool) -> Iterator[None]:
+    """The run folder, made by the first process; what a fresh run wrote is removed if it fails before a checkpoint.
+
+    Raises:
+        LowbitError: the folder can't be written; on every process.
+    """
+    ours = [folder / name for name in ("config.json", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints")]
+    made = not folder.exists()
+    with agreed():
+        if main:
+            with _writable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "metrics.jsonl").touch()
+                if fresh:
+                    config.save(folder / "config.json")
+                    save_versions(folder / "versions.json")
+    try:
+        yield
+    except Exception:
+        # Not after Ctrl-C: then the run goes on from its start.
+        if fresh and not Checkpoints(folder).exists:
+            for path in ours:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):  # not empty: something else is there by now
+                    folder.rmdir()
+        raise
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LowbitError(
+            f"{folder}: can't be written ({error.strerror or error}); give another run folder (--output), or make room"
+        ) from error
+
+
 def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | None = None) -> tuple[float, float]:
     """(loss, accuracy in percent) of a run's checkpoint on the test images, of another data path where one is given.
 
     Raises:
         LowbitError: the folder holds no run or no checkpoint, or the data is unusable.
     """
-    model, config = load(folder, checkpoint)
-    config = replace(config, data=replace(config.data, path=data or config.data.path))
-    accelerator = _accelerator(config)
-    with _determinism(config.deterministic):
-        test = eval_loader(config.data, **_place(accelerator))
-        _check_classes(config, test.num_classes)
-        model.to(accelerator.device, memory_format=config.memory_format)
-        return evaluate(model, test, accelerator, config.memory_format)
+    with named():
+        with agreed():
+            model, config = load(folder, checkpoint)
+            config = replace(config, data=replace(config.data, path=data or config.data.path))
+            accelerator = _accelerator(config)
+            test = eval_loader(config.data, **_place(accelerator))
+            _check_classes(config, test.num_classes)
+        with _determinism(config.deterministic):
+            model.to(accelerator.device, memory_format=config.memory_format)
+            return evaluate(model, test, accelerator, config.memory_format)
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -152,6 +198,16 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.model.num_classes is not None:
         return config
     return replace(config, model=replace(config.model, num_classes=num_classes(config.data)))
+
+
+def _check_start(config: TrainConfig) -> None:
+    """Refuse a network at low bits that starts from nothing."""
+    if config.quantization is not None and not config.model.trained and not config.model.from_scratch:
+        raise LowbitError(
+            f"{config.model.name} would start at low bits from random weights: give trained ones (--init FILE or the "
+            "folder of a run in full precision; --model.pretrained where its library has them), or "
+            "--model.from-scratch if random ones are meant"
+        )
 
 
 def _check_classes(config: TrainConfig, num_classes: int) -> None:
@@ -213,10 +269,15 @@ def _finish(
 
 
 def _save(checkpoints: Checkpoints, name: str, trainer: Trainer, state: Progress, *, best: bool) -> None:
-    if trainer.accelerator.is_main_process:
-        training = {"progress": asdict(state), "trainer": trainer.state_dict()}
-        checkpoints.save(name, trainer.network.state_dict(), training, best=best)
-    trainer.accelerator.wait_for_everyone()
+    """Written by the first process; the others wait for it, and stop with it where it fails."""
+    main = trainer.accelerator.is_main_process
+    if main or trainer.config.shard:  # parts are put together by all
+        network = trainer.network_state(keep=main)
+        training = {"progress": asdict(state), "trainer": trainer.state_dict(keep=main)}
+    with agreed():
+        if main:
+            with _writable(checkpoints.folder):
+                checkpoints.save(name, network, training, identity(trainer.config), best=best)
 
 
 def _run_folder(config: TrainConfig, resume: bool) -> Path:
@@ -238,7 +299,7 @@ def _run_folder(config: TrainConfig, resume: bool) -> Path:
 
 def _check_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
     """Refuse to continue a run with other settings: its result would be neither the one nor the other."""
-    movable = ("output", "data.path", "data.workers", "model.init")
+    movable = ("output", "data.path", "data.workers", "model.init", "shard", "grad_checkpointing")
     changed = [line for name, line in differences(before, now) if name not in movable]
     if changed:
         raise LowbitError(f"{folder}: the run was started with other settings ({'; '.join(changed)}); use those")
@@ -248,10 +309,29 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     # Both are shared by all Accelerators of a process; a second run may want another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
+    launched = int(os.environ.get("WORLD_SIZE", 1))
     try:
-        return Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate)
+        accelerator = Accelerator(
+            mixed_precision=config.precision,
+            gradient_accumulation_steps=config.accumulate,
+            # accelerate looks for accelerators only, unless it is told.
+            cpu=True if launched > 1 and not torch.accelerator.is_available() else None,
+        )
     except ValueError as error:
         raise LowbitError(f"precision {config.precision!r} does not work here: {error}") from error
+    if accelerator.num_processes < launched:
+        raise LowbitError(
+            f"the launcher started {launched} processes, but this machine's {accelerator.device} can't work in several: "
+            "set ACCELERATE_USE_CPU=true to train on the CPU"
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise LowbitError(
+            f"accelerate is configured for {accelerator.distributed_type.value}: lowbit divides a network by its own "
+            "config (--shard); launch with `accelerate launch --multi_gpu` or torchrun"
+        )
+    if config.shard and not torch.distributed.is_initialized():
+        raise LowbitError("shard: there is one process only, and nothing to divide; start several, or leave it out")
+    return accelerator
 
 
 def _place(accelerator: Accelerator) -> dict[str, Any]:

@@ -11,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import lowbit
 from lowbit.data import Loader
 from lowbit.errors import LowbitError
 from lowbit.preparation.remedies import OscillationFreezer
+from lowbit.train.batchnorm import average_batchnorm, synchronise_batchnorm
 from lowbit.train.config import OptimizerConfig, TrainConfig
+from lowbit.train.parallel import Sharded, Whole, divided_like, gathered
+from lowbit.train.recompute import recompute_activations
 from lowbit.train.tasks import Task
 
 # Seconds between two looks at loss and accuracy: a look waits for the device, a step does not.
@@ -31,24 +35,55 @@ class Trainer:
     """A network with its optimizer and what hangs on it.
 
     Args:
-        model: on its device, with every quantizer started.
+        model: on its device, with every quantizer started; where a run goes on, with the saved weights of `network`.
         say: prints one line.
+        saved: what `state_dict` gave, where a run goes on.
+
+    Raises:
+        LowbitError: the saved state is another version's.
     """
 
     def __init__(
-        self, config: TrainConfig, model: nn.Module, task: Task, accelerator: Accelerator, say: Callable[[str], None]
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        task: Task,
+        accelerator: Accelerator,
+        say: Callable[[str], None],
+        saved: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.model, self.task, self.accelerator = config, model, task, accelerator
-        raw = make_optimizer(config.optimizer, model)
+        self.parallel = Sharded(accelerator) if config.shard else Whole(accelerator)
+        if config.sync_batchnorm:
+            synchronise_batchnorm(model)
+        if config.grad_checkpointing:
+            recompute_activations(model)
+        self.average = self._make_average(saved)
+        # An optimizer, and what hangs on it, must see the parameters as they are after the division.
+        self.parallel.divide(model)
+        raw = make_optimizer(config.optimizer, model, self.parallel.groups)
         self.attached: list[Any] = [lowbit.attach(model, raw)]
         if config.quantization is not None and config.quantization.freezing is not None:
             self.attached.append(OscillationFreezer(model, raw, threshold=config.quantization.freezing))
-        self.average: AveragedModel | None = None
-        if config.ema is not None:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.initial_lr = [group["lr"] for group in raw.param_groups]
-        self.wrapped, self.optimizer = accelerator.prepare(model, raw)
-        self.step = CompiledStep(self._step, say) if config.compile else self._step
+        self.wrapped = self.parallel.wrap(model)
+        self.optimizer = accelerator.prepare(raw)
+        if saved is not None:
+            self._restore(saved)
+        compiled = config.compile and not config.shard
+        self.step = CompiledStep(self._step, say) if compiled else self._step
+
+    def _make_average(self, saved: dict[str, Any] | None) -> AveragedModel | None:
+        decay = self.config.ema
+        if decay is None:
+            return None
+        many = {} if self.config.shard else {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
+        average = AveragedModel(self.model, avg_fn=get_ema_avg_fn(decay) if self.config.shard else None, **many)
+        if saved is not None:
+            self.model.load_state_dict(saved["behind_average"]["model"])
+            average.n_averaged.copy_(saved["behind_average"]["count"])
+        self.parallel.divide(average.module)
+        return average
 
     @property
     def network(self) -> nn.Module:
@@ -78,12 +113,12 @@ class Trainer:
         for i, (images, labels) in enumerate(itertools.islice(loader, steps)):
             self._set_progress(epoch + i / steps)
             images = images.contiguous(memory_format=config.memory_format)
-            with accelerator.accumulate(self.wrapped):
+            with self.parallel.batch(self.wrapped):
                 with accelerator.autocast():
                     loss, count = self.step(images, labels)
                 accelerator.backward(loss)
-                if config.grad_clip is not None and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.wrapped.parameters(), config.grad_clip)
+                if accelerator.sync_gradients:
+                    self.parallel.finish_gradients(self.model.parameters(), config.grad_clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             if self.average is not None and accelerator.sync_gradients:
@@ -95,7 +130,7 @@ class Trainer:
                 _check_finite(losses[checked : i + 1], epoch, checked)
                 report(epoch, i + 1, steps, float(losses[: i + 1].mean()), 100 * int(right) / seen)
                 checked, looked = i + 1, time.monotonic()
-        self._average_buffers()
+        self._average_batchnorm()
         return {
             "train_loss": float(accelerator.reduce(losses.mean(), "mean")),
             "train_accuracy": 100 * float(accelerator.reduce(right / seen, "mean")),
@@ -115,43 +150,46 @@ class Trainer:
         """`lowbit.reestimate_batchnorm` on the network that is evaluated; several processes take the mean of theirs."""
         with self.accelerator.autocast():
             lowbit.reestimate_batchnorm(self.network, batches)
-        self._average_buffers()
+        average_batchnorm(self.network)
 
-    @torch.no_grad()
-    def _average_buffers(self) -> None:
-        """Give every process the mean of all processes' batch-norm statistics, so that all evaluate one network."""
-        if self.accelerator.num_processes > 1:
-            for buffer in self.network.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.accelerator.reduce(buffer, "mean"))
+    def _average_batchnorm(self) -> None:
+        """One set of statistics on all processes, so that all evaluate, save and go on with one network."""
+        average_batchnorm(self.model)
+        if self.average is not None:
+            average_batchnorm(self.average.module)
 
-    def state_dict(self) -> dict[str, Any]:
-        """All state but that of `network`."""
+    def network_state(self, *, keep: bool) -> dict[str, Tensor]:
+        """The state of `network`, whole. All processes must ask for it; those that don't keep it get nothing useful."""
+        return gathered(self.network.state_dict(), keep=keep)
+
+    def state_dict(self, *, keep: bool) -> dict[str, Any]:
+        """All state but that of `network`, as `network_state` gives it; the same for any number of processes."""
         scaler = self.accelerator.scaler
-        return {
-            "optimizer": self.optimizer.state_dict(),
+        optimizer = self.optimizer.state
+        state = {
+            "optimizer": {name: optimizer[p] for name, p in self.model.named_parameters() if p in optimizer},
             "attached": [handle.state_dict() for handle in self.attached],
             "scaler": None if scaler is None else scaler.state_dict(),
             "behind_average": None
             if self.average is None
             else {"model": self.model.state_dict(), "count": self.average.n_averaged},
         }
+        return gathered(state, keep=keep)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; the network that was given at the start must hold the saved `network`."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        # In memory as before: a tensor in another layout is as right, but slower beside its parameter.
-        for parameter, values in self.optimizer.state.items():
-            for name, value in values.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    values[name] = torch.empty_like(parameter).copy_(value)
-        for handle, saved in zip(self.attached, state["attached"]):
-            handle.load_state_dict(saved)
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.model.load_state_dict(state["behind_average"]["model"])
-            self.average.n_averaged.copy_(state["behind_average"]["count"])
+    def _restore(self, saved: dict[str, Any]) -> None:
+        if "param_groups" in saved["optimizer"]:
+            raise LowbitError("the checkpoint is of an earlier version of lowbit; continue it with that, or train anew")
+        parameters = dict(self.model.named_parameters())
+        for name, state in saved["optimizer"].items():
+            # "step" is a counter, and of the shape of a learned step by chance.
+            self.optimizer.state[parameters[name]] = {
+                key: divided_like(parameters[name], value) if isinstance(value, Tensor) and key != "step" else value
+                for key, value in state.items()
+            }
+        for handle, state in zip(self.attached, saved["attached"]):
+            handle.load_state_dict(state)
+        if saved["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
 
 
 class CompiledStep:
@@ -190,19 +228,26 @@ def evaluate(
     model.eval()
     loss = torch.zeros((), device=accelerator.device)
     counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
+    most = int(accelerator.gather(torch.tensor([len(loader)], device=accelerator.device)).max())
     for images, labels in loader:
         with accelerator.autocast():
             logits = model(images.contiguous(memory_format=layout)).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         counts[0] += (logits.argmax(1) == labels).sum()
         counts[1] += len(labels)
+    if isinstance(model, FSDPModule):
+        # Another process may have a batch more, and takes this one's part of the weights for it.
+        for _ in range(len(loader), most):
+            model(images)
     right, seen = accelerator.reduce(counts, "sum").tolist()
     return float(accelerator.reduce(loss, "sum")) / seen, 100 * right / seen
 
 
-def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The torch optimizer over `lowbit.parameter_groups`."""
-    groups = lowbit.parameter_groups(model, weight_decay=config.weight_decay, step_lr=config.step_lr)
+def make_optimizer(
+    config: OptimizerConfig, model: nn.Module, arrange: Callable[[list[dict]], list[dict]] = lambda groups: groups
+) -> torch.optim.Optimizer:
+    """The torch optimizer over `lowbit.parameter_groups`, arranged as it takes them."""
+    groups = arrange(lowbit.parameter_groups(model, weight_decay=config.weight_decay, step_lr=config.step_lr))
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     return torch.optim.Adam(groups, lr=config.lr)
@@ -214,5 +259,5 @@ def _check_finite(losses: Tensor, epoch: int, first: int) -> None:
         step = first + int(bad[0])
         raise LowbitError(
             f"the loss is {float(losses[int(bad[0])])} at epoch {epoch + 1}, step {step + 1}: lower optimizer.lr, set "
-            "schedule.warmup_epochs or grad_clip, and train into another folder"
+            "schedule.warmup_epochs or grad_clip, and train anew"
         )

@@ -1,0 +1,67 @@
+"""What the processes of one job tell each other about errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from lowbit.errors import LowbitError
+
+
+def several() -> bool:
+    """Whether this is one of several processes that work together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """The number of this process, from 0; also before the processes have met, where a launcher has told it."""
+    return dist.get_rank() if several() else int(os.environ.get("RANK", 0))
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Within: a LowbitError on any process becomes the same LowbitError on all, at the end of the block.
+
+    All processes must come to it, and none may wait for another within: one that has failed would never come. The
+    error has `everywhere` set, and names the process where not all have it.
+    """
+    mine: LowbitError | None = None
+    try:
+        yield
+    except LowbitError as error:
+        mine = error
+    if not several():
+        if mine is not None:
+            raise mine
+        return
+    messages: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(messages, None if mine is None else str(mine))
+    failed = {number: message for number, message in enumerate(messages) if message is not None}
+    if not failed:
+        return
+    number, message = next(iter(failed.items()))
+    error = LowbitError(message if len(failed) == len(messages) else f"process {number}: {message}")
+    error.everywhere = True
+    raise error from mine
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Within: a LowbitError that this process alone has says which process it is."""
+    try:
+        yield
+    except LowbitError as error:
+        if not several() or error.everywhere:
+            raise
+        raise LowbitError(f"process {rank()}: {error}") from error
+
+
+def says(error: LowbitError) -> bool:
+    """Whether this process prints an error. One that all processes have is for the first of them.
+
+    Before the processes have met, all do the same: they read the command line.
+    """
+    return rank() == 0 or (several() and not error.everywhere)

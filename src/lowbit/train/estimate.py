@@ -1,0 +1,175 @@
+"""What a step of a training takes, measured on a small one."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+import lowbit
+from lowbit.data import ImageSource, training_split
+from lowbit.errors import LowbitError
+from lowbit.models import NETWORKS
+from lowbit.train.config import TrainConfig
+from lowbit.train.tasks import make_task
+from lowbit.train.trainer import make_optimizer
+
+_FEW = 2  # images; batch-norm needs two
+_IMAGES = 3
+_IMAGES_ON_ACCELERATOR = 16
+_PATIENCE = 3.0  # seconds after which the first step is not repeated to warm up
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one training step takes: bytes, and seconds for an image forward and backward."""
+
+    device: str
+    images: int
+    """Images it was measured with."""
+    weights: int
+    """Parameters and buffers, also of the average and the teacher where there are."""
+    gradients: int
+    optimizer: int
+    kept: int
+    """What autograd keeps for the backward pass whatever the batch, such as quantized weights."""
+    kept_per_image: int
+    """The same for each image, and its pixels."""
+    seconds: float
+
+    def activations(self, batch: int) -> int:
+        """Bytes kept for the backward pass of `batch` images."""
+        return self.kept + batch * self.kept_per_image
+
+    def memory(self, batch: int) -> int:
+        """Bytes of a step with `batch` images in one process, without what operations need in passing."""
+        return self.weights + self.gradients + self.optimizer + self.activations(batch)
+
+
+def sample_shape(config: TrainConfig, model: nn.Module) -> tuple[int, ...]:
+    """The shape of one sample as the network gets it.
+
+    From the config's image size, or the size in which the data set stores its first image, or, where there is no data
+    set yet, the network's own.
+
+    Raises:
+        LowbitError: none of them says it.
+    """
+    data = config.data
+    if data.image_size is not None or not data.in_memory:
+        size = data.image_size or 224
+        return (data.channels, size, size)
+    source = training_split(data) if data.path else None
+    if isinstance(source, ImageSource):
+        width, height = source.read(0).size
+        return (data.channels, height, width)
+    network = NETWORKS.get(config.model.name.replace("_", "-"))
+    # timm's networks say it themselves.
+    shape = network.input_shape if network else getattr(model, "pretrained_cfg", {}).get("input_size")
+    if shape is None:
+        raise LowbitError(
+            f"the size of images is not known: {config.model.name} has none of its own; give data.image_size or data.path"
+        )
+    return tuple(shape)
+
+
+def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, shape: tuple[int, ...]) -> StepCost:
+    """Take a training step or two on a few random images, and measure.
+
+    Not compiled; on the device that training would use. Quantizers that are not started start from the random images,
+    and the weights change: give copies.
+
+    Args:
+        original: the full-precision network, the teacher where the task is distillation.
+        model: the prepared network.
+        shape: of one image, see `sample_shape`.
+    """
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    count = _IMAGES if device.type == "cpu" else _IMAGES_ON_ACCELERATOR
+    generator = torch.Generator().manual_seed(config.seed)
+    images = torch.randn(count, *shape, generator=generator).to(device)
+    if images.dim() == 4:
+        images = images.contiguous(memory_format=config.memory_format)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    model.to(device, memory_format=config.memory_format)
+    if config.quantization is not None:
+        lowbit.calibrate(model, [images])
+    # What a teacher has learned makes no difference here.
+    taught = replace(config, model=replace(config.model, init=None, pretrained=True))
+    task = make_task(taught, original, device)
+    optimizer = make_optimizer(config.optimizer, model)
+    autocast = torch.autocast(
+        device.type, {"fp16": torch.float16}.get(config.precision, torch.bfloat16), enabled=config.precision != "no"
+    )
+    model.train()
+
+    def forward(number: int) -> Tensor:
+        with autocast:
+            return task(model, images[:number], labels[:number])[0]
+
+    given = [*model.parameters(), *model.buffers(), images]
+    few, all_ = (saved_bytes(lambda number=number: forward(number), given) for number in (_FEW, count))
+    kept_per_image = (all_ - few) // (count - _FEW)
+    for _ in range(2):
+        optimizer.zero_grad()
+        _wait(device)
+        began = time.monotonic()
+        forward(count).backward()
+        _wait(device)
+        seconds = time.monotonic() - began
+        if seconds > _PATIENCE:
+            break
+    optimizer.step()
+    weights = _bytes(model.parameters()) + _bytes(model.buffers())
+    return StepCost(
+        device=str(device),
+        images=count,
+        weights=weights * (1 if config.ema is None else 2)
+        + (_bytes([*original.parameters(), *original.buffers()]) if config.task == "distill" else 0),
+        gradients=_bytes(parameter.grad for parameter in model.parameters() if parameter.grad is not None),
+        optimizer=_bytes(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)),
+        kept=few - _FEW * kept_per_image,
+        kept_per_image=kept_per_image + images.untyped_storage().nbytes() // count,
+        seconds=seconds / count,
+    )
+
+
+class _Kept:
+    """A tensor that the graph holds. It dies with the node that saved it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def saved_bytes(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps when `forward` has returned: whole storages, each once, those of `given` left out."""
+    there = {_place(tensor) for tensor in given}
+    held: weakref.WeakSet[_Kept] = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        held.add(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        loss = forward()
+    sizes = {_place(kept.tensor): kept.tensor.untyped_storage().nbytes() for kept in held}
+    del loss
+    return sum(size for place, size in sizes.items() if place not in there)
+
+
+def _place(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
