@@ -49,6 +49,14 @@ def test_first_steps(tmp_path, monkeypatch):
     assert names["accuracy"] > 0.9
 
 
+def test_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(ROOT / "docs" / "data.md")
+    assert (tmp_path / "shards" / "_info.json").is_file()
+    assert (names["train"].num_images, names["test"].num_images, names["train"].num_classes) == (1437, 360, 10)
+    assert names["train"].skipped == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())

@@ -8,6 +8,7 @@ import torch
 from tests.data.images import encoded, write_folder, write_parquet
 
 from lowbit.data import DataConfig, InMemoryImages, StreamedImages, eval_loader, loaders, open_dataset
+from lowbit.data.loader import decoding_workers
 from lowbit.data.memory import crop_and_flip
 from lowbit.errors import LowbitError
 
@@ -205,6 +206,17 @@ def test_broken_images_are_left_out_and_counted(with_broken, augment, workers):
 
 
 @pytest.mark.parametrize("augment", ["none", "imagenet"])
+def test_a_skip_leaves_the_ranks_in_step(with_broken, augment):
+    config = DataConfig(str(with_broken), augment=augment, image_size=8, corrupt="skip", batch_size=4, **PLAIN)
+    for epoch in range(3):
+        ranks = [loaders(config, rank=rank, world_size=2) for rank in range(2)]
+        steps = [len(epoch_of(train, epoch)) and len(list(train)) for train, _ in ranks]
+        assert steps[0] == steps[1] == (2 if augment == "none" else 3)  # in memory 10 images are left, else 12 places
+        tested = torch.cat([epoch_of(test)[0] for _, test in ranks])
+        assert len(tested) == 10
+
+
+@pytest.mark.parametrize("augment", ["none", "imagenet"])
 def test_nothing_but_broken_images(tmp_path, augment):
     write_parquet(tmp_path / "test.parquet", [b"", b"x"], [0, 1])
     with pytest.raises(LowbitError, match="can be read"):
@@ -221,6 +233,26 @@ def test_too_few_images(cifar_like, augment):
         loaders(DataConfig(str(cifar_like), batch_size=8, augment=augment, workers=0), world_size=3)
     with pytest.raises(LowbitError, match="last batch of 2 images"):
         loaders(DataConfig(str(cifar_like), batch_size=8, drop_last=False, augment=augment, workers=0), world_size=2)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_split_or_a_class_that_is_missing_is_said_on_every_rank(tmp_path, rank):
+    place = dict(rank=rank, world_size=2)
+    write_parquet(tmp_path / "train.parquet", [encoded(0)] * 4, [0, 0, 2, 2], class_names=["cat", "dog", "emu"])
+    with pytest.raises(LowbitError, match="no split test or validation or val; there is train"):
+        loaders(DataConfig(str(tmp_path), batch_size=2, workers=0), **place)
+    write_parquet(tmp_path / "test.parquet", [encoded(0)] * 2, [0, 1])
+    with pytest.raises(LowbitError, match=r"on some image, but no image has 1 \(dog\)"):
+        loaders(DataConfig(str(tmp_path), batch_size=2, workers=0), **place)
+
+
+def test_ranks_on_a_machine_share_its_cpus(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    workers = []
+    for ranks in ("1", "4", "16"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)  # as torchrun and accelerate set it
+        workers.append(decoding_workers(DataConfig("somewhere")))
+    assert workers == [12, 3, 1] and decoding_workers(DataConfig("somewhere", workers=5)) == 5
 
 
 def test_labels_of_the_splits(tmp_path):

@@ -171,6 +171,18 @@ def test_the_buffer_shuffles_within_a_shard(labelled):
     assert runs(1) > 200 and runs(24 * 78) < 30
 
 
+def test_one_shard_is_cut_anew_every_epoch(tmp_path, files):
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}-0.tar", [{"png": files[i][0], "cls": str(i).encode()} for i in range(50)])
+    index_shards(tmp_path)
+    batches = []
+    for epoch in range(3):
+        labels = epoch_labels(config_of(tmp_path, batch_size=8), epoch)
+        assert len(set(torch.cat(labels).tolist())) == 48
+        batches.append({frozenset(batch.tolist()) for batch in labels})
+    assert not batches[0] & batches[1] and not batches[1] & batches[2]
+
+
 def test_limit_and_the_last_batch(labelled):
     config = config_of(labelled, limit=72, batch_size=16, drop_last=False)
     labels = epoch_labels(config, 0)

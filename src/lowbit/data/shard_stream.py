@@ -34,8 +34,8 @@ _WORKERS = (0, *(n for n in range(1, READERS + 1) if READERS % n == 0))  # so ma
 class StreamedShards:
     """A `Loader` of images that worker processes read from shards in order, decode, augment and collate as uint8.
 
-    An epoch lays all shards in a line, for training in an order drawn from (seed, epoch), and cuts the line of images
-    into equal pieces, for the ranks and within a rank for its `READERS`; a piece may begin and end within a shard. So
+    An epoch lays all shards in a line, for training in a circle whose order and beginning are drawn from (seed, epoch), and
+    cuts the line of images into equal pieces, for the ranks and within a rank for its `READERS`; a piece may begin and end within a shard. So
     however many shards there are, every rank gets the same number of batches, and evaluation sees every image once. Each
     reader draws its images at random from the next few (`shuffle_buffer`). The images of a training step depend on the
     number of ranks, which for images at random access they don't.
@@ -159,15 +159,19 @@ class _Readers(IterableDataset):
 
     def _samples(self, start: int, stop: int, epoch: int) -> Iterator[tuple[int, str, Sample] | Broken]:
         """(number in the split, url of its shard, sample) of the places `start` to `stop` of the epoch's line."""
-        order = list(range(len(self._lengths)))
+        order, shift = list(range(len(self._lengths))), 0
         if self._train:
-            order = torch.randperm(len(order), generator=epoch_generator(self._seed, epoch)).tolist()
+            # Turned by a random number of images, so that also of few shards no epoch is cut into the pieces of another.
+            generator = epoch_generator(self._seed, epoch)
+            order = torch.randperm(len(order), generator=generator).tolist()
+            shift = int(torch.randint(self.num_images, (), generator=generator))
         ends = list(accumulate(self._lengths[shard] for shard in order))
+        left, start = stop - start, (start + shift) % self.num_images
         place = bisect_right(ends, start)
-        while start < stop:
+        first = start - (ends[place] - self._lengths[order[place]])
+        while left > 0:
             shard = order[place]
-            first = start - (ends[place] - self._lengths[shard])
-            last = min(self._lengths[shard], first + stop - start)
+            last = min(self._lengths[shard], first + left)
             url = self._shards.urls[shard]
             try:
                 for row, sample in enumerate(read_rows(url, first, last), first):
@@ -176,8 +180,8 @@ class _Readers(IterableDataset):
                 # Handed on as data: an error raised in a worker process would come out wrapped in its traceback.
                 yield Broken(str(error), hint="", skippable=False)
                 return
-            start += last - first
-            place += 1
+            left -= last - first
+            place, first = (place + 1) % len(order), 0
 
     def _decoded(self, index: int, url: str, sample: Sample, epoch: int) -> tuple[Tensor, int] | Broken:
         where = f"{url} {sample.name}"
