@@ -1,1 +1,1 @@
-"""Benchmarks: each a command that prints a table of ratios and writes CSV (`python -m benchmarks.step --help`)."""
+"""Benchmarks: `python -m benchmarks NAME` prints a table of ratios and writes CSV and a plot (docs/performance.md)."""

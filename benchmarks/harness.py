@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import platform
 import statistics
 import time
@@ -31,28 +32,57 @@ class Timing:
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
         return low, middle, high
 
+    def columns(self, base: Timing) -> dict[str, str]:
+        """Median and ratio to the base, as a table shows them.
+
+        Neighbours in time share what else the machine does, so the median of the ratios is steadier than the ratio of
+        the medians.
+        """
+        low, middle, high = self.ratio_to(base)
+        return {
+            "median ms": f"{self.median * 1e3:.4g}",
+            "ratio": f"{middle:.3f}",
+            "lower quartile": f"{low:.3f}",
+            "upper quartile": f"{high:.3f}",
+        }
+
 
 def interleave(
-    contestants: Mapping[str, Callable[[], object]], *, repetitions: int, warmup: int = 2, device: str = "cpu"
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    repetitions: int,
+    warmup: int = 2,
+    device: str = "cpu",
+    shortest: float = 0.0,
 ) -> dict[str, Timing]:
-    """Run every contestant `warmup` times, then all of them in turn, `repetitions` times over."""
+    """Run every contestant `warmup` times, then all of them in turn, `repetitions` times over.
 
-    def synchronise() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
+    A contestant that takes less than `shortest` seconds runs several times in each repetition; its seconds are per run.
+    """
+
+    def timed(run: Callable[[], object], calls: int) -> float:
+        synchronise(device)
+        began = time.perf_counter()
+        for _ in range(calls):
+            run()
+        synchronise(device)
+        return (time.perf_counter() - began) / calls
 
     for run in contestants.values():
         for _ in range(warmup):
             run()
+    calls = {name: max(1, math.ceil(shortest / timed(run, 1))) if shortest else 1 for name, run in contestants.items()}
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repetitions):
         for name, run in contestants.items():
-            synchronise()
-            began = time.perf_counter()
-            run()
-            synchronise()
-            taken[name].append(time.perf_counter() - began)
+            taken[name].append(timed(run, calls[name]))
     return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def machine(device: str = "cpu") -> str:
@@ -84,6 +114,12 @@ def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     """Rows as a CSV file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

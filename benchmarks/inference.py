@@ -1,4 +1,4 @@
-"""`python -m benchmarks.inference`: exported integer networks in ONNX Runtime, against the float network there and in PyTorch.
+"""Exported integer networks in ONNX Runtime, against the float network there and in PyTorch.
 
 The same network in every contestant: PyTorch float32 (eager), ONNX Runtime float32, ONNX Runtime on lowbit's exported file
 and on the packed one. Random weights: speed means something here, accuracy does not. All contestants in turn, one process.
@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +18,18 @@ from torch import Tensor, nn
 
 import lowbit
 from benchmarks import harness
+from benchmarks.result import Bars, Table
+from benchmarks.workload import image_size, images
 from lowbit import models
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", default="resnet18")
+    parser.add_argument("--size", type=int, help="height and width of the images; default: the network's own")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--repetitions", type=int, help="default: 40, with --quick 10")
+    parser.set_defaults(threads=1)
 
 
 def float_onnx(model: nn.Module, x: Tensor, path: Path) -> None:
@@ -38,16 +49,8 @@ def session(path: Path, x: Tensor, threads: int) -> Callable[[], object]:
     return lambda: loaded.run(None, feed)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
-    parser.add_argument("--network", default="resnet18")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repetitions", type=int, default=20)
-    parser.add_argument("--csv", type=Path, default=None, metavar="FILE")
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> Iterator[Table]:
+    import onnxruntime
 
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
@@ -56,7 +59,8 @@ def main() -> None:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
     model.eval()
-    x = torch.randn(options.batch, 3, options.size, options.size)
+    size = options.size or image_size(options.network)
+    x = images(options.batch, size, "cpu").contiguous()
     prepared = lowbit.prepare(model, weights=options.bits, activations=options.bits, integer_only=True)
     network = lowbit.to_integer(lowbit.calibrate(prepared, [x]).eval(), x)
 
@@ -80,7 +84,8 @@ def main() -> None:
             "PyTorch float32": pytorch,
             **{name: session(path, x, options.threads) for name, path in paths.items()},
         }
-        times = harness.interleave(contestants, repetitions=options.repetitions, warmup=3)
+        repetitions = options.repetitions or (10 if options.quick else 40)
+        times = harness.interleave(contestants, repetitions=repetitions, warmup=3)
 
     base = times["ONNX Runtime float32"]
     rows = []
@@ -92,16 +97,20 @@ def main() -> None:
                 "median ms": f"{timing.median * 1e3:.2f}",
                 "images/s": f"{options.batch / timing.median:.1f}",
                 "speed-up over ONNX Runtime float32": f"{middle:.2f}",
-                "quartiles": f"{low:.2f}-{high:.2f}",
-                "file, kB": f"{sizes[name] / 1000:,.0f}" if name in sizes else "-",
+                "lower quartile": f"{low:.2f}",
+                "upper quartile": f"{high:.2f}",
+                "file kB": f"{sizes[name] / 1000:.0f}" if name in sizes else "-",
             }
         )
-    print(f"{options.network}, batch {options.batch}, {options.size}x{options.size}, {options.threads} thread(s)")
-    print(harness.machine())
-    harness.print_table(rows)
-    if options.csv is not None:
-        harness.write_csv(rows, options.csv)
+    subject = f"Inference: {options.network}, batch {options.batch}, {size}x{size}, {options.threads} thread(s)"
+    machine = f"{harness.machine()}; onnxruntime {onnxruntime.__version__}"
+    chart = Bars("speed-up over ONNX Runtime float32", "lower quartile", "upper quartile")
+    yield Table(f"inference-{options.network}", subject, machine, rows, chart)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # `python -m benchmarks.inference` is `python -m benchmarks inference`
+    import sys
+
+    from benchmarks.command import main
+
+    main(["inference", *sys.argv[1:]])

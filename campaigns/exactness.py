@@ -17,11 +17,11 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import torch
-from benchmarks import harness
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lowbit
+from benchmarks import harness
 from lowbit import models, train
 from lowbit._torchvision import import_torchvision
 from lowbit.data import eval_loader
