@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,15 @@ from lowbit.models.squeezenext import SqueezeNext
 
 import_torchvision()
 timm = pytest.importorskip("timm")
+
+
+# Short names that are others in torchvision.
+THERE = {
+    "vgg16-bn": "vgg16_bn",
+    "mobilenetv2": "mobilenet_v2",
+    "shufflenetv2-x1.0": "shufflenet_v2_x1_0",
+    "shufflenetv2-x0.5": "shufflenet_v2_x0_5",
+}
 
 
 def parameters(model: nn.Module) -> int:
@@ -38,9 +50,22 @@ def test_sizes_that_torchvision_publishes():
     torchvision = import_torchvision()
     for network in models.NETWORKS.values():
         if network.source.startswith("torchvision"):
-            there = {"vgg16-bn": "vgg16_bn", "mobilenetv2": "mobilenet_v2"}.get(network.name, network.name)
+            there = THERE.get(network.name, network.name)
             published = torchvision.models.get_model_weights(there).DEFAULT.meta["num_params"]
             assert network.published == f"{published:,}"
+
+
+def test_page_of_networks():
+    """docs/networks.md has a row for each, with its input and its size."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "networks.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    assert [name for name, *_ in rows] == list(models.NETWORKS)
+    for name, shape, ours, published in rows:
+        network = models.NETWORKS[name]
+        with torch.device("meta"):
+            assert ours.startswith(f"{parameters(models.create(name)):,}")
+        assert shape == "×".join(map(str, network.input_shape))
+        assert published.startswith(network.published) and published.endswith(network.source)
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(20, 20), (32, 32), (44, 44), (56, 56), (110, 110)])
