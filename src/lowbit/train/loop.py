@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
 
 import lowbit
 from lowbit import models
@@ -120,6 +120,8 @@ def _run(config: TrainConfig, resume: bool) -> Result:
                 numbers = trainer.train_epoch(epoch, train, bar.update)
                 loss, accuracy = evaluate(trainer.network, test, accelerator, config.memory_format)
                 numbers |= {"test_loss": loss, "test_accuracy": accuracy, "seconds": time.monotonic() - began}
+                if config.data.corrupt == "skip":
+                    numbers["skipped"] = len(_skipped(train, test))
                 metrics.epoch(epoch, steps=mean_steps(trainer.network), **numbers)
                 bar.say(_epoch_line(epoch, config.epochs, numbers))
                 best = accuracy > state.best_accuracy
@@ -377,9 +379,15 @@ def _opening(config: TrainConfig, train: Loader, test: Loader, accelerator: Acce
     )
 
 
+def _skipped(*loaders: Loader) -> set[str]:
+    """What the loaders of all processes have left out."""
+    return set(gather_object([image for loader in loaders for image in loader.skipped]))
+
+
 def _epoch_line(epoch: int, epochs: int, numbers: dict[str, float]) -> str:
     return (
         f"epoch {epoch + 1}/{epochs}  train loss {numbers['train_loss']:.4f} accuracy {numbers['train_accuracy']:.2f} %  "
         f"test loss {numbers['test_loss']:.4f} accuracy {numbers['test_accuracy']:.2f} %  "
         f"lr {numbers['lr']:.4g}  {numbers['seconds']:.1f} s"
+        + (f"  {numbers['skipped']} images that cannot be read so far" if numbers.get("skipped") else "")
     )
