@@ -53,7 +53,8 @@ class Statistics:
         rows = _rows(x.detach(), self.step_shape).float()
         low, high = torch.aminmax(rows, dim=1)
         sums = torch.zeros(3, rows.shape[0], dtype=torch.float64, device=rows.device)
-        sums[0] = torch.linalg.vector_norm(rows, 1, dim=1)
+        # In float32 this sum of a million elements is off by 5e-5, and so would be the step.
+        sums[0] = torch.linalg.vector_norm(rows, 1, dim=1, dtype=torch.float64)
         if self.moments:
             sums[1] = rows.sum(dim=1)
             sums[2] = rows.double().square().sum(dim=1)
