@@ -11,7 +11,20 @@ from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operati
 
 from lowbit.errors import LowbitError
 from lowbit.integer.check import validate
-from lowbit.integer.ir import Add, Convolution, Graph, Lookup, Multiply, Quantize, Reshape, Slice, TensorType, Weight
+from lowbit.integer.compare import compare
+from lowbit.integer.ir import (
+    Add,
+    Convolution,
+    Graph,
+    Lookup,
+    MaxPool,
+    Multiply,
+    Quantize,
+    Reshape,
+    Slice,
+    TensorType,
+    Weight,
+)
 from lowbit.integer.network import IntegerNetwork
 
 with warnings.catch_warnings():
@@ -81,14 +94,28 @@ def test_every_pair_of_codes_of_additions_and_products(scales: tuple[float, floa
     assert_equal(b.graph(), torch.stack([pairs[:, :256], pairs[:, 256:]])[None])
 
 
+@pytest.mark.parametrize("zero", [0, 30])
+def test_maximum_pooling_with_padding(zero) -> None:
+    b = GraphBuilder((3, 9, 9))
+    x = b.conv(b.quantize(8), 8, bits=8, zero=zero)
+    b.append(MaxPool, x, kernel=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), dilation=(1, 1))
+    assert_equal(b.graph(), b.input(2))
+
+
 def test_writes_a_file_that_the_runtime_loads(tmp_path) -> None:
     b = GraphBuilder((3, 4, 4))
     b.conv(b.quantize(8), 4)
-    graph, x = b.graph(), b.input(1)
+    graph, x = b.graph(), b.input(3)
     executorch.write(graph, tmp_path / "network.pte")
     assert [path.name for path in tmp_path.iterdir()] == ["network.pte"]
-    method = Runtime.get().load_program(tmp_path / "network.pte").load_method("forward")
-    assert torch.equal(method.execute([x])[0], IntegerNetwork(graph)(x))
+    # A loader's images may lie in memory with the channels last.
+    report = compare(IntegerNetwork(graph), tmp_path / "network.pte", [x, x.to(memory_format=torch.channels_last)])
+    assert report.ok and report.compared == 6 * 4 * 4 * 4, report.text()
+    assert [row.file_differ for row in report.rows] == [None, 0]
+    assert "does not show 1 of 2 tensors" in report.text()
+    (tmp_path / "network.pte").write_bytes((tmp_path / "network.pte").read_bytes()[:200])
+    with pytest.raises(LowbitError, match=r"network\.pte: ExecuTorch cannot load it"):
+        compare(IntegerNetwork(graph), tmp_path / "network.pte", [x])
 
 
 def _one_convolution(**changes) -> Graph:
@@ -107,7 +134,7 @@ def test_refuses_what_it_cannot_write_exactly() -> None:
         executorch.build(_one_convolution(bias=torch.tensor([1 << 25 | 1, 0, 0, 0], dtype=torch.int32)))
     with pytest.raises(LowbitError, match=r"n1.Convolution.*256"):
         executorch.build(_one_convolution(type=TensorType(f32(1e-7), 0, 4, False)))
-    b = GraphBuilder((20_000,))
+    b = GraphBuilder((20_000,))  # beyond what two sums hold
     b.linear(b.quantize(8), 2)
     with pytest.raises(LowbitError, match=r"n1.Linear.*float32"):
         executorch.build(validate(replace(b.graph(), nodes=(b.nodes[0], _heavy(b.nodes[1])))))

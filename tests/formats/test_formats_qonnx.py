@@ -42,6 +42,8 @@ class BipolarQuant(OpRun):
 def values(graph: Graph, x: torch.Tensor) -> dict[str, np.ndarray]:
     """Every node's value in the exported file."""
     model = qonnx.build(graph)
+    if onnx.__version__ < "1.23" and any(node.op_type == "Gather" for node in model.graph.node):
+        pytest.skip("the Gather of onnx 1.22's ReferenceEvaluator raises an AttributeError of its own")
     names = [node.name for node in graph.nodes]
     for name in names:
         if name not in {output.name for output in model.graph.output}:
@@ -129,7 +131,8 @@ def test_output_codes_are_dequantized():
     assert (result == (codes - 3) * np.float32(graph.by_name[name].type.scale)).all()
 
 
-def test_qonnx_executor(tmp_path):
+@pytest.mark.parametrize("network", [resnet_like, every_operation])
+def test_qonnx_executor(network, tmp_path):
     """QONNX's own executor (needs onnx 1.22), and its QuantToQCDQ run by ONNX Runtime, where no zero point is in the way."""
     pytest.importorskip("qonnx")
     import onnxruntime
@@ -138,7 +141,7 @@ def test_qonnx_executor(tmp_path):
     from qonnx.transformation.infer_shapes import InferShapes
     from qonnx.transformation.qonnx_to_qcdq import QuantToQCDQ
 
-    b = resnet_like(0, 3)
+    b = network(0, 3)
     graph, x = b.graph(), b.input(2)
     qonnx.write(graph, tmp_path / "network.onnx")
     model = onnx.load(tmp_path / "network.onnx")
@@ -146,6 +149,8 @@ def test_qonnx_executor(tmp_path):
         tensor.type.tensor_type.shape.dim[0].dim_value = len(x)
     wrapper = ModelWrapper(model).transform(InferShapes())
     assert_equal(graph, x, execute_onnx(wrapper, {"image": x.numpy()}, return_full_exec_context=True))
+    if network is every_operation:
+        return  # QuantToQCDQ's files with other zero points do not load
     converted = wrapper.transform(QuantToQCDQ()).model
     session = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {"image": x.numpy()})

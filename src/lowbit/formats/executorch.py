@@ -220,15 +220,13 @@ def _float_layer(node: Convolution | Linear, x: TensorType) -> _Step:
 
 def _max_pool(node: MaxPool, x: TensorType) -> _Step:
     pool = _dimensions(node, len(node.kernel), F.max_pool1d, F.max_pool2d)
-    # Padded with the lowest code, which never wins.
     flat = [size for pair in reversed(node.padding) for size in pair]
-    lowest = float(x.qn - x.zero_point)
 
     def compute(carrier: Tensor) -> Tensor:
-        steps = _steps(carrier, x)
+        # Padded with the lowest code, which never wins; on bytes, since XNNPACK refuses to pad a pool's floats with 0.
         if any(flat):
-            steps = F.pad(steps, flat, value=lowest)
-        return _quantize(pool(steps, node.kernel, node.stride, 0, node.dilation), x)
+            carrier = F.pad(carrier, flat, value=x.qn + xnnpack.carrier(x))
+        return _quantize(pool(_steps(carrier, x), node.kernel, node.stride, 0, node.dilation), x)
 
     return _Step(compute)
 

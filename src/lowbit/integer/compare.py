@@ -146,8 +146,9 @@ def compare(
             codes = reference[name]
             row.compared += codes.numel()
             for column, found in others.items():
-                float_output = not isinstance(graph.by_name[name].type, TensorType)
-                _count(row, column, codes, found.get("" if float_output else name))
+                _count(row, column, codes, found.get("" if row.is_float else name))
+            if name == graph.output and not row.is_float and name not in others["file"]:
+                _count(row, "file", outputs["reference"], others["file"].get(""))  # shown, but not as codes
         for column, found in others.items():
             if "" in found:
                 outputs[column] = found[""]

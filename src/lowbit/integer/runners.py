@@ -180,7 +180,8 @@ class ExecutorchRunner:
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """The float32 result, under ""."""
         try:
-            outputs = [self._method.execute([sample])[0].clone() for sample in x.split(1)]
+            # It takes a tensor's elements as they lie: those of channels-last images lie in another order.
+            outputs = [self._method.execute([sample.contiguous()])[0].clone() for sample in x.split(1)]
         except Exception as error:
             raise LowbitError(f"{self.path}: ExecuTorch cannot run it: {error!s:.300}") from error
         if tuple(outputs[0].shape[1:]) != self.shape:
