@@ -8,11 +8,12 @@ submodules, `weight_quantizer` and `input_quantizer` (an `nn.Identity` where a s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
+from lowbit.preparation.product import Convolution, Linear, product
 from lowbit.preparation.rules import Setting
 from lowbit.quantizer.module import Quantizer
 
@@ -36,12 +37,17 @@ class QuantizedLayer(nn.Module):
 
 class _Linear(QuantizedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.used_bias())
+        return _batched(lambda x: product(Linear(), x, self, self.used_bias()), input, 2)
 
 
 class _Convolution(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.used_bias())
+        return _batched(self._convolve, input, self.weight.dim())
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            return product(Convolution(self), x, self, self.used_bias())
+        return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.used_bias())
 
 
 class _TransposedConvolution(QuantizedLayer):
@@ -50,17 +56,13 @@ class _TransposedConvolution(QuantizedLayer):
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
         )
-        convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[spatial]
-        return convolve(
-            self.input_quantizer(input),
-            self.weight_quantizer(self.weight),
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,
-            self.groups,
-            self.dilation,
-        )
+        operation = Convolution(self, output_padding)
+        return _batched(lambda x: product(operation, x, self, self.bias), input, self.weight.dim())
+
+
+def _batched(function: Callable[[Tensor], Tensor], input: Tensor, dimensions: int) -> Tensor:
+    """function(input); one sample without a batch dimension gets one, which the quantizer expects."""
+    return function(input) if input.dim() >= dimensions else function(input[None])[0]
 
 
 class QuantizedLinear(_Linear):

@@ -11,17 +11,25 @@ With G = ∂L/∂x̂ arriving, inside meaning qn < v < qp, and a method's row gi
 The sums run over the elements that share the step. Arithmetic is float32, or float64 for a float64 input, whatever the
 input's type; the result has the input's type. Between forward and backward only x, s and β are kept: the rest is
 elementwise and cheaper to compute again than to store.
+
+`values` and `gradients` are the whole mathematics. They run as they stand, inside a compiled network, or fused into one
+kernel each (`kernels`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
+from lowbit.quantizer import kernels
 from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.step import elements_sharing
+
+Bound = Tensor | float
 
 
 def fake_quantize(
@@ -56,8 +64,9 @@ def fake_quantize(
             raise LowbitError(f"{name} must be a tensor, got {type(value).__name__}: torch.tensor({value}) is one")
     method = get_method(method)
     slope = None if method.slope is None else step.new_tensor(method.slope.value)
+    norm = None if slope is None else method.slope.norm_of(slope)
     pull = None if method.pull is None else step.new_tensor(method.pull.value)
-    return quantize_with(x, step, None, offset, grid, method, slope, pull, batch_dim)
+    return quantize_with(x, step, None, offset, grid, method, slope, norm, pull, batch_dim)
 
 
 def quantize_with(
@@ -68,6 +77,7 @@ def quantize_with(
     grid: Grid,
     method: Method,
     slope_value: Tensor | None,
+    slope_norm: Tensor | None,
     pull_value: Tensor | None,
     batch_dim: int | None,
 ) -> Tensor:
@@ -75,7 +85,7 @@ def quantize_with(
     sharing = elements_sharing(x.shape, step.shape, batch_dim)
     if offset is not None:
         elements_sharing(x.shape, offset.shape, batch_dim)
-    return _FakeQuantize.apply(x, step, start, offset, slope_value, pull_value, grid, method, sharing)
+    return _FakeQuantize.apply(x, step, start, offset, slope_value, slope_norm, pull_value, grid, method, sharing)
 
 
 def bounded_step(step: Tensor, start: Tensor) -> Tensor:
@@ -95,59 +105,93 @@ def round_to_grid(c: Tensor, grid: Grid) -> Tensor:
     return torch.round(c)
 
 
+def values(x: Tensor, s: Tensor, beta: Tensor | None, qn: Bound, qp: Bound, *, grid: Grid) -> Tensor:
+    """x̂, of x's type. The grid's bounds come apart from it, as numbers or 0-dim tensors."""
+    c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
+    x_hat = round_to_grid(c, grid) * s
+    if beta is not None:
+        x_hat = x_hat + beta
+    return x_hat.to(x.dtype)
+
+
+def gradients(
+    x: Tensor,
+    s: Tensor,
+    beta: Tensor | None,
+    gradient: Tensor,
+    slope_value: Tensor | None,
+    slope_norm: Tensor | None,
+    pull_value: Tensor | None,
+    qn: Bound,
+    qp: Bound,
+    *,
+    grid: Grid,
+    method: Method,
+    wanted: tuple[bool, bool, bool],
+    total: Callable[[Tensor], Tensor],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(∂L/∂x, ∂L/∂s / g, ∂L/∂β / g), each None where it is not `wanted`; `total` sums over the elements that share a step."""
+    G = gradient.to(s.dtype)
+    c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
+    inside = (c > qn) & (c < qp)
+    q = round_to_grid(c, grid)
+    slope = None
+    if method.slope is not None:
+        slope = method.slope.function((c - qn) / grid.spacing, slope_value.to(s.dtype))
+        if slope_norm is not None:
+            slope = slope * slope_norm.to(s.dtype)
+
+    grad_x = grad_step = grad_offset = None
+    wants_x, wants_step, wants_offset = wanted
+    if wants_x:
+        grad_x = torch.where(inside, G, 0)
+        if slope is not None:
+            grad_x = grad_x * slope
+        if method.pull is not None:
+            grad_x = grad_x * method.pull.function((c - q) / grid.spacing, G, pull_value.to(s.dtype))
+        grad_x = grad_x.to(x.dtype)
+    if wants_step:
+        # Outside, c is the bound itself; inside, c is v.
+        toward = torch.where(inside, method.step_gradient.inside(q, c, 1.0 if slope is None else slope), c)
+        grad_step = total(G * toward)
+    if wants_offset:
+        grad_offset = total(torch.where(inside, 0, G))
+    return grad_x, grad_step, grad_offset
+
+
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, step, start, offset, slope_value, pull_value, grid, method, sharing):
+    def forward(ctx, x, step, start, offset, slope_value, slope_norm, pull_value, grid, method, sharing):
         arithmetic = torch.promote_types(x.dtype, torch.float32)
         s = (step if start is None else bounded_step(step, start)).to(arithmetic)
         beta = None if offset is None else offset.to(arithmetic)
-        ctx.save_for_backward(x, s, beta, slope_value, pull_value)
+        ctx.save_for_backward(x, s, beta, slope_value, slope_norm, pull_value)
         ctx.grid, ctx.method, ctx.sharing = grid, method, sharing
-        ctx.step_like, ctx.offset_like = (
-            (step.dtype, step.shape),
-            None if offset is None else (offset.dtype, offset.shape),
-        )
-        c = _position(x.to(arithmetic), s, beta).clamp(grid.qn, grid.qp)
-        x_hat = round_to_grid(c, grid) * s
-        if beta is not None:
-            x_hat = x_hat + beta
-        return x_hat.to(x.dtype)
+        ctx.step_like = (step.dtype, step.shape)
+        ctx.offset_like = None if offset is None else (offset.dtype, offset.shape)
+        fused = kernels.fused_values(values, x, s, beta, grid)
+        return values(x, s, beta, grid.qn, grid.qp, grid=grid) if fused is None else fused
 
     @staticmethod
     def backward(ctx, gradient):
-        x, s, beta, slope_value, pull_value = ctx.saved_tensors
+        x, s, beta, *parameters = ctx.saved_tensors
         grid, method = ctx.grid, ctx.method
         wants_x, wants_step, _, wants_offset = ctx.needs_input_grad[:4]
-        G = gradient.to(s.dtype)
-        c = _position(x.to(s.dtype), s, beta).clamp(grid.qn, grid.qp)
-        inside = (c > grid.qn) & (c < grid.qp)
-        q = round_to_grid(c, grid)
-
-        slope = None
-        if method.slope is not None:
-            slope = method.slope.function((c - grid.qn) / grid.spacing, slope_value.to(s.dtype))
-
-        grad_x = grad_step = grad_offset = None
-        if wants_x:
-            grad_x = torch.where(inside, G, 0)
-            if slope is not None:
-                grad_x = grad_x * slope
-            if method.pull is not None:
-                grad_x = grad_x * method.pull.function((c - q) / grid.spacing, G, pull_value.to(s.dtype))
-            grad_x = grad_x.to(x.dtype)
-        if method.step_gradient is None:
-            wants_step = wants_offset = False
-        else:
-            g = method.step_gradient.scale(ctx.sharing, grid.qp)
-        if wants_step:
-            # Outside, c is the bound itself; inside, c is v.
-            toward = torch.where(inside, method.step_gradient.inside(q, c, 1.0 if slope is None else slope), c)
-            dtype, shape = ctx.step_like
-            grad_step = ((G * toward).sum_to_size(shape) * g).to(dtype)
-        if wants_offset:
-            dtype, shape = ctx.offset_like
-            grad_offset = (torch.where(inside, 0, G).sum_to_size(shape) * g).to(dtype)
-        return grad_x, grad_step, None, grad_offset, None, None, None, None, None
+        learned = method.step_gradient is not None
+        wanted = (wants_x, learned and wants_step, learned and wants_offset)
+        found = kernels.fused_gradients(gradients, x, s, beta, gradient, parameters, grid, method, wanted)
+        if found is None:
+            found = gradients(
+                x, s, beta, gradient, *parameters, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
+                total=lambda each: each.sum_to_size(s.shape),
+            )  # fmt: skip
+        grad_x, grad_step, grad_offset = found
+        g = method.step_gradient.scale(ctx.sharing, grid.qp) if learned else None
+        if grad_step is not None:
+            grad_step = _like(grad_step * g, *ctx.step_like)
+        if grad_offset is not None:
+            grad_offset = _like(grad_offset * g, *ctx.offset_like)
+        return grad_x, grad_step, None, grad_offset, None, None, None, None, None, None
 
 
 class _SnapOffset(torch.autograd.Function):
@@ -168,3 +212,7 @@ def snapped_offset(offset: Tensor, step: Tensor) -> Tensor:
 def _position(x: Tensor, s: Tensor, beta: Tensor | None) -> Tensor:
     """v = (x − β)/s. A division, not a product with 1/s: it is what QuantizeLinear computes."""
     return (x if beta is None else x - beta) / s
+
+
+def _like(gradient: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    return gradient.reshape(shape).to(dtype)

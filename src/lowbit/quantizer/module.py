@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lowbit.errors import LowbitError
 from lowbit.quantizer.fake_quantize import bounded_step, quantize_with, snapped_offset
@@ -79,6 +80,9 @@ class Quantizer(nn.Module):
         for side in ("slope", "pull"):
             factor = getattr(self.method, side)
             self.register_buffer(f"{side}_value", None if factor is None else torch.tensor(float(factor.value)))
+        # Kept, because a compiler would put its computation into the loop over elements.
+        norm = None if self.method.slope is None else self.method.slope.norm_of(self.slope_value)
+        self.register_buffer("slope_norm", norm, persistent=False)
         self._is_shared = False
         self._last: tuple | None = None
 
@@ -101,6 +105,18 @@ class Quantizer(nn.Module):
     def shared(self, number: int) -> None:
         self.layout[_LAYOUT.index("shared")] = number
         self._is_shared = number != 0
+
+    @torch.no_grad()
+    def set_progress(self, fraction: float) -> None:
+        """Set the rounding's parameters to their value when `fraction` of the training is done, in place."""
+        for factor, value in ((self.method.slope, self.slope_value), (self.method.pull, self.pull_value)):
+            if factor is not None and factor.final is not None:
+                value.fill_(factor.at(fraction))
+        self._set_norm()
+
+    def _set_norm(self) -> None:
+        if self.slope_norm is not None:
+            self.slope_norm.copy_(self.method.slope.norm_of(self.slope_value))
 
     def snap(self) -> None:
         """From now on compute with the offset that the nearest integer zero point stands for; nothing without offset."""
@@ -130,14 +146,14 @@ class Quantizer(nn.Module):
             )
         # A tensor that feeds two layers with one quantizer is quantized once. The compiler finds that by itself.
         if torch.compiler.is_compiling() or not self._is_shared or x.is_inference():
-            return self._quantize(x)
+            return self.quantize(x)
         state = (x, self.raw_step, self.offset, self.slope_value, self.pull_value)
         key = ([t._version for t in state if t is not None], x.requires_grad, torch.is_grad_enabled())
         if self._last is not None and self._last[0]() is x and self._last[2] == key:
             x_hat = self._last[1]()
             if x_hat is not None and x_hat._version == 0:
                 return x_hat
-        x_hat = self._quantize(x)
+        x_hat = self.quantize(x)
         self._last = (weakref.ref(x), weakref.ref(x_hat), key)
         if x_hat.requires_grad:
             x_hat.register_hook(self._forget)  # a graph can be run backward once only
@@ -151,7 +167,14 @@ class Quantizer(nn.Module):
             x = self.method.transform(x)
         return x if self.view is None else x.reshape(self.view)
 
-    def _quantize(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor) -> Tensor:
+        """x̂ of a started quantizer, without what a call adds: hooks, and one result for a tensor that two layers take."""
+        if torch.compiler.is_compiling() and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            # Computed again in the backward pass, where the compiler would keep x̂ beside x.
+            return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False)
+        return self._compute(x)
+
+    def _compute(self, x: Tensor) -> Tensor:
         shape = x.shape
         x = self._prepared(x)
         if self.method.range is None:
@@ -161,9 +184,8 @@ class Quantizer(nn.Module):
         offset = self.offset if self.uses_offset else None
         if self.snapped:
             offset = snapped_offset(offset, self.step)
-        x_hat = quantize_with(
-            x, step, start, offset, self.grid, self.method, self.slope_value, self.pull_value, self.batch_dim
-        )
+        rounding = (self.slope_value, self.slope_norm, self.pull_value)
+        x_hat = quantize_with(x, step, start, offset, self.grid, self.method, *rounding, self.batch_dim)
         return x_hat if self.view is None else x_hat.reshape(shape)
 
     def start(self, data: Tensor | Statistics) -> None:
@@ -262,6 +284,7 @@ class Quantizer(nn.Module):
                 return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         self._read_layout()
+        self._set_norm()
 
     def _apply(self, fn, recurse=True):
         # Moves between devices but keeps float32: half-precision steps underflow.

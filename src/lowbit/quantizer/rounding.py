@@ -32,12 +32,15 @@ class Factor:
         value: the parameter (ASR's k, MDE's δ) at the start of training.
         final: the parameter at the end of training; linear in between. None keeps it as it is.
         bounds: the open-below, open-above range the parameter must stay in.
+        norm: a function of `value` alone that multiplies a slope, so that its integral over a cell is 1. Apart from
+            `function`, because it is the same for every element and computed once. None is 1.
     """
 
     function: Callable[..., Tensor]
     value: float
     final: float | None = None
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
+    norm: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.bounds
@@ -51,29 +54,43 @@ class Factor:
             return self.value
         return self.value + (self.final - self.value) * min(max(fraction, 0.0), 1.0)
 
+    def norm_of(self, value: Tensor) -> Tensor | None:
+        """The slope's norm for a value of the parameter, 0-dim; None is 1."""
+        return None if self.norm is None else self.norm(value)
+
 
 def arctan_slope(position: Tensor, k: Tensor) -> Tensor:
-    """ASR: the derivative of the arctangent soft round (methods.md §4; a reconstruction of LG-LSQ).
+    """ASR: the derivative of the arctangent soft round but for `arctan_norm` (methods.md §4; a reconstruction of LG-LSQ).
 
         soft(c)  = ⌊c⌋ + ½ + arctan(k·u) / (2·arctan(k/2)),   u = c − ⌊c⌋ − ½
-        soft'(c) = k / (2·arctan(k/2)·(1 + k²·u²))
+        soft'(c) = k / (2·arctan(k/2)) · 1 / (1 + k²·u²)
 
     Positive everywhere; its integral over each cell is 1; k → 0 gives 1 (STE), k → ∞ the hard round.
     """
     u = position - torch.floor(position) - 0.5
-    return k / (2 * torch.atan(k / 2) * (1 + (k * u) ** 2))
+    return 1 / (1 + (k * u) ** 2)
+
+
+def arctan_norm(k: Tensor) -> Tensor:
+    """k / (2·arctan(k/2))."""
+    return k / (2 * torch.atan(k / 2))
 
 
 def tanh_slope(position: Tensor, k: Tensor) -> Tensor:
-    """DSQ: the derivative of the hyperbolic-tangent soft round (Gong et al., ICCV 2019, arXiv 1908.05033, Eq. 3–5).
+    """DSQ: the derivative of the hyperbolic-tangent soft round but for `tanh_norm` (Gong et al., ICCV 2019, arXiv 1908.05033, Eq. 3–5).
 
         soft(c)  = ⌊c⌋ + ½ + tanh(k·u) / (2·tanh(k/2)),   u = c − ⌊c⌋ − ½
-        soft'(c) = k·(1 − tanh²(k·u)) / (2·tanh(k/2))
+        soft'(c) = k / (2·tanh(k/2)) · (1 − tanh²(k·u))
 
     DSQ's characteristic α is 1 − tanh(k/2), so k = ln(2/α − 1).
     """
     u = position - torch.floor(position) - 0.5
-    return k * (1 - torch.tanh(k * u) ** 2) / (2 * torch.tanh(k / 2))
+    return 1 - torch.tanh(k * u) ** 2
+
+
+def tanh_norm(k: Tensor) -> Tensor:
+    """k / (2·tanh(k/2))."""
+    return k / (2 * torch.tanh(k / 2))
 
 
 def error_pull(error: Tensor, gradient: Tensor, delta: Tensor) -> Tensor:
@@ -88,12 +105,12 @@ def error_pull(error: Tensor, gradient: Tensor, delta: Tensor) -> Tensor:
 
 def asr(k: float = 2.0, final: float | None = None) -> Factor:
     """Arctangent soft round with sharpness k > 0."""
-    return Factor(arctan_slope, k, final, bounds=(1e-3, float("inf")))
+    return Factor(arctan_slope, k, final, bounds=(1e-3, float("inf")), norm=arctan_norm)
 
 
 def dsq(k: float = 2.197) -> Factor:
     """Differentiable soft quantization; the default k is DSQ's α = 0.2."""
-    return Factor(tanh_slope, k, bounds=(1e-3, float("inf")))
+    return Factor(tanh_slope, k, bounds=(1e-3, float("inf")), norm=tanh_norm)
 
 
 def mde(delta: float = 0.05, final: float | None = None) -> Factor:

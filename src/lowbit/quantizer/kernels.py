@@ -1,0 +1,169 @@
+"""Fused kernels for networks that run uncompiled.
+
+Uncompiled, each operation of the quantizer reads and writes the whole tensor. Here torch.compile fuses the quantizer's own
+functions (`fake_quantize.values` and `fake_quantize.gradients`), one kernel each, for tensors that are worth it; a compiled
+network gets fusion by itself. One kernel serves every shape and grid: a tensor is taken as rows of elements that share a
+step, in the order in which they lie in memory, and the grid's bounds are tensors.
+
+Values are the same bits as without; sums over elements are made in another order. Where the compiler does not work, the plain
+functions run, and a warning says so once. `torch.compiler.set_stance("force_eager")` switches the kernels off.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.quantizer.grid import Grid
+
+if TYPE_CHECKING:
+    from lowbit.quantizer.methods import Method
+
+# Elements below which a tensor is not worth the compilation: few such layers cost a network much.
+smallest = 2**15
+
+_works = True
+
+
+def fused_values(function: Callable, x: Tensor, s: Tensor, beta: Tensor | None, grid: Grid) -> Tensor | None:
+    """x̂ = function(x, s, β, qn, qp) by one kernel; None where the plain function is to run."""
+    rows = _rows(x, s)
+    if rows is None:
+        return None
+    x_hat = torch.empty_like(x)
+    kernel = _values_kernel(function, _any_of(grid))
+    ran = _run(
+        kernel, _flat(x_hat, rows), _flat(x, rows), _column(s, rows), _column(beta, rows), *_bounds(grid, x.device)
+    )
+    return x_hat if ran else None
+
+
+def fused_gradients(
+    function: Callable,
+    x: Tensor,
+    s: Tensor,
+    beta: Tensor | None,
+    gradient: Tensor,
+    parameters: list[Tensor | None],
+    grid: Grid,
+    method: Method,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
+    """What `function` (`fake_quantize.gradients`) returns, by one kernel; None where the plain function is to run."""
+    rows = _rows(x, s)
+    if rows is None:
+        return None
+    if gradient.stride() != x.stride():
+        gradient = torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
+    grad_x = torch.empty_like(x) if wanted[0] else None
+    kernel = _gradients_kernel(function, _any_of(grid), method, wanted)
+    sums: list[Tensor | None] = []
+    ran = _run(
+        kernel, None if grad_x is None else _flat(grad_x, rows), _flat(x, rows), _column(s, rows), _column(beta, rows),
+        _flat(gradient, rows), *parameters, *_bounds(grid, x.device), found=sums,
+    )  # fmt: skip
+    return (grad_x, *sums) if ran else None
+
+
+def _rows(x: Tensor, s: Tensor) -> int | None:
+    """How many rows of elements with one step lie one after the other in memory; None where no kernel serves."""
+    usable = (
+        _works
+        and not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()  # a backward pass that is differentiated again
+        and x.numel() >= smallest
+        and type(x) in (Tensor, nn.Parameter)
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x.device.type in ("cpu", "cuda")
+    )
+    if not usable:
+        return None
+    rows = s.numel()
+    aligned = (1,) * (x.dim() - s.dim()) + tuple(s.shape)
+    leading = next((dim for dim, size in enumerate(aligned) if size == 1), x.dim())
+    if rows > 1 and math.prod(x.shape[:leading]) != rows:
+        return None
+    if x.is_contiguous():
+        return rows
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
+    return rows if last and (rows == 1 or leading == 1) else None
+
+
+def _flat(x: Tensor, rows: int) -> Tensor:
+    """[n], or [rows, n/rows], in the order of memory."""
+    n = x.numel()
+    x = x.detach()
+    return x.as_strided((n,), (1,)) if rows == 1 else x.as_strided((rows, n // rows), (n // rows, 1))
+
+
+def _column(values: Tensor | None, rows: int) -> Tensor | None:
+    """A value per row: a scalar, or [rows, 1]."""
+    return None if values is None else values.detach().reshape(() if rows == 1 else (rows, 1))
+
+
+@cache
+def _bounds(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(float(grid.qn), device=device), torch.tensor(float(grid.qp), device=device)
+
+
+@cache
+def _any_of(grid: Grid) -> Grid:
+    """One grid for all that differ in their bounds alone."""
+    return Grid(1, signed=True) if grid.binary else Grid(2, signed=True)
+
+
+@cache
+def _values_kernel(function: Callable, grid: Grid) -> Callable:
+    def kernel(out: Tensor, *tensors: Tensor | None) -> None:
+        out.copy_(function(*tensors, grid=grid))
+
+    return _compiled(kernel)
+
+
+@cache
+def _gradients_kernel(function: Callable, grid: Grid, method: Method, wanted: tuple[bool, bool, bool]) -> Callable:
+    def total(each: Tensor) -> Tensor:
+        return each.sum() if each.dim() == 1 else each.sum(1, keepdim=True)
+
+    def kernel(out: Tensor | None, *tensors: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        grad_x, grad_step, grad_offset = function(*tensors, grid=grid, method=method, wanted=wanted, total=total)
+        if out is not None:
+            out.copy_(grad_x)
+        return grad_step, grad_offset
+
+    return _compiled(kernel)
+
+
+def _compiled(kernel: FunctionType) -> Callable:
+    # A code object of its own: the compiler counts recompilations, of which there may be few, by code object.
+    own = FunctionType(
+        kernel.__code__.replace(), kernel.__globals__, kernel.__name__, kernel.__defaults__, kernel.__closure__
+    )
+    return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+def _run(kernel: Callable, *tensors: Tensor | None, found: list | None = None) -> bool:
+    """Run a kernel, appending what it returns to `found`; False, and no kernels from now on, where it can't be compiled."""
+    global _works
+    try:
+        result = kernel(*tensors)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _works = False
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"lowbit's quantizers run unfused, and slower: torch.compile does not work here ({reason})", stacklevel=2
+        )
+        return False
+    if found is not None:
+        found.extend(result)
+    return True
