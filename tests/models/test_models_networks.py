@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowbit import models
 from lowbit._torchvision import import_torchvision
@@ -81,39 +81,56 @@ def test_preact_resnets_are_as_large_as_timms(depth):
         assert parameters(models.create(f"preact-resnet{depth}")) == parameters(timm.create_model(f"resnetv2_{depth}"))
 
 
-def _copy_in_order(source: nn.Module, target: nn.Module) -> None:
+def _copy_in_order(source: nn.Module, target: nn.Module, channels: int = 3) -> None:
     """Parameters and statistics from layer to layer, in the order in which both call them."""
     with torch.no_grad():
-        for a, b in zip(_in_order(source), _in_order(target), strict=True):
+        for a, b in zip(_in_order(source, channels), _in_order(target, channels), strict=True):
             for key, value in a.state_dict().items():  # a head may be a 1x1 convolution
                 b.state_dict()[key].copy_(value.reshape(b.state_dict()[key].shape))
 
 
-def _in_order(model: nn.Module) -> list[nn.Module]:
+def _in_order(model: nn.Module, channels: int) -> list[nn.Module]:
     called: list[nn.Module] = []
     leaves = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
     hooks = [leaf.register_forward_hook(lambda module, *_: called.append(module)) for leaf in leaves]
-    model(torch.zeros(1, 3, 64, 64))
+    model(torch.zeros(1, channels, 64, 64))
     for hook in hooks:
         hook.remove()
     return called
 
 
-def test_preact_resnet50_computes_what_timms_does():
+def _timms_preact_resnet(depth: int) -> nn.Module:
+    """timm's, with batch-norms that do something; γ is positive because timm's first pooling comes before one."""
     torch.manual_seed(0)
-    theirs = timm.create_model("resnetv2_50", num_classes=7).eval()
-    for module in theirs.modules():
+    model = timm.create_model(f"resnetv2_{depth}", num_classes=7).eval()
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)  # positive: timm's first pooling comes before the batch-norm
+            nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.2, 0.2)
-    ours = models.create("preact-resnet50", num_classes=7).eval()
-    _copy_in_order(theirs, ours)
-    images = torch.randn(2, 3, 96, 64)
+    return model
+
+
+def _assert_same_outputs(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
-        expected = theirs(images)
-        torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        expected = theirs(x)
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_preact_resnet50_computes_what_timms_does():
+    theirs, ours = _timms_preact_resnet(50), models.create("preact-resnet50", num_classes=7).eval()
+    _copy_in_order(theirs, ours)
+    _assert_same_outputs(ours, theirs, torch.randn(2, 3, 96, 64))
+
+
+def test_preact_resnet18_computes_what_timms_does_behind_the_first_stage():
+    # In the first block ours takes the activated tensor as shortcut, as the paper has it.
+    theirs = _timms_preact_resnet(18).stages[1:]
+    model = models.create("preact-resnet18").eval()
+    ours = nn.Sequential(model.layer2, model.layer3, model.layer4)
+    _copy_in_order(theirs, ours, channels=64)
+    _assert_same_outputs(ours, theirs, torch.randn(2, 64, 24, 16))
 
 
 def test_squeezenext_of_width_1_has_the_papers_size():

@@ -89,6 +89,14 @@ def test_closed_form():
     torch.testing.assert_close(attention.v_quantizer.step, 2 * v.abs().mean() / 3**0.5)
 
 
+@pytest.mark.parametrize("method", lowbit.METHODS)
+def test_every_method_quantizes_both_signs(method):
+    model = prepared(weights=4, activations=4, method=method)
+    for name in ("q_quantizer", "k_quantizer", "v_quantizer"):
+        assert getattr(model.attn, name).grid.signed  # also where the method's activations are unsigned
+    assert bool(model(data()).isfinite().all())
+
+
 def test_steps_get_gradients_and_are_not_decayed():
     model = prepared(weights=4, activations=4)
     model(data()).square().sum().backward()
