@@ -19,6 +19,7 @@ kernel each (`kernels`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.step import elements_sharing
 
 Bound = Tensor | float
+
+_counted = cache(elements_sharing)
 
 
 def fake_quantize(
@@ -82,9 +85,12 @@ def quantize_with(
     batch_dim: int | None,
 ) -> Tensor:
     """`fake_quantize` with the rounding's parameters as tensors, and the step bounded around `start` where given."""
-    sharing = elements_sharing(x.shape, step.shape, batch_dim)
-    if offset is not None:
-        elements_sharing(x.shape, offset.shape, batch_dim)
+    count = elements_sharing if torch.compiler.is_compiling() else _counted  # a compiler's sizes may be symbols
+    sharing = count(x.shape, step.shape, batch_dim)
+    if offset is not None and offset.shape != step.shape:
+        count(x.shape, offset.shape, batch_dim)
+    if not torch.is_grad_enabled():
+        return _forward(x, *_arithmetic(x, step, start, offset), grid)
     return _FakeQuantize.apply(x, step, start, offset, slope_value, slope_norm, pull_value, grid, method, sharing)
 
 
@@ -159,18 +165,27 @@ def gradients(
     return grad_x, grad_step, grad_offset
 
 
+def _arithmetic(x: Tensor, step: Tensor, start: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(s, β) in the type that is computed in."""
+    arithmetic = torch.promote_types(x.dtype, torch.float32)
+    s = step if start is None else bounded_step(step, start)
+    return s.to(arithmetic), None if offset is None else offset.to(arithmetic)
+
+
+def _forward(x: Tensor, s: Tensor, beta: Tensor | None, grid: Grid) -> Tensor:
+    fused = kernels.fused_values(values, x, s, beta, grid)
+    return values(x, s, beta, grid.qn, grid.qp, grid=grid) if fused is None else fused
+
+
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, step, start, offset, slope_value, slope_norm, pull_value, grid, method, sharing):
-        arithmetic = torch.promote_types(x.dtype, torch.float32)
-        s = (step if start is None else bounded_step(step, start)).to(arithmetic)
-        beta = None if offset is None else offset.to(arithmetic)
+        s, beta = _arithmetic(x, step, start, offset)
         ctx.save_for_backward(x, s, beta, slope_value, slope_norm, pull_value)
         ctx.grid, ctx.method, ctx.sharing = grid, method, sharing
         ctx.step_like = (step.dtype, step.shape)
         ctx.offset_like = None if offset is None else (offset.dtype, offset.shape)
-        fused = kernels.fused_values(values, x, s, beta, grid)
-        return values(x, s, beta, grid.qn, grid.qp, grid=grid) if fused is None else fused
+        return _forward(x, s, beta, grid)
 
     @staticmethod
     def backward(ctx, gradient):
