@@ -12,8 +12,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     options = parser.parse(argv)
 
-    from lowbit import train
+    from lowbit import processes, train
 
     loss, accuracy = train.evaluate_run(options.run, checkpoint=options.checkpoint, data=options.data)
-    print(f"{options.run} ({options.checkpoint}): test accuracy {accuracy:.2f} %, loss {loss:.4f}")
+    if processes.rank() == 0:
+        print(f"{options.run} ({options.checkpoint}): test accuracy {accuracy:.2f} %, loss {loss:.4f}")
     return 0
