@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from benchmarks import harness, memory
@@ -121,6 +123,7 @@ def steps_table(options: argparse.Namespace) -> Table:
     batch = options.batch or (32 if options.quick else 128)
     size = image_size(options.network)
     x = images(batch, size, "cpu")
+    torch._logging.set_logs(all=logging.ERROR)  # pages of what the compiler met; the table says the outcome
     steps: dict[str, TrainingStep] = {}
     sizes: dict[str, dict[str, int]] = {}
     notes: dict[str, str] = {}

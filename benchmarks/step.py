@@ -25,7 +25,11 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="default: 128, with --gpu 256")
     parser.add_argument("--size", type=int, help="height and width of the images; default: the network's own")
     parser.add_argument("--bits", type=int, default=2)
-    parser.add_argument("--methods", nargs="*", default=["lsq", "lsq+", "lg-lsq"], help="beside full precision")
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        help="beside full precision; default: lsq, lsq+ and lg-lsq, with --quick or --gpu lsq and lg-lsq",
+    )
     parser.add_argument("--modes", nargs="+", default=["compiled", "eager"], choices=["compiled", "eager"])
 
 
@@ -35,12 +39,15 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Tra
     batch = options.batch or (256 if options.gpu else 128)
     for name in options.networks or (["resnet18", "mobilenetv2"] if options.gpu else ["cifar-resnet20"]):
         size = options.size or image_size(name)
+        methods = options.methods
+        if methods is None:
+            methods = ["lsq", "lg-lsq"] if options.quick or options.gpu else ["lsq", "lsq+", "lg-lsq"]
         x = images(batch, size, device)
         subject = f"{name}, batch {batch}, {size}x{size}, W{options.bits}A{options.bits}"
         yield name, f"{subject}, bfloat16 autocast" if options.gpu else subject, {
             f"{mode} {method}": TrainingStep(network(name, method, options.bits, x), x, compiled=mode == "compiled")
             for mode in options.modes
-            for method in (FULL_PRECISION, *options.methods)
+            for method in (FULL_PRECISION, *methods)
         }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 
 import numpy as np
 import pytest
@@ -255,6 +256,43 @@ def test_without_a_gpu_there_is_a_clear_message(monkeypatch, capsys):
             main([name, "--gpu"])
         assert stopped.value.code == 2
         assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(tmp_path):
+    small = [
+        "--gpu",
+        "--networks",
+        "resnet18",
+        "--batch",
+        "4",
+        "--size",
+        "32",
+        "--methods",
+        "lsq",
+        "--output",
+        str(tmp_path),
+    ]
+    main(["step", *small, "--repetitions", "2"])
+    main(["memory", *small])
+    main(["quantizer", "--gpu", "--shape", "4", "8", "8", "8", "--repetitions", "2", "--methods", "lsq", "lsq+", "--dtype", "bfloat16", "--output", str(tmp_path)])  # fmt: skip
+    assert len(read(tmp_path, "step-resnet18-cuda")) == len(read(tmp_path, "memory-resnet18-cuda")) == 4
+    assert len(read(tmp_path, "quantizer-cuda-bfloat16")) == 2 + 8
+
+
+def test_all_runs_each_in_a_process_of_its_own_and_reports_failures(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def run(command, check):
+        asked.append(command[3:])
+        return subprocess.CompletedProcess(command, 1 if "memory" in command else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit) as stopped:
+        main(["all", "--quick", "--output", str(tmp_path)])
+    assert stopped.value.code == 1 and "failed: memory" in capsys.readouterr().err
+    assert [command[0] for command in asked] == ["step", "memory", "quantizer", "scaling", "inference"]
+    assert all(command[1:] == ["--output", str(tmp_path), "--quick"] for command in asked)
 
 
 def test_plots(tmp_path):
