@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -12,6 +13,7 @@ from onnx import numpy_helper
 import lowbit
 from lowbit import LowbitError, deployment, models
 from lowbit.cli.main import main
+from lowbit.integer.ir import Convolution
 from lowbit.recipes import get_recipe
 from lowbit.train import run
 
@@ -31,18 +33,17 @@ def network(model):
 
 
 @pytest.mark.parametrize("format", deployment.FORMATS)
-def test_every_format_is_written_and_those_that_run_are_proved(network, tmp_path, format):
+def test_every_format_is_written_and_proved(network, tmp_path, format):
     if format == "executorch":
         pytest.importorskip("executorch.runtime")
     if format == "litert":
         pytest.importorskip("ai_edge_litert")
     report = lowbit.export(network, tmp_path / "m.file", format)
     assert [path.name for path in tmp_path.iterdir()] == ["m.file"]
-    if format in ("qonnx", "lowbit"):
-        assert report is None
-    else:
-        assert report.ok and report.samples == 8 and report.compared >= 80
-        assert lowbit.verify(network, tmp_path / "m.file", [X]).ok
+    assert report.ok and report.samples == 8
+    codes = sum(row.compared for row in report.rows)
+    assert report.compared == (80 if format == "executorch" else codes)  # which shows its output alone
+    assert lowbit.verify(network, tmp_path / "m.file", [X]).ok
 
 
 def test_files_get_smaller_with_the_bits(network, tmp_path):
@@ -67,7 +68,8 @@ def test_verify_agrees_on_what_was_exported(model, network, tmp_path):
     assert report.agree == {"file": 6, "trained": 6, "fixed": 6}
     assert set(report.top1) == {"reference", "file", "trained", "fixed"}
     trained = [row for row in report.rows if row.trained_differ is not None and not row.is_float]
-    assert len(trained) >= 8 and sum(row.trained_differ for row in trained) <= 2
+    assert len(trained) >= 8  # what differs are ties, summed in another order, and what follows from them
+    assert sum(row.trained_differ for row in trained) <= 1e-3 * sum(row.compared for row in trained)
 
 
 def test_verify_sees_a_change_after_the_export(model, network, tmp_path):
@@ -91,6 +93,17 @@ def test_verify_sees_an_altered_file(network, tmp_path):
     weight.CopyFrom(numpy_helper.from_array(codes, weight.name))
     onnx.save(file, path)
     assert not lowbit.verify(network, path, [X]).ok
+
+
+@pytest.mark.parametrize("format", ["qonnx", "lowbit"])
+def test_verify_sees_another_networks_file(network, tmp_path, format):
+    nodes = list(network.graph.nodes)
+    place = next(i for i, node in enumerate(nodes) if isinstance(node, Convolution))
+    nodes[place] = replace(nodes[place], bias=nodes[place].bias + 40)
+    other = lowbit.IntegerNetwork(replace(network.graph, nodes=tuple(nodes)))
+    lowbit.export(other, tmp_path / "m.file", format)
+    report = lowbit.verify(network, tmp_path / "m.file", [X])
+    assert not report.ok and report.parts_at == nodes[place].name
 
 
 def test_a_file_that_computes_something_else_is_not_left(network, tmp_path, monkeypatch):
@@ -130,13 +143,12 @@ def test_bad_input(network, tmp_path, call, words):
 
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory):
-    from dataclasses import replace
-
     config = get_recipe("digits-cnn")(weights=4, activations=4, method="lsq+")
     folder = tmp_path_factory.mktemp("runs") / "run"
     run(
         replace(
             config,
+            model=replace(config.model, from_scratch=True),
             quantization=replace(config.quantization, integer_only=True),
             epochs=2, compile=False, output=str(folder),
         )
@@ -164,9 +176,8 @@ def test_command_line(trained_run, capsys):
 
 
 def test_a_run_that_was_not_trained_for_integers(tmp_path, capsys):
-    from dataclasses import replace
-
     config = get_recipe("digits-cnn")(weights=4, activations=4, method="lsq")
+    config = replace(config, model=replace(config.model, from_scratch=True))
     run(replace(config, epochs=1, compile=False, output=str(tmp_path / "run")))
     assert main(["export", str(tmp_path / "run")]) == 2
     assert "integer_only=True" in capsys.readouterr().err

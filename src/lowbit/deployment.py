@@ -48,7 +48,7 @@ def export(
     format: Format = "onnx",
     *,
     batches: Iterable[Any] | None = None,
-) -> Report | None:
+) -> Report:
     """Write the network to a file, which is left only if it computes what the network does.
 
     The file is written beside, run in its own runtime against the integer reference, and renamed if not one code differs.
@@ -57,12 +57,12 @@ def export(
         network: from `to_integer`.
         path: the file to write. Its folder must exist.
         format: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic, weights stored at their width),
-            "qonnx" (for FINN and hls4ml; checked as ONNX, not run here), "executorch" (.pte for XNNPACK, one sample at a
+            "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's floats), "executorch" (.pte for XNNPACK, one sample at a
             time; its output alone is compared), "litert" (.tflite for XNNPACK) or "lowbit" (`IntegerNetwork.load` reads it).
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default.
 
     Returns:
-        The comparison, or None for the formats that are not run.
+        The comparison.
 
     Raises:
         LowbitError: unknown format, missing folder or package, or a file that does not compute the same.
@@ -72,13 +72,8 @@ def export(
     path = Path(path)
     if not path.parent.is_dir():
         raise LowbitError(f"{path}: there is no folder {path.parent}; make it first")
-    if format == "lowbit":
-        network.save(path)
-        return None
     with atomic_write(path) as temporary:
         _writer(format)(network.graph, temporary)
-        if format == "qonnx":
-            return None
         from lowbit.integer.compare import compare
 
         report = compare(network, temporary, [_random_inputs(network.graph)] if batches is None else batches)
@@ -95,7 +90,7 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
 
     Args:
         model: the trained network (converted anew, so that a change after the export shows), or an integer network.
-        file: what `export` wrote, as "onnx", "onnx-packed", "litert" or "executorch" (its output alone).
+        file: what `export` wrote, in any format; of an "executorch" file the output alone is compared.
         batches: inputs, or (input, label) pairs.
 
     Returns:
@@ -127,6 +122,8 @@ def _writer(format: str):
             from lowbit.formats.executorch import write
         elif format == "litert":
             from lowbit.formats.litert import write
+        elif format == "lowbit":
+            from lowbit.integer.file import save as write
         else:
             from lowbit.formats.qonnx import write
     except ImportError as error:

@@ -35,7 +35,6 @@ def run(argv: list[str]) -> int:
     path = Path(options.file or Path(options.run) / f"model{SUFFIX[options.format]}")
     report = deployment.export(network, path, options.format, batches=batches)
     print(network.summary())
-    if report is not None:
-        print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")
+    print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")
     print(f"{path}: {path.stat().st_size:,} bytes, {options.format}")
     return 0

@@ -6,32 +6,40 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
+from lowbit.integer.file import load
 from lowbit.integer.ir import Graph, TensorType
+from lowbit.integer.network import dequantize
+from lowbit.integer.run import run
+
+_QONNX = "qonnx.custom_op.general"
 
 Runner = Callable[[Tensor], dict[str, Tensor]]
 """From a float32 input to the codes by name, as int16 on the graph's grids, and under "" the float32 output."""
 
 
 def open_file(path: str | os.PathLike, graph: Graph, *, optimize: bool = True) -> Runner:
-    """The file in the runtime it was written for, told by its first bytes: LiteRT, ExecuTorch, else ONNX Runtime.
+    """The file in the runtime it was written for, told by its first bytes: LiteRT, ExecuTorch, lowbit's own, else ONNX Runtime.
 
     Raises LowbitError where the runtime is not installed or the file is not one of this network.
     """
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            identifier = file.read(8)[4:]
+            start = file.read(9)
     except OSError as error:
         raise LowbitError(f"{path}: cannot be read: {error.strerror}") from error
-    if identifier == b"TFL3":
+    if start[4:8] == b"TFL3":
         return LitertRunner(path, graph)
-    if identifier[:2] == b"ET":
+    if start[4:6] == b"ET":
         return ExecutorchRunner(path, graph)
+    if start[8:] == b"{":
+        return OwnRunner(path, graph)
     return OnnxRunner(path, graph, optimize=optimize)
 
 
@@ -47,7 +55,9 @@ def _not_this_network(path: Path, what: str) -> LowbitError:
 
 
 class OnnxRunner:
-    """An exported ONNX (or packed ONNX) file in ONNX Runtime on the CPU.
+    """An exported ONNX, packed ONNX or QONNX file in ONNX Runtime on the CPU.
+
+    ONNX Runtime knows no Quant: a QONNX file's are written out as float operators, as the operator's specification has them.
 
     path: the file. graph: the network it was written from. optimize: ONNX Runtime's graph optimizations; without them it
     computes in floats. threads: 0 lets ONNX Runtime choose.
@@ -74,13 +84,17 @@ class OnnxRunner:
             raise _not_this_network(self.path, what)
         self.result = model.graph.output[0].name
         self.input = model.graph.input[0].name
+        self.real = any(node.domain == _QONNX for node in model.graph.node)
+        if self.real:
+            _write_out_quant(model)
+        kind = onnx.TensorProto.FLOAT if self.real else onnx.TensorProto.UINT8
         for name in self.names:
             if name != self.result:
-                model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+                model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
-        if not optimize:
+        if self.real or not optimize:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self.session = runtime.InferenceSession(
@@ -90,15 +104,77 @@ class OnnxRunner:
             raise LowbitError(f"{path}: ONNX Runtime cannot load it: {error!s:.300}") from error
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Every code tensor as int16 codes of the graph's grids, and under "" the float32 result."""
+        """Every code tensor as codes of the graph's grids (int16, or what stands in their place in a QONNX file, float32), and
+        under "" the float32 result.
+        """
         try:
             values = self.session.run([self.result, *self.names], {self.input: x.numpy()})
         except Exception as error:
             raise LowbitError(f"{self.path}: ONNX Runtime cannot run it: {error!s:.300}") from error
         found = {"": torch.from_numpy(values[0])}
         for name, value in zip(self.names, values[1:]):
-            found[name] = torch.from_numpy(value).to(torch.int16) - self.graph.by_name[name].type.carrier_offset
+            kind = self.graph.by_name[name].type
+            if self.real:
+                found[name] = torch.from_numpy(value) + kind.zero_point
+            else:
+                found[name] = torch.from_numpy(value).to(torch.int16) - kind.carrier_offset
         return found
+
+
+def _write_out_quant(model: Any) -> None:
+    """Replace QONNX's Quant by rint(clip(x / s + z, lowest, highest)), minus z, times s; BipolarQuant by ±s."""
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if node.domain != _QONNX:
+            nodes.append(node)
+            continue
+        y, (x, scale, *grid) = node.output[0], node.input
+
+        def add(operator: str, inputs: list[str], output: str) -> str:
+            nodes.append(helper.make_node(operator, inputs, [output]))
+            return output
+
+        if node.op_type == "BipolarQuant":
+            zero = numpy_helper.from_array(constants[scale] * 0, f"{y}:none")
+            model.graph.initializer.append(zero)
+            positive = add("GreaterOrEqual", [x, zero.name], f"{y}:positive")
+            add("Where", [positive, scale, add("Neg", [scale], f"{y}:negative")], y)
+            continue
+        signed, narrow = (helper.get_node_attr_value(node, name) for name in ("signed", "narrow"))
+        bits = int(constants[grid[1]])
+        low, high = (-(1 << (bits - 1)) + narrow, (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1 - narrow)
+        ends = [numpy_helper.from_array(constants[scale] * 0 + end, f"{y}:{end}") for end in (low, high)]
+        model.graph.initializer.extend(ends)
+        moved = add("Add", [add("Div", [x, scale], f"{y}:steps"), grid[0]], f"{y}:moved")
+        codes = add("Round", [add("Clip", [moved, *(end.name for end in ends)], f"{y}:clipped")], f"{y}:codes")
+        add("Mul", [add("Sub", [codes, grid[0]], f"{y}:centred"), scale], y)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+class OwnRunner:
+    """A file of `integer.file`, in the integer reference.
+
+    Raises LowbitError where it can't be read or is not of this network.
+    """
+
+    def __init__(self, path: str | os.PathLike, graph: Graph) -> None:
+        self.graph = load(path)
+        shapes = {node.name: node.type.shape for node in self.graph.nodes}
+        for node in graph.nodes:
+            if shapes.get(node.name) != node.type.shape:
+                raise _not_this_network(Path(path), f"it has no tensor {node.name!r} of shape {node.type.shape}")
+        if (self.graph.output, self.graph.input_shape) != (graph.output, graph.input_shape):
+            raise _not_this_network(Path(path), "its input or output is another")
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Every code tensor, and under "" the float32 result."""
+        found = dict(run(self.graph, x))
+        output = self.graph.output
+        return found | {"": dequantize(found[output], self.graph.by_name[output].type)}
 
 
 class LitertRunner:
