@@ -12,9 +12,7 @@ def run(argv: list[str]) -> int:
         "Exit status 1 when the file and the integer form differ at all.",
     )
     parser.add_argument("run", metavar="RUN", help="the run folder")
-    parser.add_argument(
-        "file", metavar="FILE", help="what `lowbit export` wrote, as onnx, onnx-packed, litert or executorch"
-    )
+    parser.add_argument("file", metavar="FILE", help="what `lowbit export` wrote, in any format")
     parser.add_argument("--data", metavar="PATH", help="where the data set is, if not where it was in training")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     parser.add_argument("--images", type=int, metavar="N", help="how many test images; default: all")
