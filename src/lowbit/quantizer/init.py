@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -50,21 +51,28 @@ class Statistics:
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Add the elements of one tensor."""
-        rows = _rows(x.detach(), self.step_shape).float()
-        low, high = torch.aminmax(rows, dim=1)
-        sums = torch.zeros(3, rows.shape[0], dtype=torch.float64, device=rows.device)
-        # In float32 this sum of a million elements is off by 5e-5, and so would be the step.
-        sums[0] = torch.linalg.vector_norm(rows, 1, dim=1, dtype=torch.float64)
+        x = x.detach().float()
+        # One row is reduced as it lies in memory; as a matrix, another layout than the contiguous one would be copied.
+        one = math.prod(self.step_shape) == 1
+        rows = x if one else _rows(x, self.step_shape)
+        over = None if one else 1
+
+        def total(each: Tensor) -> Tensor:
+            return each.sum(over).reshape(-1)
+
+        low, high = (reduce(rows, () if one else 1).reshape(-1) for reduce in (torch.amin, torch.amax))
+        sums = torch.zeros(3, len(low), dtype=torch.float64, device=x.device)
+        sums[0] = total(rows.abs())  # not a norm, whose plain running sum is off by 5e-5 after a million elements
         if self.moments:
-            sums[1] = rows.sum(dim=1)
-            sums[2] = rows.double().square().sum(dim=1)
-        self._samples.append(_sample(rows))
+            sums[1] = total(rows)
+            sums[2] = total(rows.double().square())
+        self._samples.append(_sample(rows, len(low)))
         if self._sums is None:
             self._sums, self.low, self.high = sums, low, high
         else:
             self._sums += sums
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-        self.count += rows.shape[1]
+        self.count += x.numel() // len(low)
 
     def synchronise(self) -> None:
         """Combine with the other processes' statistics, so that all of them hold those of all the data."""
@@ -200,11 +208,22 @@ def _rows(x: Tensor, step_shape: Sequence[int]) -> Tensor:
     return x.permute(kept + shared).reshape(math.prod(step_shape), -1) if kept else x.reshape(1, -1)
 
 
-def _sample(rows: Tensor) -> Tensor:
-    """At most a few thousand elements of each row, the same ones for the same size (no random state is touched)."""
-    count = rows.shape[1]
+def _sample(rows: Tensor, number: int) -> Tensor:
+    """[number, m]: a few thousand elements of each row, the same ones for the same size (no random state is touched).
+
+    `rows` is [number, elements], or any shape where it is one row.
+    """
+    count = rows.numel() // number
     if count <= _SAMPLE_PER_BATCH:
-        return rows.clone()
+        return rows.reshape(number, count).clone()
+    if number > 1:
+        return rows[:, _places((count,))[0].to(rows.device)]
+    return rows[tuple(place.to(rows.device) for place in _places(tuple(rows.shape)))][None]
+
+
+@lru_cache(maxsize=64)
+def _places(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Random places in a tensor of that shape, an index per dimension."""
     generator = torch.Generator().manual_seed(0)
-    index = torch.randint(count, (_SAMPLE_PER_BATCH,), generator=generator).to(rows.device)
-    return rows[:, index]
+    index = torch.randint(math.prod(shape), (_SAMPLE_PER_BATCH,), generator=generator)
+    return torch.unravel_index(index, shape)
