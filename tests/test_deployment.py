@@ -129,6 +129,7 @@ def test_a_file_that_computes_something_else_is_not_left(network, tmp_path, monk
     [
         (lambda network, path: lowbit.export(network, path / "m", "tflite"), "unknown format 'tflite'"),
         (lambda network, path: lowbit.export(network, path / "no" / "m.onnx"), "there is no folder"),
+        (lambda network, path: lowbit.export(network, path), "is a folder; give the name of a file"),
         (lambda network, path: lowbit.verify(network, path / "m.onnx", [X]), "m.onnx: cannot be read: No such file"),
         (lambda network, path: lowbit.verify(network, path / "m.onnx", []), "at least one batch"),
         (lambda network, path: network(torch.zeros(1, 3, 8, 8)), "shape"),
