@@ -50,13 +50,26 @@ def agreed() -> Iterator[None]:
 
 @contextmanager
 def named() -> Iterator[None]:
-    """Within: a LowbitError that this process alone has says which process it is."""
+    """Within: a LowbitError that this process alone has says which process it is, and losing the others is one."""
     try:
         yield
     except LowbitError as error:
         if not several() or error.everywhere:
             raise
         raise LowbitError(f"process {rank()}: {error}") from error
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        raise LowbitError(
+            f"process {rank()}: another process has ended or can't be reached ({str(error).split('. ')[0]}); the "
+            "launcher says which. A run goes on from its last checkpoint with --resume"
+        ) from error
+
+
+def lost(error: Exception) -> bool:
+    """Whether an exchange failed because another process did not take part."""
+    by_peer = ("Connection reset by peer", "Connection closed by peer", "Broken pipe")  # gloo's errors have no type
+    return several() and (isinstance(error, dist.DistError) or any(words in str(error) for words in by_peer))
 
 
 def says(error: LowbitError) -> bool:

@@ -49,9 +49,10 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         with agreed():  # what is gathered below waits for every process
             observers = _observe(model, sites, waiting, batches)
         shared = _same_inputs(waiting, observers)
-        for quantizer, observer in observers.items():
+        for observer in observers.values():
             observer.statistics.synchronise()
-            plans.append((quantizer, quantizer.plan_start(observer.statistics)))
+        with agreed():
+            plans += [(quantizer, quantizer.plan_start(o.statistics)) for quantizer, o in observers.items()]
 
     for quantizer, plan in plans:
         quantizer.apply_start(*plan)

@@ -15,6 +15,7 @@ from lowbit.data import ImageSource, training_split
 from lowbit.errors import LowbitError
 from lowbit.models import NETWORKS
 from lowbit.train.config import TrainConfig
+from lowbit.train.recompute import recompute_activations
 from lowbit.train.tasks import make_task
 from lowbit.train.trainer import make_optimizer
 
@@ -77,10 +78,11 @@ def sample_shape(config: TrainConfig, model: nn.Module) -> tuple[int, ...]:
     return tuple(shape)
 
 
+@torch.compiler.set_stance("force_eager")
 def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, shape: tuple[int, ...]) -> StepCost:
     """Take a training step or two on a few random images, and measure.
 
-    Not compiled; on the device that training would use. Quantizers that are not started start from the random images,
+    Nothing is compiled, also no quantizers: that takes longer than the steps. On the device that training would use. Quantizers that are not started start from the random images,
     and the weights change: give copies.
 
     Args:
@@ -98,6 +100,8 @@ def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, sha
     model.to(device, memory_format=config.memory_format)
     if config.quantization is not None:
         lowbit.calibrate(model, [images])
+    if config.grad_checkpointing:
+        recompute_activations(model)
     # What a teacher has learned makes no difference here.
     taught = replace(config, model=replace(config.model, init=None, pretrained=True))
     task = make_task(taught, original, device)

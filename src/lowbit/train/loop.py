@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object, set_seed
 
 import lowbit
 from lowbit import models
 from lowbit.data import Loader, eval_loader, loaders, num_classes
 from lowbit.errors import LowbitError
-from lowbit.processes import agreed, named
+from lowbit.processes import agreed, lost, named
 from lowbit.train.build import build_float, identity, load, prepare, read_config
 from lowbit.train.checkpoint import Checkpoints, Which
 from lowbit.train.config import TrainConfig, differences
@@ -79,7 +79,9 @@ def _run(config: TrainConfig, resume: bool) -> Result:
         config = resolve(config)
         if resume:
             _check_same(read_config(folder), config, folder)
-        saved = checkpoints.training_state() if resume and checkpoints.exists else None
+        goes_on = resume and checkpoints.exists
+        weights = checkpoints.weights("last", identity(config)) if goes_on else None
+        saved = checkpoints.training_state() if goes_on else None
         state = Progress(**saved["progress"]) if saved else Progress()
     main = accelerator.is_main_process
     with _determinism(config.deterministic), progress(config.epochs, state.epochs_done, speak=main) as bar:
@@ -98,8 +100,9 @@ def _run(config: TrainConfig, resume: bool) -> Result:
             model = prepare(original, config.quantization)
             train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
             _check_classes(config, train.num_classes)
+            _check_no_class_is_missing(config, train.num_classes)
             if saved:
-                models.load_weights(model, checkpoints.weights("last", identity(config)))
+                models.load_weights(model, weights)
         model.to(accelerator.device, memory_format=config.memory_format)
         if not saved and config.quantization is not None:
             lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))
@@ -156,9 +159,9 @@ def _started(config: TrainConfig, folder: Path, *, main: bool, fresh: bool) -> I
                     save_versions(folder / "versions.json")
     try:
         yield
-    except Exception:
-        # Not after Ctrl-C: then the run goes on from its start.
-        if fresh and not Checkpoints(folder).exists:
+    except Exception as error:
+        # Not after Ctrl-C, nor where another process has died: then the run goes on from its start.
+        if fresh and not lost(error) and not Checkpoints(folder).exists:
             for path in ours:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             if made:
@@ -217,6 +220,15 @@ def _check_classes(config: TrainConfig, num_classes: int) -> None:
         raise LowbitError(
             f"{config.data.path}: {num_classes} classes, but the network has {config.model.num_classes} "
             "(model.num_classes); give other data, or train with as many classes"
+        )
+
+
+def _check_no_class_is_missing(config: TrainConfig, num_classes: int) -> None:
+    """Refuse data of fewer classes than the network's: without one in the middle all later labels would be another's."""
+    if num_classes < config.model.num_classes:
+        raise LowbitError(
+            f"{config.data.path}: {num_classes} classes, but the network has {config.model.num_classes} "
+            f"(model.num_classes): give the data that lacks, or --model.num-classes {num_classes} if so many are meant"
         )
 
 
@@ -316,6 +328,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=config.precision,
             gradient_accumulation_steps=config.accumulate,
+            # Every process normalises by its own statistics or all by the same; the first's are never handed to others.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             # accelerate looks for accelerators only, unless it is told.
             cpu=True if launched > 1 and not torch.accelerator.is_available() else None,
         )
