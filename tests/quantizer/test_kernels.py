@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lowbit import METHODS, Grid, fake_quantize
 from lowbit.quantizer import kernels
@@ -129,3 +130,16 @@ def test_without_a_compiler_it_says_so_once_and_runs(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(first, fake_quantize(x, step, grid))
+
+
+def test_where_compiling_is_off_or_looked_upon_it_runs_all_the_same(fused):
+    x, step, grid = torch.randn(40), torch.tensor(0.5), Grid(4, signed=True)
+    expected = fake_quantize(x, step, grid)
+    with FlopCounterMode(display=False):
+        assert torch.equal(fake_quantize(x, step, grid), expected)
+    torch.compiler.set_stance("force_eager")
+    try:
+        assert torch.equal(fake_quantize(x, step, grid), expected)
+    finally:
+        torch.compiler.set_stance("default")
+    assert kernels._works and len(fused) == 2  # none under the dispatch mode

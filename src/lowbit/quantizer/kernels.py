@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lowbit.quantizer.grid import Grid
 
@@ -78,6 +79,7 @@ def _rows(x: Tensor, s: Tensor) -> int | None:
         _works
         and not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()  # a backward pass that is differentiated again
+        and not is_in_torch_dispatch_mode()  # somebody traces or counts operations
         and x.numel() >= smallest
         and type(x) in (Tensor, nn.Parameter)
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -147,7 +149,8 @@ def _compiled(kernel: FunctionType) -> Callable:
     own = FunctionType(
         kernel.__code__.replace(), kernel.__globals__, kernel.__name__, kernel.__defaults__, kernel.__closure__
     )
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    # Not "the whole graph or an error": where the compiler is switched off it runs as it is.
+    return torch.compile(own, dynamic=True)
 
 
 def _run(kernel: Callable, *tensors: Tensor | None, found: list | None = None) -> bool:
