@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,8 @@ from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operati
 from lowbit.errors import LowbitError
 from lowbit.formats import qonnx
 from lowbit.integer.check import validate
-from lowbit.integer.ir import Add, Graph, Lookup, Multiply, Quantize, Requantize, Slice, TensorType
+from lowbit.integer.ir import Add, AveragePool, Graph, Lookup, Multiply, Quantize, Requantize, Slice, TensorType
+from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.run import run
 
 
@@ -140,6 +142,7 @@ def test_qonnx_executor(network, tmp_path):
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
     from qonnx.transformation.qonnx_to_qcdq import QuantToQCDQ
+    from qonnx.util.inference_cost import inference_cost
 
     b = network(0, 3)
     graph, x = b.graph(), b.input(2)
@@ -149,8 +152,16 @@ def test_qonnx_executor(network, tmp_path):
         tensor.type.tensor_type.shape.dim[0].dim_value = len(x)
     wrapper = ModelWrapper(model).transform(InferShapes())
     assert_equal(graph, x, execute_onnx(wrapper, {"image": x.numpy()}, return_full_exec_context=True))
+    cost = inference_cost(wrapper, discount_sparsity=False)["total_cost"]
+    rows = IntegerNetwork(graph).costs()
+    # Their tool counts the window sums of an average pool as multiplications by ones too.
+    pools = sum(math.prod(n.type.shape) * math.prod(n.kernel) for n in graph.nodes if isinstance(n, AveragePool))
+    assert cost["total_macs"] == len(x) * (sum(row.macs for row in rows) + pools)
     if network is every_operation:
         return  # QuantToQCDQ's files with other zero points do not load
+    assert cost["total_bops"] == len(x) * sum(row.bit_operations for row in rows)
+    codes = [node.weight for node in graph.nodes if hasattr(node, "weight")]
+    assert cost["total_mem_w_bits"] == sum(weight.codes.numel() * weight.bits for weight in codes)
     converted = wrapper.transform(QuantToQCDQ()).model
     session = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {"image": x.numpy()})

@@ -54,6 +54,7 @@ def test_costs():
     assert conv.macs == 32 * 36 * 16 * 9
     assert conv.bit_operations == conv.macs * 2 * 2
     assert conv.weight_bytes == 32 * 16 * 9 * 2 // 8 + 4 * (32 + 1)
+    assert conv.output_bytes == 32 * 36 * 2 // 8
     assert conv.parameters == 32 * 16 * 9 + 32
     assert (rows["n15.Linear"].weight_bits, rows["n15.Linear"].output_bits) == (8, 32)
     assert rows["n0.Quantize"].macs == rows["n5.Add"].macs == 0

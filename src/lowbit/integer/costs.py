@@ -15,7 +15,8 @@ class LayerCost:
     operation: name of the node's class. shape: of its output without the batch.
     weight_bits, input_bits: 0 where there are none; output_bits: 32 for a float output.
     parameters: weights and biases. weight_bytes: weight codes packed at weight_bits, plus scales and biases at 4 bytes each.
-    macs: multiply-accumulates. bit_operations: macs · weight_bits · input_bits.
+    output_bytes: the output's codes packed at output_bits. macs: multiply-accumulates of a convolution or linear layer.
+    bit_operations: macs · weight_bits · input_bits.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LayerCost:
     output_bits: int
     parameters: int
     weight_bytes: int
+    output_bytes: int
     macs: int
     bit_operations: int
 
@@ -54,6 +56,7 @@ def layer_costs(graph: Graph) -> list[LayerCost]:
                 output_bits=output_bits,
                 parameters=parameters,
                 weight_bytes=weight_bytes,
+                output_bytes=-(-math.prod(node.type.shape) * output_bits // 8),
                 macs=macs,
                 bit_operations=macs * weight_bits * input_bits,
             )
@@ -63,14 +66,17 @@ def layer_costs(graph: Graph) -> list[LayerCost]:
 
 def table(rows: list[LayerCost]) -> str:
     """The rows as text with a total, for a terminal."""
-    head = ("layer", "operation", "shape", "W", "A", "out", "bytes", "MACs", "bit operations")
+    head = ("layer", "operation", "shape", "W", "A", "out", "weight bytes", "output bytes", "MACs", "bit operations")
     lines = [head]
     for row in rows:
         shape, bits = "×".join(map(str, row.shape)), (row.weight_bits or "", row.input_bits or "", row.output_bits)
-        numbers = [f"{n:,}" if n else "" for n in (row.weight_bytes, row.macs, row.bit_operations)]
+        numbers = [f"{n:,}" if n else "" for n in (row.weight_bytes, row.output_bytes, row.macs, row.bit_operations)]
         lines.append((row.name, row.operation, shape, *map(str, bits), *numbers))
-    totals = [sum(getattr(row, field) for row in rows) for field in ("weight_bytes", "macs", "bit_operations")]
-    lines.append(("total", "", "", "", "", "", *(f"{n:,}" for n in totals)))
+    # Outputs do not live at the same time: their sum says nothing.
+    totals = {
+        field: f"{sum(getattr(row, field) for row in rows):,}" for field in ("weight_bytes", "macs", "bit_operations")
+    }
+    lines.append(("total", *[""] * 5, totals["weight_bytes"], "", totals["macs"], totals["bit_operations"]))
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
