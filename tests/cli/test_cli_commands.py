@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import lowbit.report
+from lowbit import models
 from lowbit.cli.main import COMMANDS, main
+from lowbit.recipes import RECIPES
 from lowbit.report import read_run
 from lowbit.train import TrainConfig
 from lowbit.train.trainer import Trainer
@@ -68,7 +72,76 @@ def test_dry_run_shows_config_and_layers_and_writes_nothing(capsys, tmp_path: Pa
     rows = [line.split() for line in table.splitlines() if "Conv2d" in line or "Linear" in line]
     assert len(rows) == 20
     assert [row[3] for row in rows] == ["8", *["2"] * 18, "8"]
+    first = "conv1 Conv2d 16x3x3x3 8 8 [-128, 127] [-128, 127] tensor 432 442 k 28.3 M 0.4"
+    assert rows[0] == first.split()
+    assert rows[2] == "layer1.0.conv2 Conv2d 16x16x3x3 2 2 [-2, 1] [0, 3] tensor 2,304 2.36 M 9.44 M 0.6".split()
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_estimates(capsys) -> None:
+    _, text = dry_run(capsys, "cifar10-resnet20", "--bits", "2", "--epochs", "2", "--data.batch-size", "16")
+    macs, bit_operations = 40_551_040, 0
+    layers = [line.split() for line in text.splitlines() if "Conv2d" in line or "Linear" in line]
+    assert len(layers) == 20
+    edges = (16 * 3 * 9 * 32 * 32 + 640) * 64
+    bit_operations = (macs - 16 * 3 * 9 * 32 * 32 - 640) * 4 + edges
+    said = {line.split(":")[0]: line for line in text.splitlines() if ":" in line}
+    assert "40.6 M multiply-accumulates" in said["forward pass"] and "3x32x32" in said["forward pass"]
+    assert f"{bit_operations / 1e6:.3g} M bit operations" in said["forward pass"]
+    assert "269,722 parameters and 40 steps" in said["size"]
+    assert f"2 epochs of 50,000 images (the recipe's data set), {3 * macs * 100_000:.2g} MACs" in said["training"]
+    # float32: weights and batch-norm's statistics, gradients, momentum.
+    assert re.search(r"with all 16 images.*1\.0 MiB weights, 1\.0 MiB gradients, 1\.0 MiB optimizer", said["memory"])
+    assert re.search(r"in all on this machine.* ms an image forward and backward on cpu", said["time"])
+
+
+def test_dry_run_counts_the_teacher_the_average_and_the_data_there_is(capsys, tmp_path: Path) -> None:
+    def weights(text: str) -> float:
+        return float(re.search(r"batch: ([\d.]+) KiB weights", text)[1])
+
+    _, plain = dry_run(capsys, "digits-cnn")
+    assert f"20 epochs of 1,437 images (sklearn:digits), {3 * 452_064 * 1437 * 20:.2g} MACs" in plain
+    _, averaged = dry_run(capsys, "digits-cnn", "--ema", "0.9", "--data.limit", "100")
+    assert "20 epochs of 100 images" in averaged
+    assert weights(averaged) == pytest.approx(2 * weights(plain), abs=0.2)
+    _, full = dry_run(capsys, "digits-cnn-fp", "--optimizer.name", "adam")
+    assert "float" in full and "1/1.0 of float32's" in full and "steps and offsets" not in full
+    assert re.search(r"111\.5 KiB gradients, 223\.0 KiB optimizer", full)
+    _, rule = dry_run(capsys, "digits-cnn", "--rule", "conv2", "granularity=channel", "--rule", "conv3", "skip=true")
+    rows = {line.split()[0]: line for line in rule.splitlines() if "Conv2d" in line}
+    assert " channel " in rows["conv2"] and "float" in rows["conv3"] and " tensor " in rows["conv4"]
+
+
+def test_dry_run_needs_neither_network_access_nor_data_nor_weights(capsys, monkeypatch) -> None:
+    def create(name: str, *, pretrained: bool = False, real=models.create, **arguments):
+        assert not pretrained
+        return real(name, **arguments)
+
+    monkeypatch.setattr(models, "create", create)
+    small = ("--data.image-size", "32")
+    config, text = dry_run(capsys, "lsq+-mixnet-s-w2a2", *small)
+    assert config["model"]["pretrained"] and config["model"]["num_classes"] == 1000 and config["data"]["path"] == ""
+    assert "one" not in text.split("training:")[0] and "1,281,167 images" in text
+    config, text = dry_run(capsys, "lsq-preact-resnet18-w2a2-distill", *small)
+    assert "4 x the forward pass" in text and re.search(r"89\.\d MiB weights", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--init", "gone.safetensors"], "gone.safetensors does not exist"),
+        (["--method", "lsqq"], "unknown method 'lsqq'"),
+        (["--bits", "9"], "from 1 to 8, got 9"),
+        (["--optimizer.lr", "fast"], "--optimizer.lr: could not convert string to float: 'fast'"),
+        (["--model.name", "resnt18"], "unknown network 'resnt18'"),
+        (["--rule", "conv9", "weights=2"], "rule 'conv9' decides no layer"),
+        (["--data", "no-such-folder", "--model.num-classes", "None"], "no-such-folder does not exist"),
+    ],
+)
+def test_dry_run_refuses_what_training_would(capsys, arguments: list[str], message: str) -> None:
+    assert main(["train", "digits-cnn", "--dry-run", *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and said.out == ""
 
 
 @pytest.mark.parametrize(
@@ -134,6 +207,26 @@ def test_recipes_are_listed(capsys) -> None:
     assert main(["recipes"]) == 0
     out = capsys.readouterr().out
     assert "cifar10-resnet20 " in out and "lsq-resnet50-w3a3-distill" in out and "76.9 (FP 76.9)" in out
+    listed = {line.split()[0] for line in out.splitlines() if line.startswith("  ") and line.split()}
+    assert RECIPES.keys() <= listed
+    assert "LSQ on ImageNet (Esser et al., ICLR 2020, Table 1)" in out and "our reconstruction" in out
+    [row] = [line.split() for line in out.splitlines() if line.split()[:1] == ["lsq-resnet18-w2a2"]]
+    assert row == ["lsq-resnet18-w2a2", "published", "90", "6.3e+17", "67.6", "(FP", "70.5)"]
+
+
+def test_recipes_are_found_by_words(capsys) -> None:
+    assert main(["recipes", "resnet18", "Distill"]) == 0
+    out = capsys.readouterr().out
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  lsq")]
+    widths = [f"w{bits}a{bits}-distill" for bits in (2, 3, 4, 8)]
+    assert listed == [f"lsq-{network}-{w}" for network in ("resnet18", "preact-resnet18") for w in widths]
+
+
+def test_one_recipe_tells_where_it_is_from(capsys) -> None:
+    assert main(["recipes", "lsq-resnet18-w2a2"]) == 0
+    out = capsys.readouterr().out
+    assert "Table 1, row ResNet-18 at 2 bits: 67.6 % top-1" in " ".join(out.split())
+    assert "90 epochs of 1,281,167 images" in out and "published weights" in out
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -179,15 +272,15 @@ BAD = {
     "field of another type": (["train", "digits-cnn", "--optimizer.lr", "fast"], "optimizer.lr"),
     "field out of range": (["train", "digits-cnn", "--optimizer.lr", "-1"], "optimizer.lr must be positive"),
     "bits no number": (["train", "digits-cnn", "--bits", "few"], "expected a number of bits or none, got 'few'"),
-    "bits out of range": (["train", "digits-cnn", "--bits", "9"], "from 1 to 8, got 9"),
+    "bits out of range": (["train", "digits-cnn", "--bits", "9", "--model.from-scratch"], "from 1 to 8, got 9"),
     "option without value": (["train", "digits-cnn", "--bits"], "--bits"),
     "bits of a recipe in full precision": (["train", "digits-cnn-fp", "--bits", "3"], "it trains in full precision"),
-    "unknown method": (["train", "digits-cnn", "--method", "lsqq"], "Did you mean 'lsq'"),
-    "unknown model": (["train", "digits-cnn", "--model.name", "digits-cmn"], "Did you mean 'digits-cnn'"),
+    "unknown method": (["train", "digits-cnn", "--method", "lsqq", "--model.from-scratch"], "Did you mean 'lsq'"),
+    "unknown model": (["train", "digits-cnn", "--model.name", "digits-cmn", "--model.from-scratch"], "Did you mean 'digits-cnn'"),
     "no data path": (["train", "cifar10-resnet20"], "--data"),
-    "data path not there": (["train", "cifar10-resnet20", "--data", "no-such-path"], "no-such-path does not exist"),
+    "data path not there": (["train", "cifar10-resnet20", "--data", "no-such-path", "--model.from-scratch"], "no-such-path does not exist"),
     "init not there": (["train", "digits-cnn", "--init", "gone.safetensors"], "gone.safetensors"),
-    "rule for no layer": (["train", "digits-cnn", "--rule", "fc", "weights=8"], "rule 'fc' decides no layer"),
+    "rule for no layer": (["train", "digits-cnn", "--rule", "fc", "weights=8", "--model.from-scratch"], "rule 'fc' decides no layer"),
     "rule with an unknown key": (["train", "digits-cnn", "--rule", "fc", "weigts=8"], "Did you mean 'weights'"),
     "rule with a wrong value": (["train", "digits-cnn", "--rule", "fc", "skip=maybe"], "'maybe' is no value of skip"),
     "seed": (["train", "digits-cnn", "--seed", "-1"], "seed must be"),
@@ -199,7 +292,14 @@ BAD = {
     "eval without a run": (["eval"], "RUN"),
     "eval of an unknown checkpoint": (["eval", "nowhere", "--checkpoint", "first"], "'first'"),
     "eval with an unknown option": (["eval", "nowhere", "--dta", "x"], "Did you mean '--data'"),
-    "recipes with an argument": (["recipes", "all"], "'all'"),
+    "no recipe of that name": (["recipes", "resnt18"], "no recipe has 'resnt18' in its name. Did you mean 'resnet18'"),
+    "field outside its choices": (["train", "digits-cnn", "--data.augment", "no"], "invalid choice 'no'"),
+    "field without a value": (["train", "digits-cnn", "--schedule.kind"], "--schedule.kind"),
+    "field with too many values": (["train", "digits-cnn", "--compile", "yes"], "yes"),
+    "field that is a list": (["train", "digits-cnn", "--data.mean", "a", "b"], "--data.mean"),
+    "rules as a field": (["train", "digits-cnn", "--quantization.rules", "x"], "unknown option '--quantization.rules'"),
+    "no weights to start from": (["train", "digits-cnn"], "--init"),
+    "no weights, on ImageNet": (["train", "lsq-preact-resnet18-w2a2", "--data", "sklearn:digits"], "--init"),
 }  # fmt: skip
 
 
@@ -212,7 +312,49 @@ def test_bad_input_is_one_message_and_status_2(
     said = capsys.readouterr()
     assert message in " ".join(said.err.split())
     assert "Traceback" not in said.err and said.out == ""
+    assert said.err.startswith("lowbit: error: ") and said.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def pictures(root: Path, **splits: str) -> str:
+    """A folder of images with a class for each letter of a split."""
+    for split, classes in splits.items():
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(root / split / name / "0.png")
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": "abc", "val": "abc"}, "3 classes, but the network has 4"),
+        ({"train": "abcde", "val": "ab"}, "5 classes, but the network has 4"),
+        ({"train": "abc", "val": "abd"}, "d: a class that"),
+        ({"train": "abcd"}, "no split test or validation or val; there is train"),
+        ({"val": "abcd"}, "no split train; there is val"),
+    ],
+)
+def test_data_that_lacks_a_class_or_a_split(splits: dict[str, str], message: str, tmp_path: Path, capsys) -> None:
+    data = pictures(tmp_path / "data", **splits)
+    arguments = ["--model.num-classes", "4", "--data.batch-size", "2", "--output", str(tmp_path / "run")]
+    assert main(["train", "imagenet-preact-resnet18-fp", "--data", data, *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_published_weights_without_network_access(tmp_path: Path, capsys, monkeypatch) -> None:
+    import timm
+
+    def create_model(name: str, *, pretrained: bool, **arguments):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    data = pictures(tmp_path / "data", train="ab", val="ab")
+    assert main(["train", "lsq-resnet18-w2a2", "--data", data, "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "resnet18.tv_in1k cannot be fetched (no route to host)" in said and said.count("\n") == 1
 
 
 def test_a_broken_checkpoint_is_named(float_run: str, tmp_path: Path, capsys) -> None:

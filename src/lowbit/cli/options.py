@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from lowbit.train.config import TrainConfig
 
 
-def console() -> Console:
-    """Standard output, wide enough for a table where it is no terminal."""
+def console(width: int = 130) -> Console:
+    """Standard output, at least `width` columns wide: a table is better broken by the terminal than cut off."""
     from rich.console import Console
 
-    return Console(width=None if Console().is_terminal else 130)
+    return Console(width=max(width, Console().width) if Console().is_terminal else width)
 
 
 class Parser(argparse.ArgumentParser):

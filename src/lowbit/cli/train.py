@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
+import io
+import itertools
+import re
 import typing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lowbit.cli.options import Parser, bits, console
+from lowbit.cli.options import Parser, bits
 from lowbit.errors import LowbitError, did_you_mean
-from lowbit.train.config import TrainConfig
+from lowbit.train.config import QuantizationConfig, TrainConfig
 
 
 def parser() -> Parser:
@@ -66,6 +69,8 @@ def run(argv: list[str]) -> int:
         raise LowbitError("name a recipe: lowbit train RECIPE [options]; `lowbit recipes` lists them")
 
     if dry_run:
+        from lowbit.cli.dry_run import show
+
         show(config)
         return 0
     from lowbit import train
@@ -86,30 +91,6 @@ def default_output(config: TrainConfig) -> str:
         return f"runs/{name}" if name.endswith("-fp") else f"runs/{name}-fp"
     widths = f"-w{config.quantization.weights or 32}a{config.quantization.activations or 32}"
     return f"runs/{name}{'' if widths in name else widths}-{config.quantization.method}"
-
-
-def show(config: TrainConfig) -> None:
-    """Print the resolved config and one line per layer."""
-    from rich.table import Table
-
-    import lowbit
-    from lowbit.train.build import build_float, prepare
-
-    model = prepare(build_float(config.model), config.quantization)
-    out = console()
-    out.print_json(json.dumps(config.as_dict()))
-    out.print()
-    rows = lowbit.layer_table(model)
-    if not rows:
-        out.print(f"full precision, {sum(p.numel() for p in model.parameters()):,} parameters")
-        return
-    table = Table("layer", "kind", "shape", "weights", "activations", "steps", "method", "parameters", box=None)
-    for row in rows:
-        shape = "x".join(map(str, row.shape))
-        widths = [str(width or "float") for width in (row.weight_bits, row.activation_bits)]
-        table.add_row(row.name, row.kind, shape, *widths, str(row.steps), row.method, f"{row.parameters:,}")
-    out.print(table)
-    out.print(f"{lowbit.model_size_bits(model) / 8 / 1024:.1f} KiB for all parameters")
 
 
 def _config(recipe: str, given: dict[str, Any]) -> TrainConfig:
@@ -179,10 +160,29 @@ def _with_fields(config: TrainConfig, arguments: list[str]) -> TrainConfig:
     """The config with fields changed by `--dotted.name value` arguments."""
     import tyro
 
-    return tyro.cli(
-        TrainConfig, args=arguments, default=config, prog=f"lowbit train {config.recipe}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )  # fmt: skip
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                TrainConfig, args=arguments, default=config, prog=f"lowbit train {config.recipe}",
+                config=(tyro.conf.AvoidSubcommands,),
+            )  # fmt: skip
+    except SystemExit as error:
+        if not error.code:  # it has printed its help
+            raise
+        raise LowbitError(
+            f"{_unboxed(said.getvalue())}; `lowbit train {config.recipe} --help` lists the options"
+        ) from None
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says in a box, as one line: what stands between the title and the rule below."""
+    lines = [line.strip("│╰╯╭╮ ") for line in text.splitlines()]
+    # Where the terminal has no lines to draw boxes with, a rule of dashes is also under the title.
+    below = itertools.dropwhile(lambda line: not line.strip("-"), lines[1:])
+    message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), below))
+    # A field that is wrong by itself is named in our own message; tyro puts the name of its group before it.
+    return re.sub(r"^Error parsing (?:[\w.]+: (?=[\w.]+ ))?", "", message).rstrip(".")
 
 
 def _check_names(arguments: list[str], p: Parser) -> None:
@@ -202,6 +202,8 @@ def _field_options(kind: type, prefix: str = "") -> list[str]:
     for name, hint in typing.get_type_hints(kind).items():
         inner = next((a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)), None)
         dashed = name.replace("_", "-")
+        if kind is QuantizationConfig and name == "rules":  # given by --rule
+            continue
         if inner is not None:
             names += _field_options(inner, f"{prefix}{dashed}.")
         else:

@@ -35,6 +35,7 @@ __all__ = [
     "num_classes",
     "open_dataset",
     "open_shards",
+    "training_split",
 ]
 
 
@@ -75,7 +76,12 @@ def eval_loader(
 
 def num_classes(config: DataConfig) -> int:
     """Classes of the training split. Raises as `open_dataset` and `open_shards` do."""
-    return _open(config, config.train_split).num_classes
+    return training_split(config).num_classes
+
+
+def training_split(config: DataConfig) -> ImageSource | Shards:
+    """The training split, opened: its length is the number of images. Raises as `open_dataset` and `open_shards` do."""
+    return _open(config, config.train_split)
 
 
 def _open(config: DataConfig, *splits: str) -> ImageSource | Shards:

@@ -2,9 +2,10 @@
 
 `RECIPES` holds them by name. A recipe of your own is a function and a row:
 
-    RECIPES["mine"] = Recipe("mine", my_function, published="-", cost="an hour on one GPU")
+    RECIPES["mine"] = Recipe("mine", my_function)
 """
 
-from lowbit.recipes.registry import RECIPES, Recipe, get_recipe
+from lowbit.recipes.recipe import Recipe
+from lowbit.recipes.registry import RECIPES, get_recipe
 
 __all__ = ["RECIPES", "Recipe", "get_recipe"]

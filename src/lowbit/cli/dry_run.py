@@ -1,0 +1,152 @@
+"""`lowbit train RECIPE --dry-run`: what would be trained and what it would take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+import lowbit
+from lowbit.cli.options import console
+from lowbit.preparation.table import LayerRow
+from lowbit.recipes import RECIPES
+from lowbit.recipes.recipe import training_macs
+from lowbit.train.build import build_float, prepare
+from lowbit.train.config import TrainConfig
+from lowbit.train.estimate import StepCost, measure_step, sample_shape
+from lowbit.train.loop import resolve
+
+
+def show(config: TrainConfig) -> None:
+    """Print the resolved config, a line per layer, and what memory and time training takes.
+
+    Needs neither published weights nor, where the recipe says the number of classes, data; nothing is written.
+
+    Raises:
+        LowbitError: a network, weights (`model.init`) or data that are not there, or settings that don't fit.
+    """
+    if config.data.path:
+        config = resolve(config)
+    original = build_float(replace(config.model, pretrained=False))
+    model = prepare(original, config.quantization)
+    shape = sample_shape(config, original)
+    out = console(150)
+    out.print_json(json.dumps(config.as_dict()))
+    rows = lowbit.layer_table(model, torch.empty(1, *shape, device="meta"))
+    cost = measure_step(config, original, model, shape)
+    # The grids of activations are known now, as random images give them.
+    grids = {row.name: row.activation_grid for row in lowbit.layer_table(model)}
+    rows = [replace(row, activation_grid=grids[row.name]) for row in rows]
+    out.print()
+    _print_layers(rows)
+    if config.quantization is not None:
+        out.print("grid of A: as random images give it here; calibration decides", style="dim")
+    out.print()
+    for name, text in {**_totals(rows, model, shape), **_estimate(config, rows, cost)}.items():
+        out.print(f"{name + ':':<13} {text}", highlight=False, soft_wrap=True)
+
+
+def _print_layers(rows: list[LayerRow]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None)
+    for name in ("layer", "kind", "shape"):
+        table.add_column(name, no_wrap=True)
+    for name in ("W", "A", "grid of W", "grid of A", "granularity", "parameters", "MACs", "bit operations", "KiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.kind,
+            "x".join(map(str, row.shape)),
+            *(str(bits or "float") for bits in (row.weight_bits, row.activation_bits)),
+            *(_range(grid) for grid in (row.weight_grid, row.activation_grid)),
+            row.granularity,
+            f"{row.parameters:,}",
+            _short(row.macs or 0),
+            _short(row.bit_operations or 0),
+            f"{row.size_bits / 8 / 1024:,.1f}",
+        )
+    console(150).print(table)
+
+
+def _range(grid: str) -> str:
+    """The integers of a grid, without its name."""
+    return grid[grid.index("[") :] if "[" in grid else grid
+
+
+def _totals(rows: list[LayerRow], model: nn.Module, shape: tuple[int, ...]) -> dict[str, str]:
+    macs = sum(row.macs or 0 for row in rows)
+    operations = sum(row.bit_operations or 0 for row in rows)
+    steps = sum(p.numel() for _, quantizer in lowbit.quantizers(model) for p in quantizer.parameters())
+    parameters = sum(p.numel() for p in model.parameters()) - steps
+    size = lowbit.model_size_bits(model)
+    return {
+        "forward pass": f"{_short(macs)} multiply-accumulates (MACs) for a sample of {'x'.join(map(str, shape))}, "
+        f"{_short(operations)} bit operations (MACs x bits of W x bits of A), 1/{macs * 32 * 32 / max(operations, 1):.1f} of float32's",
+        "size": f"{parameters:,} parameters{f' and {steps:,} steps and offsets' if steps else ''} in {_bytes(size / 8)}, "
+        f"1/{parameters * 32 / size:.1f} of float32's",
+    }
+
+
+def _estimate(config: TrainConfig, rows: list[LayerRow], cost: StepCost) -> dict[str, str]:
+    """The work, the memory and the time of the whole training, and how each is known."""
+    batch = config.data.batch_size
+    images, known = _images(config)
+    macs = sum(row.macs or 0 for row in rows)
+    lines = {}
+    if images is not None:
+        lines["training"] = (
+            f"{config.epochs} epochs of {images:,} images ({known}), {training_macs(config, images, macs):.2g} MACs: "
+            f"{4 if config.task == 'distill' else 3} x the forward pass of each image"
+        )
+    lines["memory"] = (
+        f"{_bytes(cost.memory(batch))} at least in a step with all {batch} images of a batch: {_bytes(cost.weights)} weights, "
+        f"{_bytes(cost.gradients)} gradients, {_bytes(cost.optimizer)} optimizer, {_bytes(cost.activations(batch))} kept for the "
+        f"backward pass, {_bytes(cost.kept_per_image)} an image as measured on {cost.images}, uncompiled"
+    )
+    total = ""
+    if images is not None:
+        total = f"{_duration(cost.seconds * images * config.epochs)} in all on this machine, without evaluation: "
+    lines["time"] = (
+        f"{total}{1000 * cost.seconds:.3g} ms an image forward and backward on {cost.device}, as measured on {cost.images} "
+        "images, uncompiled; whole batches are faster"
+    )
+    return lines
+
+
+def _images(config: TrainConfig) -> tuple[int | None, str]:
+    """Training images of an epoch, and from where that is known."""
+    from lowbit.data import training_split
+
+    if config.data.path:
+        images, known = len(training_split(config.data)), config.data.path
+    elif config.recipe in RECIPES:
+        images, known = RECIPES[config.recipe].images, "the recipe's data set"
+    else:
+        return None, ""
+    return (images if config.data.limit is None else min(images, config.data.limit)), known
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit: 1.81 G."""
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _bytes(number: float) -> str:
+    for factor, unit in ((2**30, "GiB"), (2**20, "MiB")):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number / 1024:.1f} KiB"
+
+
+def _duration(seconds: float) -> str:
+    for factor, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
