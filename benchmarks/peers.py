@@ -134,6 +134,7 @@ def steps_table(options: argparse.Namespace) -> Table:
                 steps[label], sizes[label], notes[label] = started(make, x, compiled=mode == "compiled")
             except Exception as error:  # whatever a peer raises is what the table is to say
                 notes[label] = reason(error)
+            print(f"{label}: {notes[label] or 'ready'}", flush=True)
     times = harness.interleave(steps, repetitions=options.repetitions or (5 if options.quick else 20))
     rows = []
     for label, note in notes.items():
