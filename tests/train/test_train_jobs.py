@@ -250,14 +250,14 @@ def imagenet(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_imagenet_recipe_with_distillation_to_a_verified_file(imagenet: Path, tmp_path: Path, capsys) -> None:
-    network = create("resnet18", num_classes=1000)
+    network = create("resnet18", num_classes=3)
     for name, parameter in network.named_parameters():
         if name.endswith("bn2.weight"):
             torch.nn.init.ones_(parameter)  # timm starts them at zero, and then whole layers see nothing
     save_file(network.state_dict(), tmp_path / "resnet18.safetensors")
     command = ["train", "lsq-resnet18-w2a2-distill", "--data", imagenet, "--init", tmp_path / "resnet18.safetensors"]
     command += ["--output", tmp_path / "run", "--epochs", 1, "--data.batch-size", 16, "--data.image-size", 64]
-    command += ["--data.workers", 0, "--no-compile", "--quantization.integer-only"]
+    command += ["--data.workers", 0, "--no-compile", "--quantization.integer-only", "--model.num-classes", 3]
     done = launch(["-m", "lowbit", *map(str, command)], launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr
     assert "W2A2 by lsq" in done.stdout and "with 2 processes" in done.stdout

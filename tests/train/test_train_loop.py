@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,21 +279,6 @@ def test_every_epoch_has_its_own_order(config: TrainConfig, monkeypatch) -> None
     monkeypatch.setattr(InMemoryImages, "set_epoch", lambda self, epoch: epochs.append(epoch) or real(self, epoch))
     run(replace(config, epochs=3))
     assert epochs == [0, 1, 2]
-
-
-def test_two_processes_train_one_network(low_bit: TrainConfig, tmp_path: Path) -> None:
-    low_bit.save(tmp_path / "config.json")
-    script = tmp_path / "script.py"
-    script.write_text("import sys, lowbit.train as t; t.run(t.TrainConfig.load(sys.argv[1]))")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, str(tmp_path / "config.json")], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 2/2") == 1 and "with 2 processes" in done.stdout
-    read = read_run(low_bit.output)
-    assert [e["epoch"] for e in read.epochs] == [0, 1]
-    # What two processes measured on half of the images each is what one measures on all of them.
-    assert evaluate_run(low_bit.output, checkpoint="last")[1] == read.final["test_accuracy"]
 
 
 def test_learning_rates_follow_the_schedule(low_bit: TrainConfig, monkeypatch) -> None:
