@@ -111,7 +111,7 @@ def _estimate(config: TrainConfig, rows: list[LayerRow], cost: StepCost) -> dict
     if images is not None:
         total = f"{_duration(cost.seconds * images * config.epochs)} in all on this machine, without evaluation: "
     lines["time"] = (
-        f"{total}{1000 * cost.seconds:.3g} ms an image forward and backward on {cost.device}, as measured on {cost.images} "
+        f"{total}{_digits(1000 * cost.seconds)} ms an image forward and backward on {cost.device}, as measured on {cost.images} "
         "images, uncompiled; whole batches are faster"
     )
     return lines
@@ -148,5 +148,10 @@ def _bytes(number: float) -> str:
 def _duration(seconds: float) -> str:
     for factor, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds:.3g} seconds"
+            return f"{_digits(seconds / factor)} {unit}"
+    return f"{_digits(seconds)} seconds"
+
+
+def _digits(number: float) -> str:
+    """Three digits, written out."""
+    return f"{float(f'{number:.3g}'):,g}"

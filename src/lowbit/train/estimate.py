@@ -82,8 +82,8 @@ def sample_shape(config: TrainConfig, model: nn.Module) -> tuple[int, ...]:
 def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, shape: tuple[int, ...]) -> StepCost:
     """Take a training step or two on a few random images, and measure.
 
-    Nothing is compiled, also no quantizers: that takes longer than the steps. On the device that training would use. Quantizers that are not started start from the random images,
-    and the weights change: give copies.
+    On the device that training would use. Nothing is compiled, also no quantizers: that takes longer than the steps.
+    Quantizers that are not started start from the random images, and the weights change: give copies.
 
     Args:
         original: the full-precision network, the teacher where the task is distillation.
@@ -155,7 +155,7 @@ def saved_bytes(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
     held: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> _Kept:
-        kept = _Kept(tensor)
+        kept = _Kept(tensor.detach())  # the tensor itself may hold the node that keeps it, and both would stay for ever
         held.add(kept)
         return kept
 
