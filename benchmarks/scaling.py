@@ -108,6 +108,8 @@ def growth(options: argparse.Namespace, mode: str) -> tuple[list[dict[str, str]]
                 for value, taken in zip(values, seconds)
             ]
         series["added"] = [b - a for a, b in zip(*series.values())]
+        if axis == "quantized layers":
+            del series[FULL_PRECISION]  # it has none
         for name, seconds in series.items():
             r2, exponent = fit(values, seconds)
             fits.append(

@@ -187,8 +187,9 @@ def test_growth_and_the_chain(monkeypatch):
     options = build_parser().parse_args(["scaling", "--quick", "--repetitions", "1"])
     points, fits = scaling.growth(options, "eager")
     assert [p["value"] for p in points] == ["0", "2", "0", "2", "1", "2", "1", "2"]
-    assert [f["step time"] for f in fits][:3] == [
-        f"eager {series} against quantized layers" for series in (FULL_PRECISION, "lsq", "added")
+    assert [f["step time"] for f in fits] == [
+        *(f"eager {series} against quantized layers" for series in ("lsq", "added")),
+        *(f"eager {series} against batch" for series in (FULL_PRECISION, "lsq", "added")),
     ]
     low = scaling.prepared(scaling.chain(4), torch.randn(2, 3, 8, 8), options, quantized=3)
     weights = [name for name, _ in lowbit.quantizers(low) if name.endswith("weight_quantizer")]
