@@ -344,6 +344,14 @@ def test_data_that_lacks_a_class_or_a_split(splits: dict[str, str], message: str
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_counts_the_classes_of_the_data(tmp_path: Path, capsys) -> None:
+    data = pictures(tmp_path / "data", train="abc", val="abc")
+    assert main(["train", "digits-cnn-fp", "--data", data, "--dry-run"]) == 2
+    assert "3 classes, but the network has 10 (model.num_classes)" in capsys.readouterr().err
+    _, text = dry_run(capsys, "digits-cnn-fp", "--data", data, "--model.num-classes", "3")
+    assert "20 epochs of 3 images" in text and "sample of 1x8x8" in text
+
+
 def test_published_weights_without_network_access(tmp_path: Path, capsys, monkeypatch) -> None:
     import timm
 

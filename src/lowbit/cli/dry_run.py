@@ -10,13 +10,14 @@ from torch import nn
 
 import lowbit
 from lowbit.cli.options import console
+from lowbit.data import training_split
 from lowbit.preparation.table import LayerRow
 from lowbit.recipes import RECIPES
 from lowbit.recipes.recipe import training_macs
 from lowbit.train.build import build_float, prepare
 from lowbit.train.config import TrainConfig
 from lowbit.train.estimate import StepCost, measure_step, sample_shape
-from lowbit.train.loop import resolve
+from lowbit.train.loop import check_classes, resolve
 
 
 def show(config: TrainConfig) -> None:
@@ -29,6 +30,7 @@ def show(config: TrainConfig) -> None:
     """
     if config.data.path:
         config = resolve(config)
+        check_classes(config, training_split(config.data).num_classes, training=True)
     original = build_float(replace(config.model, pretrained=False))
     model = prepare(original, config.quantization)
     shape = sample_shape(config, original)
@@ -119,8 +121,6 @@ def _estimate(config: TrainConfig, rows: list[LayerRow], cost: StepCost) -> dict
 
 def _images(config: TrainConfig) -> tuple[int | None, str]:
     """Training images of an epoch, and from where that is known."""
-    from lowbit.data import training_split
-
     if config.data.path:
         images, known = len(training_split(config.data)), config.data.path
     elif config.recipe in RECIPES:

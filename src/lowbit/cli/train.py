@@ -15,6 +15,7 @@ from typing import Any
 
 from lowbit.cli.options import Parser, bits
 from lowbit.errors import LowbitError, did_you_mean
+from lowbit.processes import rank
 from lowbit.train.config import QuantizationConfig, TrainConfig
 
 
@@ -71,7 +72,8 @@ def run(argv: list[str]) -> int:
     if dry_run:
         from lowbit.cli.dry_run import show
 
-        show(config)
+        if rank() == 0:
+            show(config)
         return 0
     from lowbit import train
 

@@ -52,6 +52,8 @@ def _recipe(network: str, bits: int, distill: bool) -> Recipe:
         if top1 is not None
         else f"no figure is known to us (full precision {full_precision})."
     )
+    if network.startswith(("preact", "squeezenext")):
+        about += f" Nobody publishes weights of the network: imagenet-{network}-fp trains them."
     if network.startswith("resnet"):
         about += f" The paper's {NAMES[network]} is the pre-activation one, lsq-preact-{network}-w{bits}a{bits}."
     return Recipe(

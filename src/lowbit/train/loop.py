@@ -99,8 +99,7 @@ def _run(config: TrainConfig, resume: bool) -> Result:
             task = make_task(config, original, accelerator.device)
             model = prepare(original, config.quantization)
             train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
-            _check_classes(config, train.num_classes)
-            _check_no_class_is_missing(config, train.num_classes)
+            check_classes(config, train.num_classes, training=True)
             if saved:
                 models.load_weights(model, weights)
         model.to(accelerator.device, memory_format=config.memory_format)
@@ -192,7 +191,7 @@ def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | 
             config = replace(config, data=replace(config.data, path=data or config.data.path))
             accelerator = _accelerator(config)
             test = eval_loader(config.data, **_place(accelerator))
-            _check_classes(config, test.num_classes)
+            check_classes(config, test.num_classes, training=False)
         with _determinism(config.deterministic):
             model.to(accelerator.device, memory_format=config.memory_format)
             return evaluate(model, test, accelerator, config.memory_format)
@@ -215,20 +214,18 @@ def _check_start(config: TrainConfig) -> None:
         )
 
 
-def _check_classes(config: TrainConfig, num_classes: int) -> None:
-    if num_classes > config.model.num_classes:
-        raise LowbitError(
-            f"{config.data.path}: {num_classes} classes, but the network has {config.model.num_classes} "
-            "(model.num_classes); give other data, or train with as many classes"
-        )
+def check_classes(config: TrainConfig, num_classes: int, *, training: bool) -> None:
+    """Refuse data of more classes than the network's, and training on fewer: without one, later labels would be others'.
 
-
-def _check_no_class_is_missing(config: TrainConfig, num_classes: int) -> None:
-    """Refuse data of fewer classes than the network's: without one in the middle all later labels would be another's."""
-    if num_classes < config.model.num_classes:
+    Raises:
+        LowbitError: the numbers don't fit.
+    """
+    wanted = config.model.num_classes
+    if num_classes > wanted or (training and num_classes < wanted):
+        way_out = f"as many, or --model.num-classes {num_classes} to train with these" if training else "fewer"
         raise LowbitError(
-            f"{config.data.path}: {num_classes} classes, but the network has {config.model.num_classes} "
-            f"(model.num_classes): give the data that lacks, or --model.num-classes {num_classes} if so many are meant"
+            f"{config.data.path}: {num_classes} classes, but the network has {wanted} (model.num_classes); give data with "
+            + way_out
         )
 
 
