@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
-from lowbit.formats import xnnpack
-from lowbit.formats.xnnpack import f32, zero_byte
+from lowbit.formats import pairs, xnnpack
+from lowbit.formats.pairs import f32
+from lowbit.formats.xnnpack import zero_byte
 from lowbit.integer.ir import (
     Add,
     AveragePool,
@@ -250,14 +251,14 @@ def _add(node: Add, a: TensorType, b: TensorType) -> _Step:
         bytes = total.round().clamp(y.qn + y.carrier_offset, y.qp + y.carrier_offset)
         return (bytes - 128).to(torch.int8)
 
-    exact = dict(zip(("r_a", "r_b", "constant"), xnnpack.addition(node, a, b)))
+    exact = dict(zip(("r_a", "r_b", "constant"), pairs.sum_constants(node, a, b)))
     return _Step(compute, **{name: value.to(torch.float64).reshape(1) for name, value in exact.items()})
 
 
 def _multiply(node: Multiply, a: TensorType, b: TensorType) -> _Step:
     """Rounded in bytes, with the zero point: it decides which way a half goes."""
     y = node.type
-    m = xnnpack.product_multiplier(node, a, b)
+    m = pairs.product_factor(node, a, b)
     zero = float(y.zero_point + y.carrier_offset)
     low, high = float(y.qn + y.carrier_offset), float(y.qp + y.carrier_offset)
 

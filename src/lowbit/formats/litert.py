@@ -24,8 +24,9 @@ from ai_edge_litert.schema_py_generated import TensorType as Type
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
-from lowbit.formats import xnnpack
-from lowbit.formats.xnnpack import f32, zero_byte
+from lowbit.formats import pairs, xnnpack
+from lowbit.formats.pairs import f32
+from lowbit.formats.xnnpack import zero_byte
 from lowbit.integer.ir import (
     Add,
     AveragePool,
@@ -398,21 +399,21 @@ class _Writer:
             self.quantize(node, self.binary(Operator.ADD, *parts, f"{node.name}:sum"))
             return
         y, shape = node.type, _layout(node.type.shape)
-        pairs = np.zeros((256, 256), np.int8)
+        codes = np.zeros((256, 256), np.int8)
         rows, columns = (slice(t.qn + t.carrier_offset, t.qp + t.carrier_offset + 1) for t in (a, b))
-        pairs[rows, columns] = (xnnpack.sums(node, a, b) + zero_byte(y)).numpy().astype(np.int8)
+        codes[rows, columns] = (pairs.sums(node, a, b) + xnnpack.carrier(y)).numpy().astype(np.int8)
         first, second = (self.index(node, self.values[name], number) for number, name in enumerate(node.inputs))
         high = self.tensor(f"{node.name}:high", shape, Type.INT32)
         self.add(Operator.MUL, [first, self.integers([256])], high, schema.MulOptionsT())
         pair = self.tensor(f"{node.name}:pair", shape, Type.INT32)
         self.add(Operator.ADD, [high, second], pair, schema.AddOptionsT())
-        table = self.constant(pairs.reshape(-1), _quantization([1.0], [zero_byte(y)]))
+        table = self.constant(codes.reshape(-1), _quantization([1.0], [zero_byte(y)]))
         self.codes(node, Operator.GATHER, [table, pair], schema.GatherOptionsT())
 
     def product(self, node: Multiply, a: TensorType, b: TensorType) -> None:
         """Rounded in bytes, with the zero point: it decides which way a half goes."""
         zero = np.array([node.type.zero_point + node.type.carrier_offset], np.float32)
-        m = self.constant(xnnpack.product_multiplier(node, a, b).numpy().reshape(1))
+        m = self.constant(pairs.product_factor(node, a, b).numpy().reshape(1))
         n = self.binary(Operator.MUL, *map(self.steps, node.inputs), f"{node.name}:product")
         total = self.binary(Operator.MUL, n, m, f"{node.name}:scaled")
         total = self.binary(Operator.ADD, total, self.constant(zero), f"{node.name}:total")

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, save
+from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
+from lowbit.formats import pairs
 from lowbit.formats.builder import Builder, conv_attributes, integers, pads, write_shuffle
 from lowbit.integer.ir import (
     Add,
@@ -50,7 +51,6 @@ from lowbit.integer.ir import (
 
 DOMAIN = "qonnx.custom_op.general"
 OPSET = 13  # what QONNX's own transformations are written for
-_NUDGES = 12  # units in the last place that a factor of Add or Multiply may be moved by
 
 
 def build(graph: Graph) -> ModelProto:
@@ -150,85 +150,53 @@ def _look_up(builder: Builder, node: Lookup, x: TensorType) -> None:
 # ---------------------------------------------------------------- two tensors
 
 
-def _steps(kind: TensorType) -> np.ndarray:
-    """code − zero_point of every code."""
-    return np.arange(kind.qn, kind.qp + 1, dtype=np.float32) - np.float32(kind.zero_point)
-
-
-def _clip(real: np.ndarray, y: TensorType) -> np.ndarray:
+def _clip(real: Tensor, y: TensorType) -> Tensor:
     """What Quant makes of a float32 value that holds the zero point already."""
-    return np.clip(np.rint(real), y.qn, y.qp)
+    return real.round().clamp(y.qn, y.qp)
 
 
-def _ulps(value: np.float32, count: int) -> np.float32:
-    return (np.asarray(value, np.float32).view(np.int32) + np.int32(count)).view(np.float32)[()]
+def _is_whole(*types: TensorType) -> bool:
+    return all(float(kind.zero_point).is_integer() for kind in types)
 
 
 def _write_add(builder: Builder, node: Add, a: TensorType, b: TensorType) -> None:
     name, y = node.name, node.type
-    factors = [np.float32(x.scale) / np.float32(y.scale) for x in (a, b)]
-    first, second = _steps(a)[:, None], _steps(b)[None, :]
+    first, second = pairs.steps(a)[:, None], pairs.steps(b)[None, :]
 
-    def plain(r_a: np.float32, r_b: np.float32) -> np.ndarray:
-        return _clip((first * r_a + second * r_b) + np.float32(y.zero_point), y)
+    def plain(r_a: Tensor, r_b: Tensor) -> Tensor:
+        return _clip((first * r_a + second * r_b) + y.zero_point, y)
 
-    zeros = [np.float32(t.zero_point + t.carrier_offset) for t in (a, b, y)]
-    r_a, r_b = factors
-    constant = zeros[2] - _fma(r_a, zeros[0], r_b * zeros[1])
-    byte = _fma(first + zeros[0], r_a, _fma(second + zeros[1], r_b, constant))
-    expected = _clip(byte, TensorType(1.0, 0, 8, False)) - y.carrier_offset
-    expected = np.clip(expected, y.qn, y.qp)
-    factors = _nudged(plain, factors, expected, (a, b, y))
-    if factors is None:
-        _pair_table(builder, node, a, b, expected)
-        return
+    factors = list(pairs.sum_constants(node, a, b)[:2])
+    if _is_whole(a, b, y):
+        expected = pairs.sums(node, a, b)
+        factors = pairs.near_factors(plain, factors, expected)
+        if factors is None:
+            _pair_table(builder, node, a, b, expected.numpy())
+            return
     scaled = [
-        builder.add("Mul", [each, builder.constant(f"{name}:factor_{side}", factor)], f"{name}:scaled_{side}")
+        builder.add("Mul", [each, builder.constant(f"{name}:factor_{side}", factor.numpy())], f"{name}:scaled_{side}")
         for side, each, factor in zip("ab", node.inputs, factors)
     ]
     _quant(builder, builder.add("Add", scaled, f"{name}:sum"), name, y)
 
 
-def _fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a · b + c rounded to float32 once, as in the reference."""
-    return (np.float64(a) * np.float64(b) + np.float64(c)).astype(np.float32)
-
-
 def _write_multiply(builder: Builder, node: Multiply, a: TensorType, b: TensorType) -> None:
     name, y = node.name, node.type
-    factor = np.float32(a.scale) * np.float32(b.scale) / np.float32(y.scale)
-    products = _steps(a)[:, None] * _steps(b)[None, :]
-    zero = np.float32(y.zero_point + y.carrier_offset)
+    numbers = pairs.steps(a)[:, None] * pairs.steps(b)[None, :]
 
-    def plain(m: np.float32) -> np.ndarray:
-        return _clip(products * m + np.float32(y.zero_point), y)
+    def plain(m: Tensor) -> Tensor:
+        return _clip(numbers * m + y.zero_point, y)
 
-    expected = np.clip(_clip(products * factor + zero, TensorType(1.0, 0, 8, False)) - y.carrier_offset, y.qn, y.qp)
-    factors = _nudged(plain, [factor], expected, (a, b, y))
-    if factors is None:
-        _pair_table(builder, node, a, b, expected)
-        return
+    factors = [pairs.product_factor(node, a, b)]
+    if _is_whole(a, b, y):
+        expected = pairs.products(node, a, b)
+        factors = pairs.near_factors(plain, factors, expected)
+        if factors is None:
+            _pair_table(builder, node, a, b, expected.numpy())
+            return
     total = builder.add("Mul", list(node.inputs), f"{name}:product")
-    real = builder.add("Mul", [total, builder.constant(f"{name}:factor", factors[0])], f"{name}:scaled")
+    real = builder.add("Mul", [total, builder.constant(f"{name}:factor", factors[0].numpy())], f"{name}:scaled")
     _quant(builder, real, name, y)
-
-
-def _nudged(
-    plain: Callable[..., np.ndarray],
-    factors: list[np.float32],
-    expected: np.ndarray,
-    types: tuple[TensorType, ...],
-) -> list[np.float32] | None:
-    """The factors nearest to the given ones with which the plain float form gives the expected code for every pair, if any."""
-    if not all(float(kind.zero_point).is_integer() for kind in types):
-        return factors
-    reach = range(-_NUDGES, _NUDGES + 1)
-    moves = [(i,) for i in reach] if len(factors) == 1 else [(i, j) for i in reach for j in reach]
-    for move in sorted(moves, key=lambda m: sum(abs(step) for step in m)):
-        moved = [_ulps(factor, step) for factor, step in zip(factors, move)]
-        if np.array_equal(plain(*moved), expected):
-            return moved
-    return None
 
 
 def _pair_table(builder: Builder, node: Node, a: TensorType, b: TensorType, codes: np.ndarray) -> None:

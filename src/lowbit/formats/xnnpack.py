@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
+from lowbit.formats import pairs
+from lowbit.formats.pairs import f32
 from lowbit.integer.ir import (
     Add,
     AveragePool,
@@ -27,15 +28,12 @@ from lowbit.integer.ir import (
     GlobalAveragePool,
     Linear,
     Lookup,
-    Multiply,
     Node,
     Pads,
     Requantize,
     TensorType,
 )
 
-_NUDGES = 8
-"""How many units in the last place an addition's factors may move to make the plain float form exact."""
 _MULTIPLIER_LIMIT = 256.0
 """XNNPACK takes multipliers below this."""
 _EXACT = 1 << 24
@@ -56,10 +54,6 @@ class Layer:
     padding: Pads = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
-
-
-def f32(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32)
 
 
 def carrier(kind: TensorType) -> int:
@@ -158,51 +152,13 @@ def table(node: Lookup, x: TensorType) -> Tensor:
     return entries
 
 
-# ---------------------------------------------------------------- two tensors
-
-
-def sums(node: Add, a: TensorType, b: TensorType) -> Tensor:
-    """Output code − zero point, as float32, of every pair of codes: (codes of a, codes of b), as `ir.Add` states it."""
-    r_a, r_b, constant = addition(node, a, b)
-    first, second = (torch.arange(t.qn, t.qp + 1, dtype=torch.float32) + t.carrier_offset for t in (a, b))
-    total = fma(first[:, None], r_a, fma(second[None, :], r_b, constant)).round()
-    low, high = node.type.qn + node.type.carrier_offset, node.type.qp + node.type.carrier_offset
-    return total.clamp(low, high) - (node.type.zero_point + node.type.carrier_offset)
-
-
-def addition(node: Add, a: TensorType, b: TensorType) -> tuple[Tensor, Tensor, Tensor]:
-    """(r_a, r_b, c) of `ir.Add`."""
-    r_a, r_b = (f32(t.scale) / f32(node.type.scale) for t in (a, b))
-    zero_a, zero_b, zero_y = (f32(t.zero_point + t.carrier_offset) for t in (a, b, node.type))
-    return r_a, r_b, zero_y - fma(r_a, zero_a, r_b * zero_b)
-
-
-def plain_factors(node: Add, a: TensorType, b: TensorType) -> tuple[Tensor, Tensor] | None:
-    """Float32 factors near r_a and r_b for which rint(f(f(x_a · r_a) + f(x_b · r_b))), on codes less their zero points, is
-    the sum that `ir.Add` states for every pair of codes; None where there are none nearby.
+def plain_factors(node: Add, a: TensorType, b: TensorType) -> list[Tensor] | None:
+    """Float32 factors near s_a / s_y and s_b / s_y for which rint(f(f(x_a · r_a) + f(x_b · r_b))), on codes less their zero
+    points, is the sum that `ir.Add` states for every pair of codes; None where there are none nearby.
     """
-    expected, y = sums(node, a, b), node.type
-    first, second = (torch.arange(t.qn, t.qp + 1, dtype=torch.float32) - t.zero_point for t in (a, b))
-    r_a, r_b, _ = addition(node, a, b)
-    low, high = y.qn - y.zero_point, y.qp - y.zero_point
-    moves = sorted(product(range(-_NUDGES, _NUDGES + 1), repeat=2), key=lambda move: sum(map(abs, move)))
-    for move in moves:
-        f_a, f_b = (_moved(r, count) for r, count in zip((r_a, r_b), move))
-        if torch.equal((first[:, None] * f_a + second[None, :] * f_b).round().clamp(low, high), expected):
-            return f_a, f_b
-    return None
+    y, first, second = node.type, pairs.steps(a)[:, None], pairs.steps(b)[None, :]
 
+    def plain(r_a: Tensor, r_b: Tensor) -> Tensor:
+        return (first * r_a + second * r_b).round().add(y.zero_point).clamp(y.qn, y.qp)
 
-def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a · b + c rounded to float32 once."""
-    return (a.to(torch.float64) * b.to(torch.float64) + c.to(torch.float64)).to(torch.float32)
-
-
-def _moved(value: Tensor, count: int) -> Tensor:
-    """The float32 `count` units in the last place further from 0."""
-    return (value.view(torch.int32) + count).view(torch.float32)
-
-
-def product_multiplier(node: Multiply, a: TensorType, b: TensorType) -> Tensor:
-    """M of `ir.Multiply`."""
-    return f32(a.scale) * f32(b.scale) / f32(node.type.scale)
+    return pairs.near_factors(plain, list(pairs.sum_constants(node, a, b)[:2]), pairs.sums(node, a, b))
