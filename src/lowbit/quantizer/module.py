@@ -169,8 +169,10 @@ class Quantizer(nn.Module):
 
     def quantize(self, x: Tensor) -> Tensor:
         """x̂ of a started quantizer, without what a call adds: hooks, and one result for a tensor that two layers take."""
-        if torch.compiler.is_compiling() and torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            # Computed again in the backward pass, where the compiler would keep x̂ beside x.
+        trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        if torch.compiler.is_compiling() and trained and self.batch_dim is not None:
+            # Computed again in the backward pass, where the compiler would keep x̂ beside x. Not so weights, which are
+            # small beside activations: every such region takes time to compile.
             return checkpoint(self._compute, x, use_reentrant=False, preserve_rng_state=False)
         return self._compute(x)
 
