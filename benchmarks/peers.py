@@ -124,6 +124,9 @@ def steps_table(options: argparse.Namespace) -> Table:
     size = image_size(options.network)
     x = images(batch, size, "cpu")
     torch._logging.set_logs(all=logging.ERROR)  # pages of what the compiler met; the table says the outcome
+    torch._dynamo.config.recompile_limit = (
+        64  # layers that break the graph are compiled one by one, each for its shapes
+    )
     steps: dict[str, TrainingStep] = {}
     sizes: dict[str, dict[str, int]] = {}
     notes: dict[str, str] = {}

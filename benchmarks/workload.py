@@ -42,14 +42,14 @@ def network(name: str, method: str, bits: int, x: Tensor) -> nn.Module:
     return lowbit.calibrate(lowbit.prepare(model, weights=bits, activations=bits, method=method), [x])
 
 
-def compiled_alone(function: Callable, *, fullgraph: bool = True) -> Callable:
+def compiled_alone(function: Callable, *, fullgraph: bool = True, dynamic: bool | None = None) -> Callable:
     """The function compiled, as if no other had been.
 
     The compiler keeps what it made with a function's code, which closures of one definition share: each would check the
     others' conditions before its own, and from the ninth on be refused. A copy of the code has its own.
     """
     alone = FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
-    return torch.compile(alone, fullgraph=fullgraph)
+    return torch.compile(alone, fullgraph=fullgraph, dynamic=dynamic)
 
 
 class TrainingStep:
@@ -59,7 +59,7 @@ class TrainingStep:
         model: gives logits for at least ten classes.
         x: a batch of images, on the model's device.
         compiled: forward and loss through `torch.compile`, the backward pass with them.
-        fullgraph: whether a graph break is an error.
+        fullgraph: whether a graph break is an error. Where it is not, every piece is compiled for its own shapes.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, *, compiled: bool, fullgraph: bool = True) -> None:
@@ -73,7 +73,9 @@ class TrainingStep:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
                 return F.cross_entropy(model(x), self.labels)
 
-        self.forward = compiled_alone(loss, fullgraph=fullgraph) if compiled else loss
+        self.forward = (
+            compiled_alone(loss, fullgraph=fullgraph, dynamic=None if fullgraph else False) if compiled else loss
+        )
 
     def __call__(self) -> None:
         self.clear()
