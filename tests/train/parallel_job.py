@@ -127,7 +127,7 @@ def _train(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     net = Net(batch_norm)
     task = make_task(config, net, accelerator.device)
-    model = prepare(net, config.quantization)
+    model = prepare(net, config.quantization).to(memory_format=config.memory_format)
     if config.quantization is not None:
         lowbit.calibrate(model, batches)
     start = {key: value.clone() for key, value in model.state_dict().items()}
@@ -135,10 +135,15 @@ def _train(name: str) -> dict[str, Any]:
     numbers = trainer.train_epoch(0, batches, lambda *_: None)
     # 9 images: five on the first of two processes, which makes one batch more.
     loss, accuracy = evaluate(trainer.network, Part(9, train=False, **place), accelerator, config.memory_format)
+    network, rest = trainer.network_state(keep=True), trainer.state_dict(keep=True)
+    again = prepare(Net(batch_norm), config.quantization)
+    again.load_state_dict(network)
+    restored = Trainer(config, again, task, accelerator, print, saved=rest)
     return {
         "start": start,
-        "network": trainer.network_state(keep=True),
-        "rest": trainer.state_dict(keep=True),
+        "network": network,
+        "rest": rest,
+        "restored": (restored.network_state(keep=True), restored.state_dict(keep=True)),
         "train_loss": numbers["train_loss"],
         "test": (loss, accuracy),
     }

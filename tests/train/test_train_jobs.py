@@ -175,6 +175,14 @@ def test_a_run_of_one_goes_on_in_two(tmp_path: Path, monkeypatch) -> None:
     assert [epoch["epoch"] for epoch in read_run(folder).epochs] == [0, 1]
 
 
+def test_a_sharded_run_goes_on_in_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = launch([KILLED, "kill", "1.5", *DIGITS, "--shard", "--output", str(folder)], timeout=120)
+    assert done.returncode != 0 and "with 2 processes, sharded" in done.stdout
+    assert main(["train", "--resume", "--output", str(folder)]) == 0
+    assert [epoch["epoch"] for epoch in read_run(folder).epochs] == [0, 1]
+
+
 def test_a_process_that_fails_alone_stops_the_job(tmp_path: Path) -> None:
     done = launch([KILLED, "fail", "0.25", *DIGITS, "--output", str(tmp_path / "run")], timeout=120)
     assert done.returncode != 0

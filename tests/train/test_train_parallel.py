@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,8 @@ from launch import launch
 from torch import Tensor, nn
 
 import lowbit
-from lowbit.train.batchnorm import batch_norm
+from lowbit._torchvision import import_torchvision
+from lowbit.train.batchnorm import batch_norm, synchronise_batchnorm
 from lowbit.train.recompute import recompute_activations
 
 # Relative difference (norm over norm) of any tensor after six steps; measured: 4e-6 of any weight or learned step, 4e-4 of
@@ -68,6 +70,15 @@ def test_all_processes_hold_the_same_bits(outcomes, name: str) -> None:
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert torch.equal(value, second[key]) if isinstance(value, Tensor) else value == second[key], key
+
+
+@pytest.mark.parametrize("name", parallel_job.VARIANTS)
+def test_saved_state_restores_every_bit(outcomes, alone, name: str) -> None:
+    for outcome in (outcomes[name][0], alone(name)):
+        expected, found = dict(flat((outcome["network"], outcome["rest"]))), dict(flat(outcome["restored"]))
+        assert found.keys() == expected.keys() and len(found) > 20
+        for key, value in expected.items():
+            assert torch.equal(value, found[key]) if isinstance(value, Tensor) else value == found[key], key
 
 
 @pytest.mark.parametrize("name", parallel_job.VARIANTS)
@@ -157,3 +168,22 @@ def test_batch_norm_of_one_process_is_torchs(monkeypatch) -> None:
         results.append((y.detach(), mean, var, x.grad, weight.grad, bias.grad))
     for expected, found in zip(*results):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_synchronised_layers_keep_what_they_do_besides(monkeypatch) -> None:
+    import_torchvision()
+    from timm.layers import BatchNormAct2d
+
+    for name, value in (("all_reduce", lambda tensor: None), ("get_world_size", lambda: 2)):
+        monkeypatch.setattr(torch.distributed, name, value)
+    monkeypatch.setattr("lowbit.train.batchnorm.several", lambda: True)
+    for layer in (nn.BatchNorm2d(4), BatchNormAct2d(4, act_layer=nn.ReLU), nn.BatchNorm2d(4, momentum=None)):
+        plain, model = copy.deepcopy(layer), nn.Sequential(layer)
+        synchronise_batchnorm(model)
+        assert isinstance(layer, type(plain)) and type(layer) is not type(plain)
+        x = torch.randn(6, 4, 3, 3)
+        for _ in range(2):
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+        for expected, found in zip(plain.buffers(), layer.buffers()):
+            torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(model.eval()(x), plain.eval()(x))

@@ -282,7 +282,7 @@ def _finish(
 def _save(checkpoints: Checkpoints, name: str, trainer: Trainer, state: Progress, *, best: bool) -> None:
     """Written by the first process; the others wait for it, and stop with it where it fails."""
     main = trainer.accelerator.is_main_process
-    if main or trainer.config.shard:  # parts are put together by all
+    if main or trainer.sharded:  # parts are put together by all
         network = trainer.network_state(keep=main)
         training = {"progress": asdict(state), "trainer": trainer.state_dict(keep=main)}
     with agreed():
@@ -342,8 +342,6 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             f"accelerate is configured for {accelerator.distributed_type.value}: lowbit divides a network by its own "
             "config (--shard); launch with `accelerate launch --multi_gpu` or torchrun"
         )
-    if config.shard and not torch.distributed.is_initialized():
-        raise LowbitError("shard: there is one process only, and nothing to divide; start several, or leave it out")
     return accelerator
 
 
@@ -381,12 +379,13 @@ def _opening(config: TrainConfig, train: Loader, test: Loader, accelerator: Acce
     kind = "full precision" if q is None else f"W{q.weights or 32}A{q.activations or 32} by {q.method}"
     start = config.model.init or ("timm's weights" if config.model.pretrained else "random weights")
     ranks = accelerator.num_processes
+    held = ", sharded" if config.shard and torch.distributed.is_initialized() else ""
     return (
         f"{config.recipe}: {config.model.name}, {kind}, from {start}; "
         f"{train.num_images:,} training and {test.num_images:,} test images\n"
-        f"on {accelerator.device}{f' with {ranks} processes' if ranks > 1 else ''}, "
+        f"on {accelerator.device}{f' with {ranks} processes' if ranks > 1 else ''}{held}, "
         f"{'channels-last' if config.channels_last else 'contiguous'}, precision {config.precision}, "
-        f"{'compiled step' if config.compile else 'eager step'}; {config.output}"
+        f"{'compiled step' if config.compile and not held else 'eager step'}; {config.output}"
     )
 
 

@@ -66,6 +66,8 @@ class Sharded(Whole):
         mesh = init_device_mesh(self.accelerator.device.type, (self.accelerator.num_processes,))
         whole = {p for _, quantizer in lowbit.quantizers(model) for p in quantizer.parameters()}
         whole |= {p for p in model.parameters() if p.dim() == 0}
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights
         for module in (*stages(model), model):
             fully_shard(module, mesh=mesh, ignored_params=whole)
 

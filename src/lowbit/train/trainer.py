@@ -53,7 +53,9 @@ class Trainer:
         saved: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.model, self.task, self.accelerator = config, model, task, accelerator
-        self.parallel = Sharded(accelerator) if config.shard else Whole(accelerator)
+        # One process has nothing to divide.
+        self.sharded = config.shard and torch.distributed.is_initialized()
+        self.parallel = Sharded(accelerator) if self.sharded else Whole(accelerator)
         if config.sync_batchnorm:
             synchronise_batchnorm(model)
         if config.grad_checkpointing:
@@ -70,15 +72,18 @@ class Trainer:
         self.optimizer = accelerator.prepare(raw)
         if saved is not None:
             self._restore(saved)
-        compiled = config.compile and not config.shard
+        compiled = config.compile and not self.sharded
         self.step = CompiledStep(self._step, say) if compiled else self._step
 
     def _make_average(self, saved: dict[str, Any] | None) -> AveragedModel | None:
         decay = self.config.ema
         if decay is None:
             return None
-        many = {} if self.config.shard else {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
-        average = AveragedModel(self.model, avg_fn=get_ema_avg_fn(decay) if self.config.shard else None, **many)
+        # All parameters at once, where they are all of one kind.
+        one_by_one = {"avg_fn": get_ema_avg_fn(decay)}
+        average = AveragedModel(
+            self.model, **(one_by_one if self.sharded else {"multi_avg_fn": get_ema_multi_avg_fn(decay)})
+        )
         if saved is not None:
             self.model.load_state_dict(saved["behind_average"]["model"])
             average.n_averaged.copy_(saved["behind_average"]["count"])
