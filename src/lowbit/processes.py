@@ -21,12 +21,6 @@ def rank() -> int:
     return dist.get_rank() if several() else int(os.environ.get("RANK", 0))
 
 
-def leave() -> None:
-    """Part from the other processes, when all of them have finished; NCCL warns of a process that just ends."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
 @contextmanager
 def agreed() -> Iterator[None]:
     """Within: a LowbitError on any process becomes the same LowbitError on all, at the end of the block.

@@ -24,4 +24,3 @@ for name, (resume, *configs) in json.loads((folder / "configs.json").read_text()
     except LowbitError as error:
         answers[name] = [str(error), error.everywhere, says(error)]
 (folder / f"answers-{dist.get_rank()}.json").write_text(json.dumps(answers))
-dist.destroy_process_group()

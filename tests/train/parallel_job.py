@@ -154,4 +154,3 @@ if __name__ == "__main__":
     for number, variant in enumerate(VARIANTS):
         outcome = train(variant)
         torch.save(outcome, Path(sys.argv[1]) / f"{number}.{dist.get_rank()}.pt")
-    dist.destroy_process_group()

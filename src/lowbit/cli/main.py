@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lowbit.errors import LowbitError, did_you_mean
-from lowbit.processes import leave, says
+from lowbit.processes import says
 
 # name: (module with `run(argv) -> int`, what the overview says). Modules are imported when their command is called.
 COMMANDS = {
@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lowbit {version('lowbit')}")
         return 0
     try:
-        status = _run(arguments[0], arguments[1:])
-        leave()
-        return status
+        return _run(arguments[0], arguments[1:])
     except LowbitError as error:
         if says(error):
             print(f"lowbit: error: {error}", file=sys.stderr)
