@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -19,6 +21,17 @@ def several() -> bool:
 def rank() -> int:
     """The number of this process, from 0; also before the processes have met, where a launcher has told it."""
     return dist.get_rank() if several() else int(os.environ.get("RANK", 0))
+
+
+def end(status: int) -> NoReturn:
+    """Exit. Where processes have worked together, at once: a thread of the exchange that lets go of a tensor while the
+    interpreter is taken apart aborts the process, and with it the job.
+    """
+    if not several():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from lowbit.errors import LowbitError
-from lowbit.processes import says
+from lowbit.processes import end, says
 from lowbit.train import TrainConfig, run
 
 torch.set_num_threads(1)
@@ -24,3 +24,4 @@ for name, (resume, *configs) in json.loads((folder / "configs.json").read_text()
     except LowbitError as error:
         answers[name] = [str(error), error.everywhere, says(error)]
 (folder / f"answers-{dist.get_rank()}.json").write_text(json.dumps(answers))
+end(0)

@@ -8,6 +8,7 @@ import sys
 
 from lowbit.cli.main import main
 from lowbit.errors import LowbitError
+from lowbit.processes import end
 from lowbit.train.trainer import Trainer
 
 
@@ -20,4 +21,4 @@ def stop(self: Trainer, epochs_done: float, real=Trainer._set_progress) -> None:
 
 
 Trainer._set_progress = stop
-sys.exit(main(sys.argv[3:]))
+end(main(sys.argv[3:]))

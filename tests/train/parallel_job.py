@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lowbit
+from lowbit.processes import end
 from lowbit.quantizer.methods import METHODS, lg_lsq
 from lowbit.train import OptimizerConfig, QuantizationConfig, TrainConfig
 from lowbit.train.build import prepare
@@ -154,3 +155,4 @@ if __name__ == "__main__":
     for number, variant in enumerate(VARIANTS):
         outcome = train(variant)
         torch.save(outcome, Path(sys.argv[1]) / f"{number}.{dist.get_rank()}.pt")
+    end(0)
