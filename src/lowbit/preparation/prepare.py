@@ -92,6 +92,7 @@ def prepare(
         stream = Setting(None, 8, get_method("lsq"), "tensor", narrow)
         prepared = integer_form(prepared, lambda names: [matching.setting(name, stream) for name in names])
         matching.check_used()
+    prepared.register_load_state_dict_pre_hook(_restart_with_float_weights)
     prepared.register_load_state_dict_post_hook(_share_as_saved)
     return prepared
 
@@ -145,6 +146,19 @@ def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
                 f"layer {parent!r} is an nn.TransformerEncoderLayer, which reads its weights directly in evaluation and would run "
                 "in full precision there: use a transformer made of plain layers (timm's), or leave its layers out by rules"
             )
+
+
+def _restart_with_float_weights(model: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Before loading: where a checkpoint has a layer's weights but not its quantizers, those have to start from the weights.
+
+    A part of a checkpoint (strict=False) leaves the quantizers of layers that it does not have as they are.
+    """
+    inside = {key[:dot] for key in state_dict for dot in range(len(key)) if key[dot] == "."}
+    for name, quantizer in quantizers(model):
+        holder = (prefix + name).rpartition(".")[0]
+        of_layer = holder in inside or holder == f"{prefix}streams"  # what stands between layers goes with them
+        if state_dict and of_layer and prefix + name not in inside:
+            quantizer.restart()
 
 
 def _share_as_saved(model: nn.Module, incompatible_keys: object) -> None:

@@ -247,6 +247,11 @@ class Quantizer(nn.Module):
         self.layout.copy_(torch.tensor(layout, dtype=torch.int32))
         self._read_layout()
 
+    def restart(self) -> None:
+        """Forget what it was started with: it has to be started again."""
+        self.layout.zero_()
+        self._read_layout()
+
     def _read_layout(self) -> None:
         """Bring the Python side in line with the `layout` buffer."""
         bits, signed, narrow, offset, shared = self.layout.tolist()
@@ -266,9 +271,6 @@ class Quantizer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         mine = [key for key in state_dict if key.startswith(prefix)]
         if not mine:
-            # A checkpoint of the float network: its weights are welcome, and this quantizer has to start from them.
-            self.layout.zero_()
-            self._read_layout()
             return
         layout = state_dict.get(f"{prefix}layout")
         if layout is not None and layout.shape == self.layout.shape and int(layout[0]) not in (0, self.bits):
