@@ -139,8 +139,10 @@ def gradients(
     """(∂L/∂x, ∂L/∂s / g, ∂L/∂β / g), each None where it is not `wanted`; `total` sums over the elements that share a step."""
     G = gradient.to(s.dtype)
     c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
-    inside = (c > qn) & (c < qp)
     q = round_to_grid(c, grid)
+    # G inside the range and 0 elsewhere. Selected twice, and products instead of a selection below: on a processor half
+    # the time of one mask.
+    inside = torch.where(c > qn, torch.where(c < qp, G, 0), 0)
     slope = None
     if method.slope is not None:
         slope = method.slope.function((c - qn) / grid.spacing, slope_value.to(s.dtype))
@@ -150,18 +152,16 @@ def gradients(
     grad_x = grad_step = grad_offset = None
     wants_x, wants_step, wants_offset = wanted
     if wants_x:
-        grad_x = torch.where(inside, G, 0)
-        if slope is not None:
-            grad_x = grad_x * slope
+        grad_x = inside if slope is None else inside * slope
         if method.pull is not None:
             grad_x = grad_x * method.pull.function((c - q) / grid.spacing, G, pull_value.to(s.dtype))
         grad_x = grad_x.to(x.dtype)
     if wants_step:
         # Outside, c is the bound itself; inside, c is v.
-        toward = torch.where(inside, method.step_gradient.inside(q, c, 1.0 if slope is None else slope), c)
-        grad_step = total(G * toward)
+        toward = method.step_gradient.inside(q, c, 1.0 if slope is None else slope)
+        grad_step = total(inside * toward + (G - inside) * c)
     if wants_offset:
-        grad_offset = total(torch.where(inside, 0, G))
+        grad_offset = total(G - inside)
     return grad_x, grad_step, grad_offset
 
 
