@@ -12,9 +12,10 @@ from collections.abc import Iterator
 
 from benchmarks import harness
 from benchmarks.result import Bars, Table
-from benchmarks.saved import held_bytes, saved_bytes
+from benchmarks.saved import held_bytes
 from benchmarks.step import add_networks, steps
 from benchmarks.workload import FULL_PRECISION, TrainingStep
+from lowbit.saved import saved_bytes
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

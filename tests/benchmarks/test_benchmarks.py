@@ -11,12 +11,13 @@ import torch
 from benchmarks.command import build_parser, main
 from benchmarks.peer_quantizers import PEERS, Alone
 from benchmarks.result import Bars, Lines, Table, plot
-from benchmarks.saved import held_bytes, saved_bytes
+from benchmarks.saved import held_bytes
 from benchmarks.workload import FULL_PRECISION, TrainingStep, compiled_alone
 from torch import nn
 
 import lowbit
 from benchmarks import gradients, harness, page, peers, scaling, step
+from lowbit.saved import saved_bytes
 
 
 def read(folder, name):

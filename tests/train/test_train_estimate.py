@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
 from lowbit.recipes import get_recipe
+from lowbit.saved import saved_bytes
 from lowbit.train import DataConfig, ModelConfig, TrainConfig
 from lowbit.train.build import build_float, prepare
-from lowbit.train.estimate import StepCost, measure_step, sample_shape, saved_bytes
+from lowbit.train.estimate import StepCost, measure_step, sample_shape
 
 
 def measure(config: TrainConfig) -> StepCost:

@@ -66,12 +66,12 @@ class Method:
 
 def max_range(x: Tensor, grid: Grid, step_shape: tuple[int, ...]) -> Tensor:
     """s = max|x| / qp over the elements that share a step: the range of min-max quantization, at every call."""
-    magnitude = x.detach().abs()
-    for dim in range(-len(step_shape), 0):
-        if step_shape[dim] == 1:
-            magnitude = magnitude.amax(dim, keepdim=True)
-    while magnitude.dim() > len(step_shape):
-        magnitude = magnitude.amax(0)
+    x = x.detach()
+    missing = x.dim() - len(step_shape)
+    shared = tuple(dim for dim in range(x.dim()) if dim < missing or step_shape[dim - missing] == 1)
+    # Without dimensions to reduce, amax would reduce them all.
+    magnitude = torch.maximum(x.amax(shared), -x.amin(shared)) if shared else x.abs()
+    magnitude = magnitude.reshape(step_shape)
     # An all-zero channel has no range; any step serves it.
     return magnitude.float().clamp_min(torch.finfo(torch.float32).tiny) / grid.qp
 

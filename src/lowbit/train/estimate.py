@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +13,7 @@ import lowbit
 from lowbit.data import ImageSource, training_split
 from lowbit.errors import LowbitError
 from lowbit.models import NETWORKS
+from lowbit.saved import saved_bytes
 from lowbit.train.config import TrainConfig
 from lowbit.train.recompute import recompute_activations
 from lowbit.train.tasks import make_task
@@ -140,34 +140,6 @@ def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, sha
         kept_per_image=kept_per_image + images.untyped_storage().nbytes() // count,
         seconds=seconds / count,
     )
-
-
-class _Kept:
-    """A tensor that the graph holds. It dies with the node that saved it."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def saved_bytes(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps when `forward` has returned: whole storages, each once, those of `given` left out."""
-    there = {_place(tensor) for tensor in given}
-    held: weakref.WeakSet[_Kept] = weakref.WeakSet()
-
-    def pack(tensor: Tensor) -> _Kept:
-        kept = _Kept(tensor.detach())  # the tensor itself may hold the node that keeps it, and both would stay for ever
-        held.add(kept)
-        return kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        loss = forward()
-    sizes = {_place(kept.tensor): kept.tensor.untyped_storage().nbytes() for kept in held}
-    del loss
-    return sum(size for place, size in sizes.items() if place not in there)
-
-
-def _place(tensor: Tensor) -> tuple[torch.device, int]:
-    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
