@@ -39,5 +39,5 @@ $(STAMP): pyproject.toml constraints.txt tools/install_torch.py
 	if [ ! -x $(BIN)/python ]; then echo "+ $$found -m venv .venv"; "$$found" -m venv .venv; fi
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python tools/install_torch.py
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,stream,export,litert,examples,demo,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,stream,export,litert,bench,examples,demo,dev]'
 	@touch $@
