@@ -84,7 +84,7 @@ def main() -> None:
     console.print(results_table(outcomes))
     console.print(deployment_table([deploy(o, outcomes[0]) for o in outcomes if o.method == "lsq"]))
     console.print(
-        f"Files in kB; float32 takes {outcomes[0].size:.1f}. Images/s in ONNX Runtime; speed-up over PyTorch float32, one thread.",
+        f"Files in kB; float32 takes {outcomes[0].size:.1f}. Images/s in ONNX Runtime, one thread; times those of PyTorch float32.",
         soft_wrap=True,
     )
     figure = plot_comparison(outcomes, OUTPUT / "accuracy.png")
@@ -193,7 +193,7 @@ def side_by_side(
 def deployment_table(deployed: list[Deployed]) -> Table:
     """What left training: differing codes, sizes, speed."""
     table = Table(title="Integer networks, by LSQ: exported and verified on 360 test images")
-    for heading in ("width", "codes that differ", "top-1", "ONNX", "packed", "own", "images/s", "speed-up"):
+    for heading in ("width", "codes differ", "top-1", "ONNX", "packed", "own", "images/s", "times"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in deployed:
         compared = sum(row.compared for row in one.report.rows)

@@ -86,6 +86,14 @@ def test_offset_and_layouts_and_types(fused):
     assert len(fused) == 6
 
 
+@pytest.mark.parametrize(
+    ("shape", "step_shape"), [((6, 4, 25), (6, 4, 1)), ((2, 3, 4, 5, 5), (2, 1, 1, 1, 1))], ids=["group", "channels"]
+)
+def test_groups_of_inputs_and_of_channels(shape, step_shape, fused):
+    compare(torch.randn(shape), torch.rand(step_shape) + 0.25, None, torch.randn(shape), Grid(4, signed=True), "lsq")
+    assert len(fused) == 2
+
+
 def test_the_binary_grid(fused):
     compare(torch.randn(40), torch.tensor(0.5), None, torch.randn(40), Grid(1, signed=True), "lg-lsq")
     assert len(fused) == 2
