@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import pkgutil
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import lowbit.processes
 import lowbit.report
 from lowbit import models
 from lowbit.cli.main import COMMANDS, main
@@ -380,3 +385,23 @@ def test_as_a_process(command: list[str]) -> None:
     done = subprocess.run([*command, "train", "no-such-recipe"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("lowbit: error: unknown recipe") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_every_way_to_start_it_leaves_in_one_way(several: bool, monkeypatch) -> None:
+    """Of processes that have worked together, each must leave before the interpreter is taken apart."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+    def at_once(status: int) -> None:
+        raise InterruptedError(status)
+
+    monkeypatch.setattr(sys, "argv", ["lowbit", "--version"])
+    monkeypatch.setattr(lowbit.processes, "several", lambda: several)
+    monkeypatch.setattr(os, "_exit", at_once)
+    for start in (
+        pkgutil.resolve_name(project["scripts"]["lowbit"]),
+        lambda: runpy.run_module("lowbit", run_name="__main__"),
+    ):
+        with pytest.raises(InterruptedError if several else SystemExit) as left:
+            start()
+        assert left.value.args == (0,)

@@ -6,9 +6,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lowbit.errors import LowbitError, did_you_mean
-from lowbit.processes import says
+from lowbit.processes import end, says
 
 # name: (module with `run(argv) -> int`, what the overview says). Modules are imported when their command is called.
 COMMANDS = {
@@ -25,6 +26,11 @@ def overview() -> str:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
     return f"usage: lowbit COMMAND [options]\n\ncommands:\n{rows}\n\nlowbit COMMAND --help says more."
+
+
+def script() -> NoReturn:
+    """`lowbit` as a process of its own, by this name or as `python -m lowbit`."""
+    end(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
