@@ -32,17 +32,21 @@ def gain_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def channel_steps(layer: QuantizedLayer) -> Tensor:
-    """The weight's step per output channel, float32 [out]; of one element where the whole weight has one.
+    """The weight's step per output channel, float32 [out]; of one element where the whole weight has one."""
+    return channel_values(layer, layer.weight_quantizer.step_for(layer.weight.detach()))
+
+
+def channel_values(layer: QuantizedLayer, values: Tensor) -> Tensor:
+    """Values that lie as the weight's steps do, per output channel [out]; of one element where there is one.
 
     Raises:
-        LowbitError: steps differ within an output channel, which one accumulator can't sum.
+        LowbitError: they differ within an output channel, which one accumulator can't sum.
     """
-    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
-    step = quantizer.step_for(weight)
-    if step.numel() == 1:
-        return step.reshape(1)
+    quantizer, weight = layer.weight_quantizer, layer.weight
+    if values.numel() == 1:
+        return values.reshape(1)
     view = weight.shape if quantizer.view is None else quantizer.view
-    rows = step.expand(view).reshape(weight.shape[0], -1)
+    rows = values.expand(view).reshape(weight.shape[0], -1)
     if not bool((rows == rows[:, :1]).all()):
         raise LowbitError(
             f"{quantizer.name} has several steps within an output channel, which one integer accumulator can't sum: use "
@@ -54,7 +58,8 @@ def channel_steps(layer: QuantizedLayer) -> Tensor:
 def fold(input_step: Tensor, layer: QuantizedLayer, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor]:
     """(gain float64 [out], the weight's scale with the gain in it float32 [out], bias float64 [out], whole numbers).
 
-    A channel that batch-norm switches off (gain 0) keeps the weight's own step; its codes are to be 0.
+    A channel that batch-norm switches off (gain 0, also where it was too small to count) keeps the weight's own step; its
+    codes are to be 0.
     """
     steps = channel_steps(layer)
     channels = layer.weight.shape[0]
@@ -63,10 +68,7 @@ def fold(input_step: Tensor, layer: QuantizedLayer, norm: nn.Module | None) -> t
         gain, shift = gain_and_shift(norm)
     if layer.bias is not None:
         shift = gain * layer.bias.detach().double() + shift
-    scale = (steps.double() * torch.where(gain == 0, torch.ones_like(gain), gain)).float()
-    # float32 products, as runtimes form the accumulator's grid.
-    bias = torch.round(shift / (input_step.float() * scale).double())
-    return gain, scale, bias * torch.ones_like(gain)
+    return _on_grid(input_step, steps, gain, shift + torch.zeros_like(gain), may_vanish=norm is not None)
 
 
 # The weight code of a batch-norm that stands alone as a depthwise 1×1 convolution. The largest: the grid of its bias is
@@ -77,11 +79,34 @@ ALONE_CODE = 127
 def fold_alone(input_step: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """`fold` for a batch-norm with no layer before it: gain, scale per unit of `ALONE_CODE`, bias."""
     gain, shift = gain_and_shift(norm)
-    scale = (torch.where(gain == 0, torch.ones_like(gain), gain) / ALONE_CODE).float()
-    return gain, scale, torch.round(shift / (input_step.float() * scale).double())
+    return _on_grid(input_step, torch.ones_like(gain) / ALONE_CODE, gain, shift, may_vanish=True)
 
 
-class _IntegerNorm(nn.Module):
+def _on_grid(
+    input_step: Tensor, steps: Tensor, gain: Tensor, shift: Tensor, *, may_vanish: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `fold` returns, of weights with these steps.
+
+    may_vanish: set gains to 0 that weight decay has driven so near to it that the channel is its shift alone: 2^64 times
+    below 1, or with a shift of 2^30 of the accumulator's steps, beside which sums of products hardly count and which 32
+    bits may not hold. A shift that does not fit with the weight's own step either is no matter of γ, and stays.
+    """
+
+    def scale_and_bias(gain: Tensor) -> tuple[Tensor, Tensor]:
+        scale = (steps.double() * torch.where(gain == 0, torch.ones_like(gain), gain)).float()
+        # float32 products, as runtimes form the accumulator's grid.
+        return scale, torch.round(shift / (input_step.float() * scale).double())
+
+    scale, bias = scale_and_bias(gain)
+    if may_vanish:
+        off = (gain.abs() < 2.0**-64) | (bias.abs() >= 2.0**30)
+        off &= scale_and_bias(torch.zeros_like(gain))[1].abs() < 2.0**30
+        gain = torch.where(off, torch.zeros_like(gain), gain)
+        scale, bias = scale_and_bias(gain)
+    return gain, scale, bias
+
+
+class IntegerNorm(nn.Module):
     """Batch-norm that in evaluation computes what its integer form will.
 
     `folded_into` is the quantized layer it follows, or the quantizer whose codes it takes.
@@ -102,15 +127,15 @@ class _IntegerNorm(nn.Module):
         return x * gain.to(x.dtype).reshape(shape) + shift.to(x.dtype).reshape(shape)
 
 
-class IntegerNorm1d(_IntegerNorm, nn.BatchNorm1d):
+class IntegerNorm1d(IntegerNorm, nn.BatchNorm1d):
     pass
 
 
-class IntegerNorm2d(_IntegerNorm, nn.BatchNorm2d):
+class IntegerNorm2d(IntegerNorm, nn.BatchNorm2d):
     pass
 
 
-class IntegerNorm3d(_IntegerNorm, nn.BatchNorm3d):
+class IntegerNorm3d(IntegerNorm, nn.BatchNorm3d):
     pass
 
 

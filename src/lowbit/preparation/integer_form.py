@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 
 from lowbit.errors import LowbitError
 from lowbit.preparation import trace as t
-from lowbit.preparation.folding import bias_on_grid, follow
+from lowbit.preparation.folding import bias_on_grid, channel_values, follow
+from lowbit.preparation.layers import QuantizedLayer
 from lowbit.preparation.rules import Setting
 from lowbit.quantizer.module import Quantizer
 
@@ -40,11 +42,16 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
         setting_for: the settings of the inserted quantizers, from their names ("streams.<name>").
 
     Raises:
-        LowbitError: operations without an integer form, all of them named; layers in full precision.
+        LowbitError: operations without an integer form, all of them named; layers in full precision; several steps within an
+            output channel; not one input and one output.
     """
     t.check_float_layers(prepared)
     graph = t.trace(prepared)
     modules = dict(prepared.named_modules(remove_duplicate=False))
+    for module in modules.values():
+        if isinstance(module, QuantizedLayer):
+            steps = module.weight_quantizer.raw_step
+            channel_values(module, torch.arange(steps.numel()).reshape(steps.shape))  # raises where one has several
     kinds = _kinds(graph, modules)
     model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
 
@@ -88,7 +95,7 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
             follow(modules[node.target], model.get_submodule(source.target))
     graph.lint()
     model.recompile()
-    model.train(prepared.training)
+    model.streams.train(model.training)
     return model
 
 
@@ -109,19 +116,36 @@ def folds_into(node: fx.Node, kinds: dict[fx.Node, str]) -> fx.Node | None:
 
 
 def _kinds(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, str]:
-    kinds, missing = {}, []
+    kinds, missing = {}, {}
     for node in graph.nodes:
-        kind = t.kind_of(node, modules)
-        if kind is None:
-            missing.append(t.describe(node))
+        kind, why = t.kind_of(node, modules), t.form_missing(node, modules)
+        if kind is None or why:
+            missing[node] = t.describe(node) + (f": {why}" if why else "")
         kinds[node] = kind
     if missing:
-        places = "\n  ".join(dict.fromkeys(missing))
+        # A parameter that only such an operation takes goes without saying.
+        places = "\n  ".join(
+            dict.fromkeys(
+                place
+                for node, place in missing.items()
+                if node.op != "get_attr" or not all(user in missing for user in node.users)
+            )
+        )
         raise LowbitError(f"these operations have no integer form:\n  {places}\n{t.WAY_OUT}")
     inputs = [node for node in graph.nodes if kinds[node] == t.INPUT and node.users]
     if len(inputs) != 1:
         names = ", ".join(node.name for node in inputs)
-        raise LowbitError(f"an integer-only network takes one input tensor, this one takes {len(inputs)}: {names}")
+        raise LowbitError(
+            f"an integer-only network takes one input tensor, this one takes {len(inputs)}: {names}; wrap it in a module whose "
+            "forward takes the tensor alone"
+        )
+    (result,) = next(node for node in graph.nodes if kinds[node] == t.OUTPUT).args
+    if not isinstance(result, fx.Node):
+        kind = {"immutable_dict": "dict", "immutable_list": "list"}.get(type(result).__name__, type(result).__name__)
+        raise LowbitError(
+            f"an integer-only network gives one tensor, this one gives a {kind}; wrap it in a module whose forward returns the "
+            "tensor alone"
+        )
     return kinds
 
 

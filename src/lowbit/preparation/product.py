@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowbit.quantizer.fake_quantize import Fixed, Parameters, gradients_with, quantize_with
 from lowbit.quantizer.module import Quantizer
 
 
@@ -66,37 +67,86 @@ class Convolution:
 
 def product(operation: Operation, x: Tensor, layer: nn.Module, bias: Tensor | None) -> Tensor:
     """operation(x̂, ŵ, bias) for a prepared layer."""
-    x_hat, w_hat = layer.input_quantizer(x), layer.weight_quantizer(layer.weight)
+    input_quantizer, weight_quantizer, w = layer.input_quantizer, layer.weight_quantizer, layer.weight
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return operation.forward(x_hat, w_hat, bias)
-    learned = [
-        parameter
-        for quantizer in (layer.input_quantizer, layer.weight_quantizer)
-        if isinstance(quantizer, Quantizer)
-        for parameter in (quantizer.raw_step, quantizer.offset)
-    ]
-    return _Product.apply(x_hat, w_hat, bias, x, layer.weight, operation, layer, *learned)
+        return operation.forward(input_quantizer(x), weight_quantizer(w), bias)
+    operands, tensors = zip(_operand(input_quantizer, x), _operand(weight_quantizer, w))
+    return _Product.apply(operation, operands, bias, *tensors[0], *tensors[1])
+
+
+class _Inside:
+    """An operand that is quantized by the product itself; its tensors are the quantizer's input and parameters."""
+
+    def __init__(self, fixed: Fixed, shape: torch.Size) -> None:
+        self.fixed, self.shape = fixed, shape
+
+    def kept(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return tensors
+
+    def quantized(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
+        return quantize_with(x, Parameters(*parameters), self.fixed).reshape(self.shape)
+
+    again = quantized
+
+    def gradients(self, gradient: Tensor, wanted: Sequence[bool], x: Tensor, *parameters: Tensor | None) -> list:
+        gradient = gradient.reshape(x.shape)
+        wants_x, wants_step, _, wants_offset, *_ = wanted
+        grad_x, grad_step, grad_offset = gradients_with(
+            x, Parameters(*parameters), self.fixed, gradient, (wants_x, wants_step, wants_offset)
+        )
+        return [grad_x, grad_step, None, grad_offset, None, None, None]
+
+
+class _Outside:
+    """An operand that comes quantized; its tensors are x̂, and x and what was learned to compute x̂ again."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        self.quantizer = quantizer
+
+    def kept(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        return None, *tensors[1:]
+
+    def quantized(self, x_hat: Tensor, *_) -> Tensor:
+        return x_hat
+
+    def again(self, _, x: Tensor, *learned: Tensor | None) -> Tensor:
+        # What was learned is only kept so that a change before the backward pass is noticed, as one of x is.
+        return self.quantizer.quantize(x) if isinstance(self.quantizer, Quantizer) else x
+
+    def gradients(self, gradient: Tensor, *_) -> list:
+        return [gradient, *[None] * 6]
+
+
+def _operand(quantizer: nn.Module, x: Tensor) -> tuple[_Inside | _Outside, tuple[Tensor | None, ...]]:
+    """How the product gets its operand, and the seven tensors for it."""
+    if isinstance(quantizer, Quantizer) and quantizer.alone:
+        argument, parameters, fixed = quantizer.arguments(x)
+        return _Inside(fixed, x.shape), (argument, *parameters)
+    learned = (quantizer.raw_step, quantizer.offset) if isinstance(quantizer, Quantizer) else (None, None)
+    return _Outside(quantizer), (quantizer(x), x, *learned, None, None, None)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_hat, w_hat, bias, x, w, operation, layer, *learned):
-        y = operation.forward(x_hat, w_hat, bias)
-        # What was learned is only kept so that a change before the backward pass is noticed, as one of x or w is.
-        ctx.save_for_backward(x, w, *learned)
-        ctx.operation, ctx.layer = operation, layer
-        return y
+    def forward(ctx, operation, operands, bias, *tensors):
+        ctx.operation, ctx.operands = operation, operands
+        parts = tensors[:7], tensors[7:]
+        ctx.save_for_backward(*operands[0].kept(parts[0]), *operands[1].kept(parts[1]))
+        x_hat, w_hat = (operand.quantized(*part) for operand, part in zip(operands, parts))
+        return operation.forward(x_hat, w_hat, bias)
 
     @staticmethod
     def backward(ctx, gradient):
-        x, w, *_ = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
+        kept, (_, _, wants_bias, *wanted) = ctx.saved_tensors, ctx.needs_input_grad
+        parts, wanted = (kept[:7], kept[7:]), (wanted[:7], wanted[7:])
         # Under autocast the product was computed in the gradient's type.
-        x_hat = _again(ctx.layer.input_quantizer, x).to(gradient.dtype)
-        w_hat = _again(ctx.layer.weight_quantizer, w).to(gradient.dtype)
-        grad_x, grad_w, grad_bias = ctx.operation.backward(gradient, x_hat, w_hat, wanted)
-        return grad_x, grad_w, grad_bias, *[None] * (len(ctx.needs_input_grad) - 3)
-
-
-def _again(quantizer: nn.Module, x: Tensor) -> Tensor:
-    return quantizer.quantize(x) if isinstance(quantizer, Quantizer) else x
+        x_hat, w_hat = (operand.again(*part).to(gradient.dtype) for operand, part in zip(ctx.operands, parts))
+        grad_x, grad_w, grad_bias = ctx.operation.backward(
+            gradient, x_hat, w_hat, (any(wanted[0]), any(wanted[1]), wants_bias)
+        )
+        del x_hat, w_hat
+        found = [
+            operand.gradients(each, want, *part) if any(want) else [None] * 7
+            for operand, each, want, part in zip(ctx.operands, (grad_x, grad_w), wanted, parts)
+        ]
+        return None, None, grad_bias, *found[0], *found[1]

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.errors import LowbitError
 from lowbit.preparation.attention import QuantizedAttention
+from lowbit.preparation.folding import IntegerNorm
 from lowbit.preparation.layers import QuantizedLayer, float_class
 from lowbit.quantizer.module import Quantizer
 
@@ -32,6 +34,8 @@ WAY_OUT = (
 )
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# timm's, with an activation inside, which `trace` takes apart.
+_NORM_NAMES = ("BatchNormAct2d",)
 
 _LOOKUPS: dict[Any, Callable] = {
     F.silu: F.silu, "silu": F.silu,
@@ -58,43 +62,50 @@ _AVERAGES = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d
 _AVERAGE_MODULES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AvgPool1d, nn.AvgPool2d)
 _MOVES = (
     torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.chunk, torch.split, torch.squeeze,
-    torch.unsqueeze, F.pad, F.max_pool1d, F.max_pool2d, F.dropout, operator.getitem, "flatten", "view", "reshape",
+    torch.unsqueeze, F.pad, F.max_pool1d, F.max_pool2d, operator.getitem, "flatten", "view", "reshape",
     "transpose", "permute", "contiguous", "chunk", "split", "squeeze", "unsqueeze", "clone", "detach",
 )  # fmt: skip
 _MOVE_MODULES = (
     nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.MaxPool1d,
     nn.MaxPool2d, nn.ZeroPad2d, nn.ChannelShuffle, nn.Unflatten,
 )  # fmt: skip
-_MOVE_NAMES = ("DropPath", "DropBlock2d")
+_MOVE_NAMES = ("DropPath", "DropBlock2d", "StochasticDepth")
+_DROPOUTS = {
+    F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+}  # fmt: skip
 
 
 class _Tracer(fx.Tracer):
     """Records prepared layers, quantizers, activations and normalisations whole, and looks into everything else."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        known = (QuantizedLayer, Quantizer, *_NORMS)
+        known = isinstance(module, (QuantizedLayer, Quantizer)) or _is_norm(module)
         named = type(module).__name__ in _LOOKUP_NAMES + _MOVE_NAMES
-        return isinstance(module, known) or named or super().is_leaf_module(module, name)
+        return known or named or super().is_leaf_module(module, name)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         out = super().call_module(module, forward, args, kwargs)
-        if isinstance(module, _NORMS) and isinstance(getattr(module, "activation", None), nn.Module):
-            # timm's batch-norm with an activation inside, taken apart by `trace`.
+        if _is_norm(module) and isinstance(getattr(module, "activation", None), nn.Module):
             return self.create_proxy("call_module", f"{self.path_of_module(module)}.activation", (out,), {})
         return out
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The operations of the model. Takes timm's normalisation-with-activation layers apart, in place.
+    """The operations of the model in evaluation. Takes timm's normalisation-with-activation layers apart, in place.
+
+    A graph holds one of the ways that a forward goes, training or evaluation; what an integer network computes is the
+    second. Dropout, written as a function or as a layer, is in the graph as a layer and so acts in training all the same.
 
     Raises:
         LowbitError: torch.fx cannot follow the model's forward (control flow that depends on data, say).
     """
     for module in model.modules():
-        if isinstance(module, _NORMS) and isinstance(getattr(module, "act", None), nn.Module):
+        if _is_norm(module) and isinstance(getattr(module, "act", None), nn.Module):
             module.activation, module.act = module.act, nn.Identity()
+    modes = {module: module.training for module in model.modules()}
     try:
-        graph = _Tracer().trace(model)
+        graph = _Tracer().trace(model.eval())
     except Exception as error:
         message = (
             f"torch.fx cannot follow the forward of {type(model).__name__} ({type(error).__name__}: {error}): an "
@@ -104,12 +115,46 @@ def trace(model: nn.Module) -> fx.Graph:
         if without:
             message += f". These layers have no integer form either:\n  {without}\n{WAY_OUT}"
         raise LowbitError(message) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
     for node in list(graph.nodes):
-        # An identity between a layer and its activation must not hide that they belong together.
-        if node.op == "call_module" and type(model.get_submodule(node.target)) is nn.Identity:
-            node.replace_all_uses_with(node.args[0])
+        # What stands between a layer and its activation must not hide that they belong together.
+        same = _same_as(node, model)
+        if same is not None:
+            node.replace_all_uses_with(same)
             graph.erase_node(node)
+        elif node.op == "call_function" and node.target in _DROPOUTS:
+            _dropout_as_layer(node, model)
     return graph
+
+
+def _same_as(node: fx.Node, model: nn.Module) -> fx.Node | None:
+    """The node whose tensor this one gives unchanged: of an identity, and of 0 + x, with which Python's sum() begins."""
+    if node.op == "call_module":
+        return node.args[0] if type(model.get_submodule(node.target)) is nn.Identity else None
+    if node.target in _ADDS and len(node.args) == 2:
+        summand, number = node.args if isinstance(node.args[0], fx.Node) else reversed(node.args)
+        return summand if isinstance(number, (int, float)) and number == 0 else None
+    return None
+
+
+def _dropout_as_layer(node: fx.Node, model: nn.Module) -> None:
+    """A call of F.dropout as the layer, which follows the mode of the model; its `training` was that of the trace."""
+    x = node.args[0] if node.args else node.kwargs["input"]
+    p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+    name = f"{node.name}_in_forward"
+    model.add_module(name, _DROPOUTS[node.target](p))
+    with node.graph.inserting_after(node):
+        layer = node.graph.call_module(name, (x,))
+    node.replace_all_uses_with(layer)
+    node.graph.erase_node(node)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is a batch-norm that computes what torch's does: no subclass with a forward of its own."""
+    known = _BatchNorm.forward, IntegerNorm.forward
+    return isinstance(module, _NORMS) and (type(module).forward in known or type(module).__name__ in _NORM_NAMES)
 
 
 def _without_integer_form(model: nn.Module) -> str:
@@ -163,7 +208,7 @@ def _kind_of_module(module: nn.Module) -> str | None:
         return LAYER
     if isinstance(module, Quantizer):
         return QUANTIZER
-    if isinstance(module, _NORMS):
+    if _is_norm(module):
         return NORM
     if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardtanh)):
         return CLAMP
@@ -193,6 +238,8 @@ def clamp_range(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[float, fl
         names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
         given = [*node.args[1:3], *[None] * (3 - len(node.args))]
         bounds = [node.kwargs.get(name, value) for name, value in zip(names, given)]
+        if any(isinstance(bound, fx.Node) for bound in bounds):
+            return None  # a bound per element
         return tuple(float(d if b is None else b) for b, d in zip(bounds, defaults))
     return None
 
@@ -213,6 +260,18 @@ def describe(node: fx.Node) -> str:
     place = next(reversed(stack.values()))[0] if stack else ""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return f"{name} in {place!r}" if place else f"{name} in the network's forward"
+
+
+def form_missing(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+    """Why a layer, of a kind that has an integer form, has none with its settings; None where it has, and for other nodes."""
+    module = modules[node.target] if node.op == "call_module" else None
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return "transposed convolutions have none yet"
+    if isinstance(module, QuantizedLayer) and getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"padding_mode {module.padding_mode!r} has none; zeros have"
+    if isinstance(module, _NORMS) and module.running_mean is None:
+        return "it keeps no running statistics, which folding it needs"
+    return None
 
 
 def check_float_layers(model: nn.Module) -> None:

@@ -18,8 +18,9 @@ kernel each (`kernels`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,25 @@ from lowbit.quantizer.step import elements_sharing
 Bound = Tensor | float
 
 _counted = cache(elements_sharing)
+
+
+class Parameters(NamedTuple):
+    """The tensors that a quantizer computes with beside its input."""
+
+    step: Tensor
+    start: Tensor | None  # where the step started, and is bounded around; None: it is taken as it is
+    offset: Tensor | None
+    slope: Tensor | None  # values of the method's factors
+    slope_norm: Tensor | None
+    pull: Tensor | None
+
+
+class Fixed(NamedTuple):
+    """What is no tensor."""
+
+    grid: Grid
+    method: Method
+    sharing: int  # N
 
 
 def fake_quantize(
@@ -69,29 +89,44 @@ def fake_quantize(
     slope = None if method.slope is None else step.new_tensor(method.slope.value)
     norm = None if slope is None else method.slope.norm_of(slope)
     pull = None if method.pull is None else step.new_tensor(method.pull.value)
-    return quantize_with(x, step, None, offset, grid, method, slope, norm, pull, batch_dim)
+    parameters = Parameters(step, None, offset, slope, norm, pull)
+    return quantize_with(x, parameters, fixed_for(x, parameters, grid, method, batch_dim))
 
 
-def quantize_with(
-    x: Tensor,
-    step: Tensor,
-    start: Tensor | None,
-    offset: Tensor | None,
-    grid: Grid,
-    method: Method,
-    slope_value: Tensor | None,
-    slope_norm: Tensor | None,
-    pull_value: Tensor | None,
-    batch_dim: int | None,
-) -> Tensor:
-    """`fake_quantize` with the rounding's parameters as tensors, and the step bounded around `start` where given."""
+def fixed_for(x: Tensor, parameters: Parameters, grid: Grid, method: Method, batch_dim: int | None) -> Fixed:
+    """Raises LowbitError: a step or offset that does not broadcast against x, no such batch dimension."""
     count = elements_sharing if torch.compiler.is_compiling() else _counted  # a compiler's sizes may be symbols
+    step, offset = parameters.step, parameters.offset
     sharing = count(x.shape, step.shape, batch_dim)
     if offset is not None and offset.shape != step.shape:
         count(x.shape, offset.shape, batch_dim)
-    if not torch.is_grad_enabled():
-        return _forward(x, *_arithmetic(x, step, start, offset), grid)
-    return _FakeQuantize.apply(x, step, start, offset, slope_value, slope_norm, pull_value, grid, method, sharing)
+    return Fixed(grid, method, sharing)
+
+
+def quantize_with(x: Tensor, parameters: Parameters, fixed: Fixed) -> Tensor:
+    """`fake_quantize` with the rounding's parameters as tensors, and the step bounded around `start` where given."""
+    if torch.is_grad_enabled():
+        return _FakeQuantize.apply(x, *parameters, fixed)
+    arguments, grid = (x, *parameters[:3]), fixed.grid
+    fused = kernels.fused_values(values, *arguments, grid)
+    return values(*arguments, grid.qn, grid.qp, grid=grid) if fused is None else fused
+
+
+def gradients_with(
+    x: Tensor, parameters: Parameters, fixed: Fixed, gradient: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(∂L/∂x, ∂L/∂s, ∂L/∂β) for the gradient of `quantize_with`'s result; None where not `wanted` or not learned."""
+    grid, method, sharing = fixed
+    learned = method.step_gradient is not None
+    wanted = (wanted[0], learned and wanted[1], learned and wanted[2])
+    g = method.step_gradient.scale(sharing, grid.qp) if learned else 1.0
+    found = kernels.fused_gradients(gradients, x, *parameters, gradient, g, grid, method, wanted)
+    if found is not None:
+        return found
+    return gradients(
+        x, *parameters, gradient, g, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
+        total=lambda each: each.sum_to_size(parameters.step.shape),
+    )  # fmt: skip
 
 
 def bounded_step(step: Tensor, start: Tensor) -> Tensor:
@@ -111,8 +146,11 @@ def round_to_grid(c: Tensor, grid: Grid) -> Tensor:
     return torch.round(c)
 
 
-def values(x: Tensor, s: Tensor, beta: Tensor | None, qn: Bound, qp: Bound, *, grid: Grid) -> Tensor:
+def values(
+    x: Tensor, step: Tensor, start: Tensor | None, offset: Tensor | None, qn: Bound, qp: Bound, *, grid: Grid
+) -> Tensor:
     """x̂, of x's type. The grid's bounds come apart from it, as numbers or 0-dim tensors."""
+    s, beta = _arithmetic(x, step, start, offset)
     c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
     x_hat = round_to_grid(c, grid) * s
     if beta is not None:
@@ -122,12 +160,14 @@ def values(x: Tensor, s: Tensor, beta: Tensor | None, qn: Bound, qp: Bound, *, g
 
 def gradients(
     x: Tensor,
-    s: Tensor,
-    beta: Tensor | None,
-    gradient: Tensor,
+    step: Tensor,
+    start: Tensor | None,
+    offset: Tensor | None,
     slope_value: Tensor | None,
     slope_norm: Tensor | None,
     pull_value: Tensor | None,
+    gradient: Tensor,
+    g: Bound,
     qn: Bound,
     qp: Bound,
     *,
@@ -136,7 +176,8 @@ def gradients(
     wanted: tuple[bool, bool, bool],
     total: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(∂L/∂x, ∂L/∂s / g, ∂L/∂β / g), each None where it is not `wanted`; `total` sums over the elements that share a step."""
+    """(∂L/∂x, ∂L/∂s, ∂L/∂β), each None where it is not `wanted`; `total` sums over the elements that share a step."""
+    s, beta = _arithmetic(x, step, start, offset)
     G = gradient.to(s.dtype)
     c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
     q = round_to_grid(c, grid)
@@ -159,9 +200,9 @@ def gradients(
     if wants_step:
         # Outside, c is the bound itself; inside, c is v.
         toward = method.step_gradient.inside(q, c, 1.0 if slope is None else slope)
-        grad_step = total(inside * toward + (G - inside) * c)
+        grad_step = (total(inside * toward + (G - inside) * c) * g).to(step.dtype)
     if wants_offset:
-        grad_offset = total(G - inside)
+        grad_offset = (total(G - inside) * g).to(offset.dtype)
     return grad_x, grad_step, grad_offset
 
 
@@ -172,41 +213,22 @@ def _arithmetic(x: Tensor, step: Tensor, start: Tensor | None, offset: Tensor | 
     return s.to(arithmetic), None if offset is None else offset.to(arithmetic)
 
 
-def _forward(x: Tensor, s: Tensor, beta: Tensor | None, grid: Grid) -> Tensor:
-    fused = kernels.fused_values(values, x, s, beta, grid)
-    return values(x, s, beta, grid.qn, grid.qp, grid=grid) if fused is None else fused
-
-
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, step, start, offset, slope_value, slope_norm, pull_value, grid, method, sharing):
-        s, beta = _arithmetic(x, step, start, offset)
-        ctx.save_for_backward(x, s, beta, slope_value, slope_norm, pull_value)
-        ctx.grid, ctx.method, ctx.sharing = grid, method, sharing
-        ctx.step_like = (step.dtype, step.shape)
-        ctx.offset_like = None if offset is None else (offset.dtype, offset.shape)
-        return _forward(x, s, beta, grid)
+    def forward(ctx, x, *arguments):
+        *parameters, fixed = arguments
+        ctx.save_for_backward(x, *parameters)
+        ctx.fixed = fixed
+        return quantize_with(x, Parameters(*parameters), fixed)
 
     @staticmethod
     def backward(ctx, gradient):
-        x, s, beta, *parameters = ctx.saved_tensors
-        grid, method = ctx.grid, ctx.method
-        wants_x, wants_step, _, wants_offset = ctx.needs_input_grad[:4]
-        learned = method.step_gradient is not None
-        wanted = (wants_x, learned and wants_step, learned and wants_offset)
-        found = kernels.fused_gradients(gradients, x, s, beta, gradient, parameters, grid, method, wanted)
-        if found is None:
-            found = gradients(
-                x, s, beta, gradient, *parameters, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
-                total=lambda each: each.sum_to_size(s.shape),
-            )  # fmt: skip
-        grad_x, grad_step, grad_offset = found
-        g = method.step_gradient.scale(ctx.sharing, grid.qp) if learned else None
-        if grad_step is not None:
-            grad_step = _like(grad_step * g, *ctx.step_like)
-        if grad_offset is not None:
-            grad_offset = _like(grad_offset * g, *ctx.offset_like)
-        return grad_x, grad_step, None, grad_offset, None, None, None, None, None, None
+        x, *parameters = ctx.saved_tensors
+        wants_x, wants_step, _, wants_offset, *_ = ctx.needs_input_grad
+        grad_x, grad_step, grad_offset = gradients_with(
+            x, Parameters(*parameters), ctx.fixed, gradient, (wants_x, wants_step, wants_offset)
+        )
+        return grad_x, grad_step, None, grad_offset, None, None, None, None
 
 
 class _SnapOffset(torch.autograd.Function):
@@ -227,7 +249,3 @@ def snapped_offset(offset: Tensor, step: Tensor) -> Tensor:
 def _position(x: Tensor, s: Tensor, beta: Tensor | None) -> Tensor:
     """v = (x − β)/s. A division, not a product with 1/s: it is what QuantizeLinear computes."""
     return (x if beta is None else x - beta) / s
-
-
-def _like(gradient: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-    return gradient.reshape(shape).to(dtype)

@@ -33,47 +33,55 @@ smallest = 2**15
 _works = True
 
 
-def fused_values(function: Callable, x: Tensor, s: Tensor, beta: Tensor | None, grid: Grid) -> Tensor | None:
-    """x̂ = function(x, s, β, qn, qp) by one kernel; None where the plain function is to run."""
-    rows = _rows(x, s)
+def fused_values(
+    function: Callable, x: Tensor, step: Tensor, start: Tensor | None, offset: Tensor | None, grid: Grid
+) -> Tensor | None:
+    """What `function` (`fake_quantize.values`) returns, by one kernel; None where the plain function is to run."""
+    rows = _rows(x, step)
     if rows is None:
         return None
     x_hat = torch.empty_like(x)
-    kernel = _values_kernel(function, _any_of(grid))
     ran = _run(
-        kernel, _flat(x_hat, rows), _flat(x, rows), _column(s, rows), _column(beta, rows), *_bounds(grid, x.device)
-    )
-    return x_hat if ran else None
+        _values_kernel(function, _any_of(grid)), _flat(x_hat, rows), _flat(x, rows), _column(step, rows),
+        _column(start, rows), _column(offset, rows), *_bounds(grid, x.device),
+    )  # fmt: skip
+    return None if ran is None else x_hat
 
 
 def fused_gradients(
     function: Callable,
     x: Tensor,
-    s: Tensor,
-    beta: Tensor | None,
+    step: Tensor,
+    start: Tensor | None,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    slope_norm: Tensor | None,
+    pull: Tensor | None,
     gradient: Tensor,
-    parameters: list[Tensor | None],
+    g: float,
     grid: Grid,
     method: Method,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """What `function` (`fake_quantize.gradients`) returns, by one kernel; None where the plain function is to run."""
-    rows = _rows(x, s)
+    rows = _rows(x, step)
     if rows is None:
         return None
     if gradient.stride() != x.stride():
         gradient = torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
     grad_x = torch.empty_like(x) if wanted[0] else None
-    kernel = _gradients_kernel(function, _any_of(grid), method, wanted)
-    sums: list[Tensor | None] = []
-    ran = _run(
-        kernel, None if grad_x is None else _flat(grad_x, rows), _flat(x, rows), _column(s, rows), _column(beta, rows),
-        _flat(gradient, rows), *parameters, *_bounds(grid, x.device), found=sums,
+    sums = _run(
+        _gradients_kernel(function, _any_of(grid), method, wanted), None if grad_x is None else _flat(grad_x, rows),
+        _flat(x, rows), _column(step, rows), _column(start, rows), _column(offset, rows), slope, slope_norm, pull,
+        _flat(gradient, rows), _number(g, x.device), *_bounds(grid, x.device),
     )  # fmt: skip
-    return (grad_x, *sums) if ran else None
+    if sums is None:
+        return None
+    grad_step, grad_offset = (None if total is None else total.reshape(step.shape) for total in sums)
+    return grad_x, grad_step, grad_offset
 
 
-def _rows(x: Tensor, s: Tensor) -> int | None:
+def _rows(x: Tensor, step: Tensor) -> int | None:
     """How many rows of elements with one step lie one after the other in memory; None where no kernel serves."""
     usable = (
         _works
@@ -87,8 +95,8 @@ def _rows(x: Tensor, s: Tensor) -> int | None:
     )
     if not usable:
         return None
-    rows = s.numel()
-    aligned = (1,) * (x.dim() - s.dim()) + tuple(s.shape)
+    rows = step.numel()
+    aligned = (1,) * (x.dim() - step.dim()) + tuple(step.shape)
     leading = next((dim for dim, size in enumerate(aligned) if size == 1), x.dim())
     if rows > 1 and math.prod(x.shape[:leading]) != rows:
         return None
@@ -112,8 +120,12 @@ def _column(values: Tensor | None, rows: int) -> Tensor | None:
 
 
 @cache
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.tensor(value, device=device)
+
+
 def _bounds(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(float(grid.qn), device=device), torch.tensor(float(grid.qp), device=device)
+    return _number(float(grid.qn), device), _number(float(grid.qp), device)
 
 
 @cache
@@ -124,8 +136,9 @@ def _any_of(grid: Grid) -> Grid:
 
 @cache
 def _values_kernel(function: Callable, grid: Grid) -> Callable:
-    def kernel(out: Tensor, *tensors: Tensor | None) -> None:
+    def kernel(out: Tensor, *tensors: Tensor | None) -> tuple:
         out.copy_(function(*tensors, grid=grid))
+        return ()
 
     return _compiled(kernel)
 
@@ -153,11 +166,11 @@ def _compiled(kernel: FunctionType) -> Callable:
     return torch.compile(own, dynamic=True)
 
 
-def _run(kernel: Callable, *tensors: Tensor | None, found: list | None = None) -> bool:
-    """Run a kernel, appending what it returns to `found`; False, and no kernels from now on, where it can't be compiled."""
+def _run(kernel: Callable, *tensors: Tensor | None) -> tuple | None:
+    """What the kernel returns; None, and no kernels from now on, where it can't be compiled."""
     global _works
     try:
-        result = kernel(*tensors)
+        return kernel(*tensors)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -166,7 +179,4 @@ def _run(kernel: Callable, *tensors: Tensor | None, found: list | None = None) -
         warnings.warn(
             f"lowbit's quantizers run unfused, and slower: torch.compile does not work here ({reason})", stacklevel=2
         )
-        return False
-    if found is not None:
-        found.extend(result)
-    return True
+        return None

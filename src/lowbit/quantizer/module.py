@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lowbit.errors import LowbitError
-from lowbit.quantizer.fake_quantize import bounded_step, quantize_with, snapped_offset
+from lowbit.quantizer.fake_quantize import Fixed, Parameters, bounded_step, fixed_for, quantize_with, snapped_offset
 from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.init import Statistics
 from lowbit.quantizer.methods import Method, get_method
@@ -138,12 +138,14 @@ class Quantizer(nn.Module):
             return self.step
         return self.method.range(self._prepared(x.detach()), self.grid, tuple(self.raw_step.shape))
 
+    @property
+    def alone(self) -> bool:
+        """Whether a layer may compute x̂ itself, from `arguments`: nobody else takes x̂ or looks at the call."""
+        hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
+        return not self._is_shared and not any(hooks)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.grid is None:
-            raise LowbitError(
-                f"{self.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before using "
-                "the network"
-            )
+        self._check_started()
         # A tensor that feeds two layers with one quantizer is quantized once. The compiler finds that by itself.
         if torch.compiler.is_compiling() or not self._is_shared or x.is_inference():
             return self.quantize(x)
@@ -158,6 +160,13 @@ class Quantizer(nn.Module):
         if x_hat.requires_grad:
             x_hat.register_hook(self._forget)  # a graph can be run backward once only
         return x_hat
+
+    def _check_started(self) -> None:
+        if self.grid is None:
+            raise LowbitError(
+                f"{self.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before using "
+                "the network"
+            )
 
     def _forget(self, gradient: Tensor) -> None:
         self._last = None
@@ -177,7 +186,16 @@ class Quantizer(nn.Module):
         return self._compute(x)
 
     def _compute(self, x: Tensor) -> Tensor:
-        shape = x.shape
+        x_hat = quantize_with(*self.arguments(x))
+        return x_hat if self.view is None else x_hat.reshape(x.shape)
+
+    def arguments(self, x: Tensor) -> tuple[Tensor, Parameters, Fixed]:
+        """What `quantize_with` takes; its result has the shape `view`, where there is one.
+
+        Raises:
+            LowbitError: not started.
+        """
+        self._check_started()
         x = self._prepared(x)
         if self.method.range is None:
             step, start = self.raw_step, self.start_step
@@ -186,9 +204,8 @@ class Quantizer(nn.Module):
         offset = self.offset if self.uses_offset else None
         if self.snapped:
             offset = snapped_offset(offset, self.step)
-        rounding = (self.slope_value, self.slope_norm, self.pull_value)
-        x_hat = quantize_with(x, step, start, offset, self.grid, self.method, *rounding, self.batch_dim)
-        return x_hat if self.view is None else x_hat.reshape(shape)
+        parameters = Parameters(step, start, offset, self.slope_value, self.slope_norm, self.pull_value)
+        return x, parameters, fixed_for(x, parameters, self.grid, self.method, self.batch_dim)
 
     def start(self, data: Tensor | Statistics) -> None:
         """Set grid, step and offset from data, by the method's starting rule. Does nothing on a started quantizer.
