@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lowbit
+from lowbit.quantizer import kernels
 
 LAYERS = {
     "linear": (nn.Linear(12, 5), (3, 7, 12)),
@@ -36,12 +37,9 @@ def gradients(y, model, x):
     return torch.autograd.grad(y.sin().sum(), wanted)
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "channel"])
-@pytest.mark.parametrize("kind", LAYERS)
-def test_the_same_bits_as_the_layer_on_quantized_operands(kind, granularity):
-    torch.manual_seed(0)
-    layer, shape = LAYERS[kind]
-    model = prepared(layer, shape, granularity=granularity)
+def compare(layer: nn.Module, shape, **options) -> nn.Module:
+    """The prepared layer against the float one that is given quantized operands: the same bits."""
+    model = prepared(layer, shape, **options)
     x = torch.randn(shape, requires_grad=True)
     q = model[0]
     batch = (
@@ -54,6 +52,53 @@ def test_the_same_bits_as_the_layer_on_quantized_operands(kind, granularity):
     assert torch.equal(y, plain.reshape(y.shape))
     for ours, theirs in zip(gradients(y, model, x), gradients(plain, model, x)):
         assert torch.equal(ours, theirs), (ours - theirs).abs().max()
+    return model
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_same_bits_as_the_layer_on_quantized_operands(kind, granularity):
+    torch.manual_seed(0)
+    compare(*LAYERS[kind], granularity=granularity)
+
+
+@pytest.mark.parametrize("method", list(lowbit.METHODS))
+def test_the_same_bits_for_every_method(method):
+    torch.manual_seed(0)
+    compare(*LAYERS["conv2d"], method=method, granularity="channel")
+    compare(*LAYERS["linear"], method=method, granularity="group:4")
+
+
+def test_the_same_bits_by_fused_kernels(compiler, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(kernels, "smallest", 1)
+    compare(*LAYERS["conv2d"], granularity="channel")
+
+
+@pytest.mark.parametrize("kept", ["weights", "activations"])
+def test_the_same_bits_with_one_operand_in_full_precision(kept):
+    torch.manual_seed(0)
+    rules = [lowbit.Rule("0", **{kept: None})]
+    compare(*LAYERS["conv2d"], rules=rules)
+
+
+def test_a_quantizer_with_a_hook_is_called():
+    """Whoever looks at x̂, or changes it, is asked; gradients take the same way."""
+    torch.manual_seed(0)
+    layer, shape = LAYERS["conv2d"]
+    model = prepared(layer, shape)
+    x = torch.randn(shape, requires_grad=True)
+    quiet = model(x)
+    expected = gradients(quiet, model, x)
+    seen = []
+    hook = model[0].input_quantizer.register_forward_hook(lambda _, args, x_hat: seen.append(x_hat))
+    loud = model(x)
+    assert len(seen) == 1 and torch.equal(loud, quiet)
+    for ours, theirs in zip(gradients(loud, model, x), expected):
+        assert torch.equal(ours, theirs)
+    hook.remove()
+    model(x)
+    assert len(seen) == 1
 
 
 def held(y_of, own: set[int]) -> int:

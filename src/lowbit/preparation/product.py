@@ -1,8 +1,9 @@
 """The product of quantized input and weight, holding for the backward pass what the float layer would hold.
 
 Autograd keeps the operands of a convolution or matrix product. Here these are x̂ and ŵ, tensors beside x and w, which the
-quantizers keep: twice the memory. `product` keeps x and w alone and computes x̂ and ŵ again, by the quantizers themselves,
-so that the gradients are the same bits. A compiled network gets the same from the compiler (`Quantizer`).
+quantizers keep: twice the memory. `product` keeps x and w alone and computes x̂ and ŵ again, as the quantizers would, so
+that the gradients are the same bits. Quantizing is a part of it, one node of the graph instead of three, unless others
+take x̂ too or look at it. A compiled network gets the same from the compiler (`Quantizer`).
 """
 
 from __future__ import annotations
