@@ -7,7 +7,9 @@ import math
 import os
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lowbit.errors import LowbitError
@@ -108,6 +110,30 @@ def test_a_save_that_fails_leaves_the_old_pair(checkpoints: Checkpoints, monkeyp
     assert weight(checkpoints, "last") == weight(checkpoints, "best") == 1
     assert checkpoints.training_state()["epoch"] == 1
     monkeypatch.undo()
+    save(checkpoints, 2, best=True)
+    assert weight(checkpoints, "last") == 2
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["checkpoints.json", "epoch-2"]
+
+
+def test_a_full_disk_keeps_no_half_checkpoint(checkpoints: Checkpoints, monkeypatch) -> None:
+    save(checkpoints, 1, best=True)
+
+    def half(tensors, path, **_):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SafetensorError):
+        patch.setattr(safetensors.torch, "save_file", half)
+        save(checkpoints, 2, best=True)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["checkpoints.json", "epoch-1"]
+
+
+def test_what_a_killed_process_left_is_removed(checkpoints: Checkpoints) -> None:
+    save(checkpoints, 1, best=True)
+    (checkpoints.folder / ".checkpoints-a1b2.json").touch()
+    for name in ("epoch-2.tmp", "epoch-2", "epoch-3.tmp"):
+        (checkpoints.folder / name).mkdir()
+        (checkpoints.folder / name / "model.safetensors").write_bytes(b"half")
     save(checkpoints, 2, best=True)
     assert weight(checkpoints, "last") == 2
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["checkpoints.json", "epoch-2"]

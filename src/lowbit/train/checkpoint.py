@@ -101,23 +101,25 @@ class Checkpoints:
         `about` says what network it is of.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{name}.tmp"
+        temporary, final = self.folder / f"{name}.tmp", self.folder / name
+        # Folders of these names, which nothing points to, are left from a killed process.
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        model_tensors: dict[str, Tensor] = {}
-        for key, value in model_state.items():
-            pack(value, model_tensors, key)
-        safetensors.torch.save_file(model_tensors, temporary / "model.safetensors", metadata=about)
-        tensors: dict[str, Tensor] = {}
-        plain = pack(training, tensors)
-        safetensors.torch.save_file(tensors, temporary / "training.safetensors")
-        (temporary / "training.json").write_text(json.dumps(plain))
-        for file in temporary.iterdir():
-            _flush(file)
-        final = self.folder / name
-        # A folder of this name that nothing points to is left from a killed process.
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
+        try:
+            temporary.mkdir()
+            model_tensors: dict[str, Tensor] = {}
+            for key, value in model_state.items():
+                pack(value, model_tensors, key)
+            safetensors.torch.save_file(model_tensors, temporary / "model.safetensors", metadata=about)
+            tensors: dict[str, Tensor] = {}
+            plain = pack(training, tensors)
+            safetensors.torch.save_file(tensors, temporary / "training.safetensors")
+            (temporary / "training.json").write_text(json.dumps(plain))
+            for file in temporary.iterdir():
+                _flush(file)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # half of it on a full disk would take the room of a whole one
 
         names = self._names() | {"last": name} | ({"best": name} if best else {})
         with atomic_write(self.pointer) as file:
@@ -125,6 +127,8 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in names.values():
                 shutil.rmtree(path)
+            elif path.name.startswith(f".{self.pointer.stem}-"):  # a pointer that a killed process did not finish
+                path.unlink()
 
     def weights(self, which: Which, about: dict[str, str] | None = None) -> Path:
         """The file with the network's tensors.

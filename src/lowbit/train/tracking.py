@@ -7,13 +7,29 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 import lowbit
+from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Within: what keeps the run's files from being written is a LowbitError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LowbitError(
+            f"{folder}: can't be written ({reason}); give another run folder (--output), or make room"
+        ) from error
 
 
 def save_versions(path: Path) -> None:
@@ -66,31 +82,34 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         self.active = active
         if active:
-            _forget(self.path, epochs_done)
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=epochs_done)
+            with writable(folder):
+                _forget(self.path, epochs_done)
+                self.board = SummaryWriter(folder / "tensorboard", purge_step=epochs_done)
 
     def write(self, event: str, **values: Any) -> None:
         """Append one line; numbers that are not finite become null, which is what JSON has."""
         if self.active:
-            with open(self.path, "a") as file:
+            with writable(self.folder), open(self.path, "a") as file:
                 file.write(json.dumps({"event": event, **_finite(values)}, allow_nan=False) + "\n")
 
     def epoch(self, epoch: int, *, steps: dict[str, float], **values: float) -> None:
         """Log one epoch: its numbers, and the mean step of every quantizer."""
         self.write("epoch", epoch=epoch, **values, steps=steps)
         if self.active:
-            for name, value in values.items():
-                self.board.add_scalar(name.replace("_", "/", 1), value, epoch)
-            for name, value in steps.items():
-                self.board.add_scalar(f"steps/{name}", value, epoch)
-            self.board.flush()
+            with writable(self.folder):
+                for name, value in values.items():
+                    self.board.add_scalar(name.replace("_", "/", 1), value, epoch)
+                for name, value in steps.items():
+                    self.board.add_scalar(f"steps/{name}", value, epoch)
+                self.board.flush()
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.active:
-            self.board.close()
+            with writable(self.folder):
+                self.board.close()
 
 
 def _forget(path: Path, epochs_done: int) -> None:
