@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,8 +74,9 @@ def named() -> Iterator[None]:
     except RuntimeError as error:
         if not lost(error):
             raise
+        reason = re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0]  # without the line of gloo's source
         raise LowbitError(
-            f"process {rank()}: another process has ended or can't be reached ({str(error).split('. ')[0]}); the "
+            f"process {rank()}: another process has ended or can't be reached ({reason}); the "
             "launcher says which. A run goes on from its last checkpoint with --resume"
         ) from error
 
@@ -88,6 +90,8 @@ def lost(error: Exception) -> bool:
 def says(error: LowbitError) -> bool:
     """Whether this process prints an error. One that all processes have is for the first of them.
 
-    Before the processes have met, all do the same: they read the command line.
+    Before the processes have met, those of a machine do the same: they read the command line, and a run's config.
     """
-    return rank() == 0 or (several() and not error.everywhere)
+    if several():
+        return rank() == 0 or not error.everywhere
+    return int(os.environ.get("LOCAL_RANK", rank())) == 0

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.processes import end, says
+
+# Seconds for another process to come to the error that it has too, and to end: then the launcher ends this one.
+_LONG_ENOUGH = 10.0
 
 # name: (module with `run(argv) -> int`, what the overview says). Modules are imported when their command is called.
 COMMANDS = {
@@ -49,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LowbitError as error:
         if says(error):
             print(f"lowbit: error: {error}", file=sys.stderr)
+        else:  # a launcher ends all as soon as one has ended: not before another has said it
+            time.sleep(_LONG_ENOUGH)
         return 2
     except KeyboardInterrupt:
         print("lowbit: stopped", file=sys.stderr)
