@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -140,6 +141,7 @@ def test_dry_run_needs_neither_network_access_nor_data_nor_weights(capsys, monke
         (["--optimizer.lr", "fast"], "--optimizer.lr: could not convert string to float: 'fast'"),
         (["--model.name", "resnt18"], "unknown network 'resnt18'"),
         (["--rule", "conv9", "weights=2"], "rule 'conv9' decides no layer"),
+        (["--data.channels", "3"], "digits-cnn does not take images of 3x8x8"),
         (["--data", "no-such-folder", "--model.num-classes", "None"], "no-such-folder does not exist"),
     ],
 )
@@ -274,6 +276,7 @@ BAD = {
     "unknown recipe": (["train", "cifar-resnet20"], "Did you mean 'cifar10-resnet20'"),
     "unknown option": (["train", "digits-cnn", "--bist", "3"], "Did you mean '--bits'"),
     "unknown field": (["train", "digits-cnn", "--optimizer.lrr", "3"], "Did you mean '--optimizer.lr'"),
+    "last part of a field": (["train", "digits-cnn", "--lr", "3"], "'--lr'. Did you mean '--optimizer.lr'? "),
     "field of another type": (["train", "digits-cnn", "--optimizer.lr", "fast"], "optimizer.lr"),
     "field out of range": (["train", "digits-cnn", "--optimizer.lr", "-1"], "optimizer.lr must be positive"),
     "bits no number": (["train", "digits-cnn", "--bits", "few"], "expected a number of bits or none, got 'few'"),
@@ -319,6 +322,19 @@ def test_bad_input_is_one_message_and_status_2(
     assert "Traceback" not in said.err and said.out == ""
     assert said.err.startswith("lowbit: error: ") and said.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_processes_one_says_it_and_the_others_let_it(monkeypatch, capsys) -> None:
+    """A launcher ends all as soon as one has ended."""
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for rank, local_rank in ((0, 0), (1, 1), (2, 0)):  # the third is the first of another machine
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        assert main(["trian"]) == 2
+        assert capsys.readouterr().err.count("unknown command") == (local_rank == 0)
+        assert bool(waited) is (local_rank == 1)
+        waited.clear()
 
 
 def pictures(root: Path, **splits: str) -> str:

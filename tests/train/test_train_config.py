@@ -83,6 +83,8 @@ def test_broken_file_is_named(text: str, tmp_path) -> None:
         (lambda: OptimizerConfig(step_lr=-1), "optimizer.step_lr"),
         (lambda: ScheduleConfig(warmup_epochs=-1), "schedule.warmup_epochs"),
         (lambda: ScheduleConfig(step_epochs=0), "schedule.step_epochs"),
+        (lambda: ScheduleConfig(step_factor=-1), "schedule.step_factor"),
+        (lambda: TrainConfig(epochs=2, schedule=ScheduleConfig(warmup_epochs=3)), "schedule.warmup_epochs 3 are more"),
         (lambda: QuantizationConfig(calibration_batches=0), "quantization.calibration_batches"),
         (lambda: QuantizationConfig(dampening=-1), "quantization.dampening"),
         (lambda: QuantizationConfig(freezing=0), "quantization.freezing"),

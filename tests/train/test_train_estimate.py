@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from torch import nn
@@ -100,3 +102,14 @@ def test_shape_of_a_sample() -> None:
     config = TrainConfig(model=ModelConfig(name="own"), data=DataConfig(path=""))
     with pytest.raises(LowbitError, match=r"own has none of its own; give data\.image_size or data\.path"):
         sample_shape(config, nn.Linear(2, 2))
+
+
+def test_shape_of_a_sample_where_the_first_image_is_broken(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "0.png").write_bytes(b"broken")
+    config = TrainConfig(data=DataConfig(str(tmp_path)))
+    with pytest.raises(LowbitError, match="none of 1 images can be read"):
+        sample_shape(config, nn.Linear(2, 2))
+    PIL.Image.new("RGB", (9, 8)).save(tmp_path / "train" / "a" / "1.png")
+    assert sample_shape(config, nn.Linear(2, 2)) == (3, 8, 9)

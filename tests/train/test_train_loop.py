@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import lowbit
+import lowbit.report
+import lowbit.train.tracking
 from lowbit.data import InMemoryImages
 from lowbit.errors import LowbitError
 from lowbit.report import read_run
 from lowbit.train import ModelConfig, OptimizerConfig, TrainConfig, evaluate_run, load, run
 from lowbit.train.checkpoint import Checkpoints
+from lowbit.train.tracking import Metrics
 from lowbit.train.trainer import CompiledStep, Trainer
 
 
@@ -163,17 +170,99 @@ def test_a_loss_that_is_not_finite_later_keeps_the_run(config: TrainConfig, monk
         json.loads(line)
 
 
-def test_a_folder_that_cannot_be_written_is_a_clear_error(config: TrainConfig, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("where", "name", "error", "begun"),
+    [
+        (Path, "mkdir", OSError(28, "No space left on device"), False),
+        (lowbit.train.tracking, "_forget", OSError(28, "No space left on device"), False),
+        (safetensors.torch, "save_file", SafetensorError("I/O error: No space left on device"), False),
+        (lowbit.report, "plot_run", OSError(28, "No space left on device"), True),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_a_clear_error(
+    config: TrainConfig, monkeypatch, where, name: str, error: Exception, begun: bool
+) -> None:
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise error
 
-    with monkeypatch.context() as patch, pytest.raises(LowbitError, match=r"run: can't be written \(No space left"):
-        patch.setattr(Path, "mkdir", full)
-        run(config)
-    with monkeypatch.context() as patch, pytest.raises(LowbitError, match=r"checkpoints: can't be written \(No space"):
-        patch.setattr(Checkpoints, "save", full)
-        run(config)
-    assert not Path(config.output).exists()
+    with monkeypatch.context() as patch, pytest.raises(LowbitError, match=r"run.*: can't be written \(.*No space left"):
+        patch.setattr(where, name, full)
+        run(replace(config, epochs=1))
+    assert Path(config.output).exists() is begun
+    run(replace(config, epochs=1), resume=begun)
+
+
+def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    with Metrics(tmp_path, epochs_done=0, active=True) as metrics:
+        metrics.path.mkdir()
+        with pytest.raises(LowbitError, match=r"can't be written \(Is a directory\)"):
+            metrics.write("start")
+
+
+def after_epoch(number: int, change: Callable[[torch.nn.Module], object]) -> Callable:
+    """`Trainer.train_epoch` that ends with a change of the network after this epoch, as the last step may make it."""
+
+    def train_epoch(self, epoch, *arguments, real=Trainer.train_epoch):
+        numbers = real(self, epoch, *arguments)
+        if epoch + 1 == number:
+            change(self.model)
+        return numbers
+
+    return train_epoch
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda network: network.bn1.running_mean.fill_(math.nan), "the test loss is nan"),
+        # Clipped to the largest level: the loss doesn't tell.
+        (lambda network: network.conv2.weight.data[0, 0].fill_(math.inf), "conv2.weight holds NaN or infinity"),
+    ],
+)
+def test_what_is_broken_by_the_last_step_replaces_no_checkpoint(
+    low_bit: TrainConfig, monkeypatch, change, message: str
+) -> None:
+    monkeypatch.setattr(Trainer, "train_epoch", after_epoch(2, change))
+    message += r" after epoch 2: lower optimizer.lr.*; the checkpoint of epoch 1 stays"
+    with pytest.raises(LowbitError, match=message):
+        run(low_bit)
+    progress = Checkpoints(Path(low_bit.output)).training_state()["progress"]
+    assert progress["epochs_done"] == 1 and not progress["finished"]
+    assert math.isfinite(evaluate_run(low_bit.output, checkpoint="last")[0])
+
+
+def test_statistics_that_are_not_finite_are_never_kept(config: TrainConfig, monkeypatch) -> None:
+    monkeypatch.setattr(
+        Trainer, "reestimate_batchnorm", lambda self, batches: self.network.bn1.running_mean.fill_(math.nan)
+    )
+    result = run(replace(config, bn_batches=1, bn_keep="always"))
+    loss, accuracy = evaluate_run(config.output, checkpoint="last")
+    assert math.isfinite(loss) and accuracy == result.accuracy > result.reestimated_accuracy
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 works on an accelerator")
+def test_precision_that_would_be_ignored_is_refused(config: TrainConfig) -> None:
+    with pytest.raises(LowbitError, match=r"precision 'fp16' does not work here, on cpu: use bf16"):
+        run(replace(config, precision="fp16"))
+
+
+def test_images_of_a_shape_that_the_network_cannot_take(config: TrainConfig) -> None:
+    grey = config.data
+    coloured = replace(grey, channels=3)
+    tiny = replace(grey, augment="imagenet", image_size=16, workers=0)
+    for name, data, message in (
+        ("digits-cnn", coloured, "digits-cnn does not take images of 3x8x8 .*to have 1 channels"),
+        ("ds-cnn", grey, "ds-cnn does not take images of 1x8x8"),
+        ("ds-cnn", tiny, "ds-cnn does not take images of 1x16x16"),
+    ):
+        with pytest.raises(LowbitError, match=message):
+            run(replace(config, model=ModelConfig(name), data=data))
+        assert not Path(config.output).exists()
+    run(replace(config, epochs=1))
+    of_run = TrainConfig.load(Path(config.output) / "config.json")
+    replace(of_run, data=coloured).save(Path(config.output) / "config.json")
+    with pytest.raises(LowbitError, match="digits-cnn does not take images of 3x8x8"):
+        evaluate_run(config.output)
 
 
 def test_low_bits_from_random_weights_must_be_meant(low_bit: TrainConfig) -> None:

@@ -146,6 +146,9 @@ def test_a_run_is_continued_as_it_was_started(config: TrainConfig, monkeypatch) 
     interrupt(monkeypatch, config, 1.5)
     with pytest.raises(LowbitError, match=r"other settings \(optimizer.lr: 0.1, now 0.2; epochs: 2, now 3\)"):
         run(replace(config, optimizer=OptimizerConfig(lr=0.2), epochs=3), resume=True)
+    others = replace(config, optimizer=OptimizerConfig("adam", 0.2), epochs=3, seed=1, ema=0.9)
+    with pytest.raises(LowbitError, match=r"epochs: 2, now 3 and 2 more\); `lowbit train --resume --output .*run`"):
+        run(others, resume=True)
 
 
 def test_moved_start_weights_are_not_needed_again(low_bit: TrainConfig, tmp_path: Path, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from lowbit.recipes.recipe import training_macs
 from lowbit.train.build import build_float, prepare
 from lowbit.train.config import TrainConfig
 from lowbit.train.estimate import StepCost, measure_step, sample_shape
-from lowbit.train.loop import check_classes, resolve
+from lowbit.train.loop import check_classes, check_shape, resolve
 
 
 def show(config: TrainConfig) -> None:
@@ -34,6 +34,7 @@ def show(config: TrainConfig) -> None:
     original = build_float(replace(config.model, pretrained=False))
     model = prepare(original, config.quantization)
     shape = sample_shape(config, original)
+    check_shape(config, original, shape)
     out = console(150)
     out.print_json(json.dumps(config.as_dict()))
     rows = lowbit.layer_table(model, torch.empty(1, *shape, device="meta"))

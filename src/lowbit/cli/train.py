@@ -194,9 +194,10 @@ def _check_names(arguments: list[str], p: Parser) -> None:
         name = argument.partition("=")[0].replace("_", "-")
         if argument.startswith("--") and name not in fields:
             known = [*p.option_names(), *fields]
-            raise LowbitError(
-                f"unknown option {argument!r}.{did_you_mean(name, known)} `lowbit train RECIPE --help` lists them"
-            )
+            # --lr is nothing like --optimizer.lr in its letters, but means it.
+            short = [field for field in fields if field.rpartition(".")[2] == name.removeprefix("--")]
+            hint = f" Did you mean {' or '.join(map(repr, short))}?" if short else did_you_mean(name, known)
+            raise LowbitError(f"unknown option {argument!r}.{hint} `lowbit train RECIPE --help` lists them")
 
 
 def _field_options(kind: type, prefix: str = "") -> list[str]:

@@ -63,7 +63,7 @@ def decode_all(
     Raises:
         LowbitError: an image is broken and `skip` is off, all are broken, sizes differ, or memory would not do.
     """
-    height, width = (size, size) if size else _common_size(source, indices)
+    height, width = (size, size) if size else common_size(source, indices)
     pixels_per_image = height * width * channels
     if len(indices) * pixels_per_image > _MEMORY_LIMIT:
         raise LowbitError(
@@ -128,8 +128,12 @@ class _Blocks(Dataset):
         return torch.from_numpy(pixels), broken
 
 
-def _common_size(source: ImageSource, indices: range) -> tuple[int, int]:
-    """Height and width of the first image that can be opened."""
+def common_size(source: ImageSource, indices: range) -> tuple[int, int]:
+    """Height and width of the first image that can be opened.
+
+    Raises:
+        LowbitError: none can.
+    """
     for index in indices:
         try:
             width, height = source.read(index).size

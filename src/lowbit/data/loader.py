@@ -25,6 +25,8 @@ class Loader(Protocol):
     num_images: int
     """Images of the split, all ranks together; a training loader with `drop_last` visits fewer in one epoch."""
     num_classes: int
+    image_shape: tuple[int, int, int]
+    """Channels, height and width."""
     class_names: tuple[str, ...] | None
     """None where the data set has only numbers."""
     skipped: list[str]

@@ -19,7 +19,7 @@ from lowbit.data.config import DataConfig
 from lowbit.data.decode import Broken, decode
 from lowbit.data.loader import TrainSchedule, check_eval, decoding_workers, epoch_generator, mixed_seed
 from lowbit.data.shards import Sample, Shards, read_rows
-from lowbit.data.stream import Delivery, collate, image_transform, seeded
+from lowbit.data.stream import Delivery, collate, image_shape, image_transform, seeded
 from lowbit.errors import LowbitError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class StreamedShards:
         )
         self.num_images = self._dataset.num_images
         self.num_classes = num_classes
+        self.image_shape = image_shape(config)
         self._deliver = Delivery(config, device)
         workers = max(n for n in _WORKERS if n <= decoding_workers(config))
         self._loader = DataLoader(

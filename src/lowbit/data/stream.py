@@ -47,6 +47,7 @@ class StreamedImages:
         import_torchvision()  # once, here, rather than in every worker
         self.num_images = min(len(source), config.limit or len(source)) if train else len(source)
         self.num_classes = num_classes
+        self.image_shape = image_shape(config)
         self.class_names = source.class_names
         self._deliver = Delivery(config, device)
         shape = dict(rank=rank, world_size=world_size)
@@ -157,12 +158,18 @@ def seeded(transform: Callable[[Image], Tensor], image: Image, seed: int) -> Ten
         return transform(image)
 
 
+def image_shape(config: DataConfig) -> tuple[int, int, int]:
+    """Channels, height and width of what `image_transform` makes."""
+    size = config.image_size or 224
+    return (config.channels, size, size)
+
+
 def image_transform(config: DataConfig, *, train: bool) -> Callable[[Image], Tensor]:
     """torchvision's transforms from a PIL image to uint8 [C, H, W], as `DataConfig.augment` says."""
     import_torchvision()
     from torchvision.transforms import v2
 
-    size = config.image_size or 224
+    _, size, _ = image_shape(config)
     resize = v2.Resize(round(size * _RESIZE))
     if not train:
         steps = [resize, v2.CenterCrop(size)]

@@ -133,6 +133,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _check(self.warmup_epochs >= 0, f"schedule.warmup_epochs must not be negative, got {self.warmup_epochs}")
+        _check(self.step_factor > 0, f"schedule.step_factor must be positive, got {self.step_factor}")
         _check(self.step_epochs >= 1, f"schedule.step_epochs must be at least 1, got {self.step_epochs}")
 
     def factor(self, epochs_done: float, epochs: int) -> float:
@@ -189,6 +190,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        warmup = self.schedule.warmup_epochs
+        _check(warmup <= self.epochs, f"schedule.warmup_epochs {warmup:g} are more than the {self.epochs} epochs")
         _check(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")
         _check(self.accumulate >= 1, f"accumulate must be at least 1, got {self.accumulate}")
         _check(self.grad_clip is None or self.grad_clip > 0, f"grad_clip must be positive, got {self.grad_clip}")

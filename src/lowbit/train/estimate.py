@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import lowbit
 from lowbit.data import ImageSource, training_split
+from lowbit.data.decode import common_size
+from lowbit.data.stream import image_shape
 from lowbit.errors import LowbitError
 from lowbit.models import NETWORKS
 from lowbit.saved import saved_bytes
@@ -58,15 +60,14 @@ def sample_shape(config: TrainConfig, model: nn.Module) -> tuple[int, ...]:
     set yet, the network's own.
 
     Raises:
-        LowbitError: none of them says it.
+        LowbitError: none of them says it, or no image can be read.
     """
     data = config.data
     if data.image_size is not None or not data.in_memory:
-        size = data.image_size or 224
-        return (data.channels, size, size)
+        return image_shape(data)
     source = training_split(data) if data.path else None
     if isinstance(source, ImageSource):
-        width, height = source.read(0).size
+        height, width = common_size(source, range(len(source)))
         return (data.channels, height, width)
     network = NETWORKS.get(config.model.name.replace("_", "-"))
     # timm's networks say it themselves.

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object, set_seed
+from torch import nn
 
 import lowbit
 from lowbit import models
@@ -27,8 +28,8 @@ from lowbit.train.build import build_float, identity, load, prepare, read_config
 from lowbit.train.checkpoint import Checkpoints, Which
 from lowbit.train.config import TrainConfig, differences
 from lowbit.train.tasks import make_task
-from lowbit.train.tracking import Metrics, mean_steps, progress, save_versions
-from lowbit.train.trainer import Trainer, evaluate
+from lowbit.train.tracking import Metrics, mean_steps, progress, save_versions, writable
+from lowbit.train.trainer import CALMER, Trainer, evaluate
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ def _run(config: TrainConfig, resume: bool) -> Result:
         folder = _run_folder(config, resume)
         checkpoints = Checkpoints(folder)
         config = resolve(config)
+        if config.precision != "no" and not accelerator.native_amp:
+            raise LowbitError(
+                f"precision {config.precision!r} does not work here, on {accelerator.device.type}: use bf16 or no"
+            )
         if resume:
             _check_same(read_config(folder), config, folder)
         goes_on = resume and checkpoints.exists
@@ -100,6 +105,12 @@ def _run(config: TrainConfig, resume: bool) -> Result:
             model = prepare(original, config.quantization)
             train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
             check_classes(config, train.num_classes, training=True)
+            for loader in (train, test):
+                check_shape(config, original, loader.image_shape)
+            if len(train) < config.accumulate:
+                raise LowbitError(
+                    f"accumulate is {config.accumulate}, but an epoch has only {len(train)} batches: lower it, or data.batch_size"
+                )
             if saved:
                 models.load_weights(model, weights)
         model.to(accelerator.device, memory_format=config.memory_format)
@@ -120,7 +131,7 @@ def _run(config: TrainConfig, resume: bool) -> Result:
                 set_seed((config.seed * 1_000_003 + epoch + 1) % 2**32, device_specific=True)
                 train.set_epoch(epoch)
                 numbers = trainer.train_epoch(epoch, train, bar.update)
-                loss, accuracy = evaluate(trainer.network, test, accelerator, config.memory_format)
+                loss, accuracy = _tested(trainer, test, state)
                 numbers |= {"test_loss": loss, "test_accuracy": accuracy, "seconds": time.monotonic() - began}
                 if config.data.corrupt == "skip":
                     numbers["skipped"] = len(_skipped(train, test))
@@ -139,6 +150,23 @@ def _run(config: TrainConfig, resume: bool) -> Result:
         return state.result(folder)
 
 
+def _tested(trainer: Trainer, test: Loader, state: Progress) -> tuple[float, float]:
+    """(loss, accuracy in percent) on the test images after one more epoch than `state` has.
+
+    Raises:
+        LowbitError: the loss is not finite, or a weight is not, which low bits may hide; on every process. A training
+            loss tells that only a step later, and after the last step there is none.
+    """
+    loss, accuracy = evaluate(trainer.network, test, trainer.accelerator, trainer.config.memory_format)
+    with agreed():
+        broken = trainer.not_finite()
+        if broken is not None or not math.isfinite(loss):
+            what = f"the test loss is {loss}" if broken is None else f"{broken} holds NaN or infinity"
+            kept = f"; the checkpoint of epoch {state.epochs_done} stays as it is" if state.epochs_done else ""
+            raise LowbitError(f"{what} after epoch {state.epochs_done + 1}: {CALMER}{kept}")
+    return loss, accuracy
+
+
 @contextmanager
 def _started(config: TrainConfig, folder: Path, *, main: bool, fresh: bool) -> Iterator[None]:
     """The run folder, made by the first process; what a fresh run wrote is removed if it fails before a checkpoint.
@@ -150,7 +178,7 @@ def _started(config: TrainConfig, folder: Path, *, main: bool, fresh: bool) -> I
     made = not folder.exists()
     with agreed():
         if main:
-            with _writable(folder):
+            with writable(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "metrics.jsonl").touch()
                 if fresh:
@@ -169,16 +197,6 @@ def _started(config: TrainConfig, folder: Path, *, main: bool, fresh: bool) -> I
         raise
 
 
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LowbitError(
-            f"{folder}: can't be written ({error.strerror or error}); give another run folder (--output), or make room"
-        ) from error
-
-
 def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | None = None) -> tuple[float, float]:
     """(loss, accuracy in percent) of a run's checkpoint on the test images, of another data path where one is given.
 
@@ -192,6 +210,7 @@ def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | 
             accelerator = _accelerator(config)
             test = eval_loader(config.data, **_place(accelerator))
             check_classes(config, test.num_classes, training=False)
+            check_shape(config, model, test.image_shape)
         with _determinism(config.deterministic):
             model.to(accelerator.device, memory_format=config.memory_format)
             return evaluate(model, test, accelerator, config.memory_format)
@@ -229,6 +248,26 @@ def check_classes(config: TrainConfig, num_classes: int, *, training: bool) -> N
         )
 
 
+@torch.no_grad()
+def check_shape(config: TrainConfig, network: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse images that the network cannot take.
+
+    Raises:
+        LowbitError: one of this shape (channels, height, width) does not go through it.
+    """
+    training = network.training
+    try:
+        network.eval()(torch.zeros(1, *shape))
+    except Exception as error:  # networks refuse in their own ways, often in a layer far behind the input
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LowbitError(
+            f"{config.model.name} does not take images of {'x'.join(map(str, shape))} ({reason}): set data.channels and "
+            "data.image_size to what it takes"
+        ) from error
+    finally:
+        network.train(training)
+
+
 def _finish(
     config: TrainConfig,
     trainer: Trainer,
@@ -246,8 +285,8 @@ def _finish(
         set_seed(config.seed, device_specific=True)
         train.set_epoch(config.epochs)
         trainer.reestimate_batchnorm(itertools.islice(train, config.bn_batches))
-        _, reestimated = evaluate(trainer.network, test, trainer.accelerator, config.memory_format)
-        keep = config.bn_keep == "always" or reestimated > accuracy
+        loss, reestimated = evaluate(trainer.network, test, trainer.accelerator, config.memory_format)
+        keep = math.isfinite(loss) and (config.bn_keep == "always" or reestimated > accuracy)
         say(
             f"batch-norm re-estimated: test accuracy {accuracy:.2f} % -> {reestimated:.2f} %, "
             f"{'kept' if keep else 'left as trained'}"
@@ -270,10 +309,12 @@ def _finish(
         best_accuracy=state.best_accuracy,
         reestimated_accuracy=state.reestimated_accuracy,
     )
-    if trainer.accelerator.is_main_process:
-        from lowbit.report import plot_run
+    with agreed():
+        if trainer.accelerator.is_main_process:
+            from lowbit.report import plot_run
 
-        plot_run(metrics.folder)
+            with writable(metrics.folder):
+                plot_run(metrics.folder)
     _save(checkpoints, "final", trainer, state, best=best)
     say(f"{metrics.folder}: test accuracy {state.accuracy:.2f} %, best {state.best_accuracy:.2f} %")
     return state
@@ -287,7 +328,7 @@ def _save(checkpoints: Checkpoints, name: str, trainer: Trainer, state: Progress
         training = {"progress": asdict(state), "trainer": trainer.state_dict(keep=main)}
     with agreed():
         if main:
-            with _writable(checkpoints.folder):
+            with writable(checkpoints.folder):
                 checkpoints.save(name, network, training, identity(trainer.config), best=best)
 
 
@@ -313,7 +354,11 @@ def _check_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
     movable = ("output", "data.path", "data.workers", "model.init", "shard", "grad_checkpointing")
     changed = [line for name, line in differences(before, now) if name not in movable]
     if changed:
-        raise LowbitError(f"{folder}: the run was started with other settings ({'; '.join(changed)}); use those")
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise LowbitError(
+            f"{folder}: the run was started with other settings ({'; '.join(changed[:3])}{more}); "
+            f"`lowbit train --resume --output {folder}` goes on with those"
+        )
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import lowbit
@@ -26,6 +27,9 @@ from lowbit.train.tasks import Task
 
 # Seconds between two looks at loss and accuracy: a look waits for the device, a step does not.
 _LOOK = 0.5
+
+CALMER = "lower optimizer.lr, set schedule.warmup_epochs or grad_clip, and train anew"
+"""The way out where training has lost its numbers."""
 
 Report = Callable[[int, int, int, float, float], None]
 """Is told (epoch, steps done, steps of the epoch, mean loss so far, accuracy so far in percent)."""
@@ -109,8 +113,6 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         # Only whole optimizer steps: gradients left over would leak into the next epoch.
         steps = len(loader) // config.accumulate * config.accumulate
-        if steps == 0:
-            raise LowbitError(f"accumulate is {config.accumulate}, but an epoch has only {len(loader)} batches")
         losses = torch.zeros(steps, device=accelerator.device)
         right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         seen, checked, looked = 0, 0, time.monotonic()
@@ -156,6 +158,13 @@ class Trainer:
         with self.accelerator.autocast():
             lowbit.reestimate_batchnorm(self.network, batches)
         average_batchnorm(self.network)
+
+    @torch.no_grad()
+    def not_finite(self) -> str | None:
+        """The first parameter of `network` with NaN or infinity in what this process holds of it, or None."""
+        named = [(n, p.to_local() if isinstance(p, DTensor) else p) for n, p in self.network.named_parameters()]
+        fine = torch.stack([p.isfinite().all() for _, p in named]).tolist()
+        return next((name for (name, _), ok in zip(named, fine) if not ok), None)
 
     def _average_batchnorm(self) -> None:
         """One set of statistics on all processes, so that all evaluate, save and go on with one network."""
@@ -262,7 +271,4 @@ def _check_finite(losses: Tensor, epoch: int, first: int) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = first + int(bad[0])
-        raise LowbitError(
-            f"the loss is {float(losses[int(bad[0])])} at epoch {epoch + 1}, step {step + 1}: lower optimizer.lr, set "
-            "schedule.warmup_epochs or grad_clip, and train anew"
-        )
+        raise LowbitError(f"the loss is {float(losses[int(bad[0])])} at epoch {epoch + 1}, step {step + 1}: {CALMER}")
