@@ -206,6 +206,136 @@ def test_operations_without_integer_form_are_all_named():
         lowbit.prepare(Softmax(), integer_only=True)
 
 
+class Forward(nn.Module):
+    """Two convolutions, a batch-norm and a linear layer, used as a function says."""
+
+    def __init__(self, function, **layers: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 5)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def start(self, x):
+    return F.relu(self.norm(self.first(x)))
+
+
+def finish(self, x):
+    return self.head(self.second(x).mean((2, 3)))
+
+
+def gate_by_channel_mean(self, x):
+    y = start(self, x)
+    return finish(self, y * y.mean(1, keepdim=True))
+
+
+def shuffled_by_permutation(self, x):
+    y = start(self, x)
+    b, c, h, w = y.shape
+    return finish(self, y.view(b, 2, c // 2, h, w).permute(0, 2, 1, 3, 4).reshape(b, c, h, w))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (gate_by_channel_mean, "mean in the network's forward takes the mean over other dimensions"),
+        (lambda self, x: self.head(start(self, x).mean(2).mean(2)), "mean in .* over other dimensions"),
+        (
+            lambda self, x: finish(self, F.adaptive_avg_pool2d(start(self, x), 3)),
+            "adaptive pooling to a size other than 1",
+        ),
+        (lambda self, x: finish(self, F.adaptive_avg_pool2d(start(self, x), (1, None))), "adaptive pooling to a size"),
+        (lambda self, x: finish(self, start(self, x).transpose(2, 3)), "only the channel shuffle"),
+        (lambda self, x: finish(self, torch.cat(start(self, x).chunk(2, 0), 1)[:, :8]), "splits the batch"),
+        (
+            lambda self, x: self.head(torch.flatten(input=start(self, x)[:, :, :1, :1], start_dim=1)),
+            "called in a way that has no integer form",
+        ),
+    ],
+)
+def test_operations_that_only_shapes_tell_apart(function, words):
+    x = images(4, 3, 9, 7)
+    prepared = lowbit.prepare(Forward(function), integer_only=True)
+    with pytest.raises(LowbitError, match=words):
+        lowbit.to_integer(lowbit.calibrate(prepared, [x]), x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        shuffled_by_permutation,
+        lambda self, x: finish(self, torch.cat(start(self, x).chunk(2, 1), 1)),
+        lambda self, x: finish(self, sum(layer(start(self, x)) for layer in (self.second, self.second))),
+        lambda self, x: self.head(F.adaptive_avg_pool2d(start(self, x), 1).squeeze()),
+    ],
+)
+def test_ways_to_write_it(function):
+    x = images(4, 3, 9, 7)
+    prepared = trained(Forward(function), x)
+    compared, differ = agreement(prepared, x)
+    assert differ <= 0.01 * compared
+    # No dimension of size one is taken for the batch.
+    assert torch.equal(lowbit.to_integer(prepared, x[:1])(x), lowbit.to_integer(prepared, x)(x))
+
+
+@pytest.mark.parametrize("gamma", [1e-9, -1e-12, 1e-30, 1e-42])
+def test_a_channel_that_weight_decay_has_switched_off(gamma):
+    x = images(4, 3, 9, 7)
+    prepared = trained(Forward(lambda self, x: self.head(start(self, x).mean((2, 3)))), x)
+    with torch.no_grad():
+        prepared.norm.weight[2], prepared.norm.bias[2] = gamma, 0.5
+    assert agreement(prepared, x)[1] == 0
+    codes = lowbit.to_integer(prepared, x).codes(x)["first"]
+    step = prepared.get_submodule("streams.relu").step
+    assert bool((codes[:, 2] == torch.round(0.5 / step)).all())
+
+
+def test_what_training_alone_does_is_not_in_the_graph():
+    def function(self, x):
+        y = self.head(F.dropout(start(self, x).mean((2, 3)), 0.5, training=self.training))
+        return (y, x) if self.training else y
+
+    x = images(4, 3, 9, 7)
+    for mode in (True, False):
+        prepared = lowbit.prepare(Forward(function).train(mode), integer_only=True)
+        assert prepared.training == prepared.norm.training == mode
+        lowbit.calibrate(prepared, [x])
+        torch.testing.assert_close(prepared.eval()(x), lowbit.to_integer(prepared, x)(x), rtol=0.02, atol=0.02)
+        prepared.train()
+        assert not torch.equal(prepared(x), prepared(x))  # dropped anew
+
+
+def test_layers_that_stay_in_evaluation_do_so():
+    model = Forward(lambda self, x: finish(self, start(self, x))).train()
+    model.norm.eval()
+    prepared = lowbit.prepare(model, integer_only=True)
+    assert prepared.training and not prepared.norm.training
+    x = images(2, 3, 9, 7)
+    lowbit.to_integer(lowbit.calibrate(prepared, [x]), x)
+    assert prepared.training and prepared.second.training and not prepared.norm.training
+
+
+def test_a_batch_norm_with_a_forward_of_its_own():
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = Forward(lambda self, x: finish(self, start(self, x)), norm=Doubled(8))
+    with pytest.raises(LowbitError, match="Doubled: 'norm'"):
+        lowbit.prepare(model, integer_only=True)
+
+
+def test_torchvision_efficientnet():
+    model = import_torchvision().models.efficientnet_b0(weights=None, num_classes=10)
+    prepared = lowbit.prepare(model, integer_only=True)
+    assert any(type(module).__name__ == "StochasticDepth" for module in prepared.modules())
+
+
 def small(**options) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
@@ -223,6 +353,11 @@ X = images(2, 3, 8, 8)
          "weight of layer '0' has a step that is not finite"),
         (lambda m: nn.init.constant_(lowbit.calibrate(m, [X]).get_submodule("1").bias, 1e30),
          "layer '0': its bias does not fit 32 bits"),
+        (lambda m: nn.init.constant_(lowbit.calibrate(m, [X]).get_submodule("0").weight, float("nan")),
+         "layer '0': its weight holds NaN or infinity"),
+        (lambda m: nn.init.constant_(lowbit.calibrate(m, [X]).get_submodule("1").running_var, float("inf")),
+         "layer '1': its running_var holds NaN or infinity"),
+        (lambda m: lowbit.calibrate(m, [X]).double(), "layer '0': its weight is torch.float64, not float32: call model.float"),
     ],
 )  # fmt: skip
 def test_networks_that_cannot_be_converted(spoil, words):
@@ -249,10 +384,60 @@ def test_full_precision_layers_are_refused(options, words):
         small(**options)
 
 
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (X.double(), "float32 inputs in one tensor, not torch.float64"),
+        ([X], "float32 inputs in one tensor, not list"),
+        (X[:, :2], r"does not take a batch of two inputs of shape \(2, 8, 8\).*: Given groups=1"),
+        (X[0], r"does not take a batch of two inputs of shape \(8, 8\)"),
+    ],
+)
+def test_examples_that_the_network_does_not_take(example, words):
+    with pytest.raises(LowbitError, match=words):
+        lowbit.to_integer(lowbit.calibrate(small(), [X]), example)
+
+
+def layers_and(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (
+            [nn.ConvTranspose2d(4, 4, 2), nn.Softmax(1)],
+            "layer '2': transposed convolutions have none yet\n  layer '3'\n",
+        ),
+        ([nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")], "layer '2': padding_mode 'reflect' has none"),
+        ([nn.BatchNorm2d(4, track_running_stats=False)], "layer '2': it keeps no running statistics"),
+        ([nn.LayerNorm(6)], "no integer form:\n  layer '2'\nreplace"),
+    ],
+)
+def test_layers_without_an_integer_form_are_named_before_training(layers, words):
+    model = layers_and(*layers)
+    model(X)
+    with pytest.raises(LowbitError, match=words):
+        lowbit.prepare(model, integer_only=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda self, x: {"classes": finish(self, start(self, x))}, "gives one tensor, this one gives a dict; wrap it"),
+        (lambda self, x: (finish(self, start(self, x)), x), "gives one tensor, this one gives a tuple; wrap it"),
+        (lambda self, x: finish(self, start(self, x).clamp(max=self.norm.bias)), "clamp in the network's forward"),
+    ],
+)
+def test_forwards_without_an_integer_form_are_named_before_training(function, words):
+    with pytest.raises(LowbitError, match=words):
+        lowbit.prepare(Forward(function), integer_only=True)
+
+
 def test_groups_within_an_output_channel_are_refused():
-    model = lowbit.calibrate(small(rules=[Rule("4", granularity="group:36")]), [X])
-    with pytest.raises(LowbitError, match="several steps within an output channel"):
-        lowbit.to_integer(model, X)
+    with pytest.raises(LowbitError, match="layer '4' has several steps within an output channel"):
+        small(rules=[Rule("4", granularity="group:36")])
+    small(rules=[Rule("0", granularity="channels:2"), Rule("4", granularity="group:144")])  # one each
 
 
 def test_a_fractional_offset_says_how_to_snap():

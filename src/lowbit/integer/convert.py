@@ -85,15 +85,22 @@ def convert(model: nn.Module, example_input: Tensor) -> tuple[ir.Graph, dict[str
         example_input: an input batch; its shape without the batch becomes the graph's input shape.
 
     Raises:
-        LowbitError: a model prepared otherwise, a quantizer without step or with a step or offset that is not finite, a
-            fractional offset, or an operation in a form that has no integer counterpart; the message names the layer. Also
-            what `check.validate` raises.
+        LowbitError: a model prepared otherwise, a quantizer without step, a step, offset or parameter that is not finite, a
+            fractional offset, an example that the network does not take, or an operation in a form that has no integer
+            counterpart; the message names the layer. Also what `check.validate` raises.
     """
     if not isinstance(model, fx.GraphModule) or not hasattr(model, "streams"):
-        raise LowbitError("the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …)")
+        raise LowbitError(
+            "the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …); on the command line, "
+            "lowbit train … --quantization.integer-only"
+        )
     _check_quantizers(model)
+    _check_parameters(model)
     shapes = _shapes(model, example_input)
-    return _simplified(*_Converter(model, shapes).run(example_input))
+    graph, traced = _Converter(model, shapes).run(example_input)
+    graph = validate(graph)
+    _check_shapes(graph, traced, model, shapes)
+    return _simplified(graph, traced)
 
 
 def _simplified(graph: ir.Graph, traced: Mapping[str, Traced]) -> tuple[ir.Graph, dict[str, Traced]]:
@@ -101,7 +108,6 @@ def _simplified(graph: ir.Graph, traced: Mapping[str, Traced]) -> tuple[ir.Graph
 
     A tensor that is split waits for its grid in each part, and so is made once a part; reshapes stand around a channel shuffle.
     """
-    graph = validate(graph)
     nodes: dict[str, ir.Node] = {}
     seen: dict[tuple, str] = {}
     same: dict[str, str] = {}
@@ -156,8 +162,39 @@ def _check_quantizers(model: nn.Module) -> None:
             raise LowbitError(f"{module.name} is binary {{-1, 1}}, which has no zero: give activations 2 bits or more")
 
 
+def _check_parameters(model: nn.Module) -> None:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if not value.is_floating_point():
+            continue
+        holder, _, what = name.rpartition(".")
+        if value.dtype != torch.float32:
+            raise LowbitError(f"layer {holder!r}: its {what} is {value.dtype}, not float32: call model.float() first")
+        if not bool(torch.isfinite(value).all()):
+            raise LowbitError(
+                f"layer {holder!r}: its {what} holds NaN or infinity: training has diverged; go back to an earlier checkpoint "
+                "and lower the learning rate"
+            )
+
+
+def _check_shapes(
+    graph: ir.Graph, traced: Mapping[str, Traced], model: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]
+) -> None:
+    """Refuse a graph whose tensors have other shapes than the trained network's: an operation was not what it was taken for."""
+    nodes = {node.name: node for node in model.graph.nodes}
+    for name, place in traced.items():
+        tensor = nodes[place.node].args[0]
+        if graph.by_name[name].type.shape != shapes[tensor][1:]:
+            raise LowbitError(
+                f"{t.describe(tensor)} gives shape {shapes[tensor][1:]} in the trained network and {graph.by_name[name].type.shape} "
+                f"in integers: it is used in a way that has no integer form; {t.WAY_OUT}"
+            )
+
+
 def _shapes(model: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-    """The shape of every node's tensor, with the batch."""
+    """The shape of every node's tensor, with a batch of two, in which no dimension of one is taken for the batch."""
+    if not isinstance(example_input, Tensor) or example_input.dtype != torch.float32 or example_input.ndim == 0:
+        what = example_input.dtype if isinstance(example_input, Tensor) else type(example_input).__name__
+        raise LowbitError(f"the example input must be a batch of float32 inputs in one tensor, not {what}")
     shapes: dict[fx.Node, tuple[int, ...]] = {}
 
     class Recorder(fx.Interpreter):
@@ -169,13 +206,22 @@ def _shapes(model: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, tuple
                 shapes[node] = [tuple(part.shape) for part in out]
             return out
 
-    training = model.training
+    two = torch.zeros(2, *example_input.shape[1:], device=next(model.parameters()).device)
+    modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
-            Recorder(model).run(example_input.to(next(model.parameters()).device))
+            Recorder(model).run(two)
+    except LowbitError:
+        raise
+    except Exception as error:  # whatever the network's own operations raise
+        reason = str(error).partition("\n")[0]
+        raise LowbitError(
+            f"the network does not take a batch of two inputs of shape {tuple(two.shape[1:])}, as the example's are: {reason}"
+        ) from error
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return shapes
 
 
@@ -206,7 +252,12 @@ class _Converter:
             elif kind == t.SHAPE:
                 continue
             else:
-                self.values[node] = getattr(self, f"_{kind}")(node)
+                try:
+                    self.values[node] = getattr(self, f"_{kind}")(node)
+                except (AttributeError, IndexError, KeyError, TypeError) as error:  # arguments that were not thought of
+                    raise LowbitError(
+                        f"{t.describe(node)} is called in a way that has no integer form ({error!r}); {t.WAY_OUT}"
+                    ) from error
         graph = ir.Graph(name, tuple(example_input.shape[1:]), tuple(self.nodes), output)
         return graph, self.traced
 
@@ -226,8 +277,6 @@ class _Converter:
     def _norm(self, node: fx.Node) -> _Waiting:
         before = node.args[0]
         norm = self.modules[node.target]
-        if norm.running_mean is None:
-            raise LowbitError(f"layer {node.target!r} keeps no running statistics, which folding it needs")
         if folds_into(before, self.kinds) is node:
             layer = self.modules[before.target]
             x = self._codes(self.values[before.args[0]], layer.input_quantizer)
@@ -264,7 +313,13 @@ class _Converter:
         if before == after:
             return x
         spatial = len(before) - 2
-        if spatial >= 1 and (len(after) == 2 or all(size == 1 for size in after[2:])):
+        is_global = spatial >= 1 and (after == before[:2] or after == (*before[:2], *(1,) * spatial))
+        if node.target in (torch.mean, "mean") and not is_global:
+            raise LowbitError(
+                f"{t.describe(node)} takes the mean over other dimensions than all positions of a channel, which has no "
+                "integer form"
+            )
+        if is_global:
             pooled = _Waiting(node.name, lambda n, y: ir.GlobalAveragePool(name=n, inputs=(x.name,), type=y))
             return pooled if len(after) > 2 else replace(pooled, moves=[_reshape(node.name, (after[1],))])
         options = self._pooling_options(node, "avg_pool")
@@ -287,7 +342,8 @@ class _Converter:
         axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if axis % len(self.shapes[node]) != 1:
             raise LowbitError(f"{t.describe(node)}: only channels (dimension 1) can be concatenated in integers")
-        parts = [self.values[tensor] for tensor in tensors]
+        # One node where the parts that chunk or split gave are passed on as they are.
+        parts = self.values[tensors] if isinstance(tensors, fx.Node) else [self.values[tensor] for tensor in tensors]
         if len(parts) == 1:
             return parts[0]
         if all(isinstance(part, Codes) for part in parts) and len({part.type.grid for part in parts}) == 1:
@@ -389,10 +445,6 @@ class _Converter:
     def _affine(self, node: fx.Node, layer: QuantizedLayer, x: Codes, norm: nn.Module | None) -> _Waiting:
         """A convolution or linear layer, with the batch-norm behind it."""
         where = f"layer {node.target!r}"
-        if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-            raise LowbitError(
-                f"{where}: transposed convolutions have no integer form yet; use upsampling and a convolution"
-            )
         codes = _weight_codes(layer)
         gain, scale, bias = (part.cpu() for part in fold(layer.input_quantizer.step, layer, norm))
         codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
@@ -409,8 +461,6 @@ class _Converter:
                 is_layer=True,
             )
             return waiting
-        if layer.padding_mode != "zeros":
-            raise LowbitError(f"{where}: padding_mode {layer.padding_mode!r} has no integer form; use zeros")
         spatial = tuple(layer.stride), _padding(layer), tuple(layer.dilation), layer.groups
         return replace(self._convolution(node.name, x, weight, bias, *spatial), is_layer=True)
 
@@ -424,10 +474,7 @@ class _Converter:
         )  # fmt: skip
 
     def _output(self, node: fx.Node) -> str:
-        (result,) = node.args
-        if not isinstance(result, fx.Node):
-            raise LowbitError(f"the network gives a {type(result).__name__}, not one tensor: return the tensor alone")
-        value = self.values[result]
+        value = self.values[node.args[0]]
         if isinstance(value, Codes):
             return value.name
         if not isinstance(value, _Waiting) or not value.is_layer or value.moves:
@@ -450,7 +497,7 @@ class _Converter:
         else:
             options = dict(zip(names, node.args[1:])) | {k: v for k, v in node.kwargs.items() if k in names}
         options = defaults | options
-        if "kernel_size" not in options:
+        if "kernel_size" not in options or "adaptive" in getattr(node.target, "__name__", ""):
             raise LowbitError(f"{t.describe(node)}: adaptive pooling to a size other than 1 has no integer form")
         options["stride"] = options["stride"] if options["stride"] not in (None, ()) else options["kernel_size"]
         for key in ("kernel_size", "stride", "padding", "dilation"):
@@ -489,6 +536,8 @@ class _Converter:
         if isinstance(after, list):
             moves, start = [], 0
             axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0) % len(before)
+            if axis == 0:
+                raise LowbitError(f"{t.describe(node)} splits the batch, which has no integer form")
             for part in after:
                 moves.append(_slice(name, axis, start, start + part[axis], 1))
                 start += part[axis]
@@ -509,9 +558,14 @@ class _Converter:
 
     def _transposition(self, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...]) -> list[_Move]:
         """(groups, channels/groups, …) to (channels/groups, groups, …), between two reshapes: a channel shuffle."""
-        order = [node.args[1], node.args[2]] if node.target in (torch.transpose, "transpose") else None
-        swapped = order is not None and sorted(axis % len(before) for axis in order) == [1, 2]
-        if not swapped or len(before) < 3:
+        order = list(range(len(before)))
+        if node.target in (torch.transpose, "transpose"):
+            a, b = (axis % len(before) for axis in node.args[1:3])
+            order[a], order[b] = order[b], order[a]
+        else:
+            axes = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+            order = [axis % len(before) for axis in axes]
+        if order != [0, 2, 1, *range(3, len(before))]:
             raise LowbitError(f"{t.describe(node)}: among transpositions only the channel shuffle has an integer form")
         groups, rest = before[1], tuple(before[3:])
         name = node.name
@@ -583,8 +637,9 @@ def _int32(where: str, bias: Tensor) -> Tensor:
     """An integer bias as int32, refused where it does not fit."""
     if not bool(torch.isfinite(bias).all()) or bool((bias.abs() >= 2**31).any()):
         raise LowbitError(
-            f"{where}: its bias does not fit 32 bits on the accumulator's grid (largest {float(bias.abs().max()):.3g}); the "
-            "step of its input or weight is far too small for it: calibrate anew or give the layer more bits"
+            f"{where}: its bias does not fit 32 bits on the accumulator's grid (largest {float(bias.abs().max()):.3g}): what "
+            "its input and weight give is next to nothing beside its bias, or its batch-norm's statistics; train the network, "
+            "or calibrate it anew on data like the training's"
         )
     return bias.to(torch.int32)
 
@@ -599,9 +654,9 @@ def _padding(layer: QuantizedLayer) -> ir.Pads:
 
 def trained_codes(model: fx.GraphModule, traced: Mapping[str, Traced]) -> Callable[[Tensor], dict[str, Tensor]]:
     """A function from an input batch to the codes that the trained network's own quantizers give, by integer tensor; the
-    network's output is under "".
+    network's output is under "". It computes on the CPU, on a copy.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).cpu().eval()
     modules = dict(model.named_modules(remove_duplicate=False))
     wanted: dict[str, list[tuple[str, Traced]]] = {}
     for name, place in traced.items():
