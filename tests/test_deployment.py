@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import weakref
 from dataclasses import replace
 
 import onnx
@@ -72,6 +73,22 @@ def test_verify_agrees_on_what_was_exported(model, network, tmp_path):
     assert sum(row.trained_differ for row in trained) <= 1e-3 * sum(row.compared for row in trained)
 
 
+def test_verify_goes_through_its_batches_once(model, network, tmp_path):
+    lowbit.export(network, tmp_path / "m.onnx")
+    alive = []
+
+    def batches():
+        for _ in range(4):
+            batch = X.clone().requires_grad_()  # as another's loop may have it
+            alive.append(weakref.ref(batch))
+            yield [batch]  # as a loader of a dataset without labels gives it
+            del batch
+            assert sum(each() is not None for each in alive[:-1]) <= 1  # not all at once in memory
+
+    report = lowbit.verify(model, tmp_path / "m.onnx", batches())
+    assert report.ok and report.samples == 4 * len(X) and report.top1 is None
+
+
 def test_verify_sees_a_change_after_the_export(model, network, tmp_path):
     import copy
 
@@ -132,6 +149,11 @@ def test_a_file_that_computes_something_else_is_not_left(network, tmp_path, monk
         (lambda network, path: lowbit.export(network, path), "is a folder; give the name of a file"),
         (lambda network, path: lowbit.verify(network, path / "m.onnx", [X]), "m.onnx: cannot be read: No such file"),
         (lambda network, path: lowbit.verify(network, path / "m.onnx", []), "at least one batch"),
+        (
+            lambda network, path: lowbit.export(torch.nn.Linear(2, 2), path / "m.onnx"),
+            "not a Linear: make it with lowbit.to_",
+        ),
+        (lambda network, path: lowbit.verify(torch.nn.Linear(2, 2), path / "m.onnx", [X]), "quantization.integer-only"),
         (lambda network, path: network(torch.zeros(1, 3, 8, 8)), "shape"),
         (lambda network, path: network(X.double()), "float32"),
         (lambda network, path: network(X * float("nan")), "NaN"),

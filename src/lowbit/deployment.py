@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,6 +68,11 @@ def export(
     Raises:
         LowbitError: unknown format, missing folder or package, or a file that does not compute the same.
     """
+    if not isinstance(network, IntegerNetwork):
+        raise LowbitError(
+            f"export takes the integer network, not a {type(network).__name__}: make it with lowbit.to_integer(model, example_input), "
+            "or read it with lowbit.IntegerNetwork.load(path)"
+        )
     if format not in FORMATS:
         raise LowbitError(f"unknown format {format!r}: known are {', '.join(FORMATS)}")
     path = Path(path)
@@ -91,7 +97,7 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     Args:
         model: the trained network (converted anew, so that a change after the export shows), or an integer network.
         file: what `export` wrote, in any format; of an "executorch" file the output alone is compared.
-        batches: inputs, or (input, label) pairs.
+        batches: inputs, or (input, label) pairs; gone through once, one at a time in memory.
 
     Returns:
         A report with a row per tensor; `.ok` says whether file and integer reference agree on every code.
@@ -99,17 +105,17 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     Raises:
         LowbitError: no data, a file of another network, or what `to_integer` raises.
     """
-    from lowbit.integer.compare import compare
+    from lowbit.integer.compare import compare, inputs_and_labels
 
-    batches = list(batches)
-    if not batches:
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
         raise LowbitError("there is no data to compare on: give at least one batch")
     if isinstance(model, IntegerNetwork):
-        return compare(model, file, batches, fixed=True)
-    first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
-    graph, traced = convert(model, first)
+        return compare(model, file, chain([first], rest), fixed=True)
+    graph, traced = convert(model, inputs_and_labels(first)[0])
     codes = trained_codes(model, traced)
-    return compare(IntegerNetwork(graph), file, batches, trained=codes, fixed=True)
+    return compare(IntegerNetwork(graph), file, chain([first], rest), trained=codes, fixed=True)
 
 
 def _writer(format: str):

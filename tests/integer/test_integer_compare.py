@@ -115,6 +115,21 @@ def test_no_data(exported):
         compare(exported[0], exported[1], [])
 
 
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"image": torch.zeros(2, 3, 12, 12)}, "not a dict"),
+        ((), "not a tuple of "),
+        ((torch.zeros(2, 3, 12, 12), [1, 2]), "not a tuple of Tensor, list"),
+        ((torch.zeros(2, 3, 12, 12), torch.zeros(2, 10)), r"one per input: 2, but they have shape \(2, 10\)"),
+        ((torch.zeros(2, 3, 12, 12), torch.zeros(3)), r"one per input: 2, but they have shape \(3,\)"),
+    ],
+)
+def test_batches_that_are_none(exported, batch, words):
+    with pytest.raises(LowbitError, match=words):
+        compare(exported[0], exported[1], [batch])
+
+
 def test_file_of_another_network(exported):
     network, path, _ = exported
     nodes = tuple(

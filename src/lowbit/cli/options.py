@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from lowbit.errors import LowbitError, did_you_mean
@@ -54,7 +55,7 @@ def bits(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"expected a number of bits or none, got {text!r}") from None
 
 
-def test_batches(config: TrainConfig, data: str | None, images: int | None) -> list[tuple[Tensor, Tensor]]:
+def test_batches(config: TrainConfig, data: str | None, images: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `images` test images of a run's data (all of them without a number), in batches with their labels."""
     from dataclasses import replace
 
@@ -62,10 +63,9 @@ def test_batches(config: TrainConfig, data: str | None, images: int | None) -> l
 
     if images is not None and images < 1:
         raise LowbitError(f"--images must be at least 1, got {images}")
-    batches, left = [], images
+    left = images
     for x, labels in eval_loader(config.data if data is None else replace(config.data, path=data)):
-        batches.append((x[:left], labels[:left]))
+        yield x[:left], labels[:left]
         left = None if left is None else left - len(x)
         if left is not None and left <= 0:
             break
-    return batches

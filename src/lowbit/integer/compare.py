@@ -124,7 +124,7 @@ def compare(
     """Run the integer reference ("float" requantization), the file and the trained model on the same batches.
 
     path: an ONNX, LiteRT or ExecuTorch file that `formats` wrote, run in its own runtime on the CPU (`runners`).
-    batches: float32 inputs (batch, …), or pairs (input, labels (batch,)); the top-1 is counted where there are labels.
+    batches: as `inputs_and_labels` takes them; the top-1 is counted where there are labels.
     trained: the trained model as a function from an input to its codes by tensor name (any integer or float type holding whole
         numbers), with its float output under "". Tensors it leaves out are not compared.
     fixed: also run the reference with "fixed" requantization, for its top-1.
@@ -138,7 +138,7 @@ def compare(
     samples, top1 = 0, None
     agree = {"file": 0} | ({"trained": 0} if trained else {}) | ({"fixed": 0} if fixed else {})
     for batch in batches:
-        x, labels = (batch[0], batch[1]) if isinstance(batch, tuple | list) else (batch, None)
+        x, labels = inputs_and_labels(batch)
         reference = network.codes(x)
         others = {"file": runner(x)} | ({"trained": trained(x)} if trained else {})
         outputs = {"reference": dequantize(reference[graph.output], graph.by_name[graph.output].type)}
@@ -166,6 +166,26 @@ def compare(
     if samples == 0:
         raise LowbitError("there is no data to compare on: give at least one batch")
     return Report(list(rows.values()), samples, top1, agree)
+
+
+def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """The parts of a batch: inputs (batch, …) alone or in a list of one, or with class numbers (batch,) behind them.
+
+    Raises LowbitError for anything else.
+    """
+    parts = [*batch, None][:2] if isinstance(batch, tuple | list) else [batch, None]
+    x, labels = parts if len(parts) == 2 else (None, None)
+    if not isinstance(x, Tensor) or not isinstance(labels, Tensor | None):
+        kinds = f" of {', '.join(type(part).__name__ for part in batch)}" if isinstance(batch, tuple | list) else ""
+        raise LowbitError(
+            f"a batch must be a tensor of inputs or a pair of tensors, inputs and labels, not a {type(batch).__name__}{kinds}"
+        )
+    if labels is not None and labels.shape != x.shape[:1]:
+        raise LowbitError(
+            f"labels must be class numbers, one per input: {len(x)}, but they have shape {tuple(labels.shape)}; leave them out "
+            "to compare codes alone"
+        )
+    return x.detach(), labels
 
 
 def _count(row: Row, column: str, codes: Tensor, found: Tensor | None) -> None:
