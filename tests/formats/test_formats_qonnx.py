@@ -124,6 +124,19 @@ def test_fractional_zero_point():
     assert (values(graph, x)[b.last] == steps.astype(np.float32)).all()
 
 
+@pytest.mark.parametrize("zero", [-3.98, -3.92, -3.84, -2.4])
+def test_a_table_behind_a_fractional_zero_point(zero):
+    kind = TensorType(1.0, f32(zero), 4, True)
+    table = torch.arange(16, dtype=torch.int16)
+    nodes = (
+        Quantize(name="codes", inputs=("x",), type=kind),
+        Lookup(name="looked", inputs=("codes",), type=TensorType(1.0, 0, 4, False), table=table),
+    )
+    graph = validate(Graph("x", (16,), nodes, "looked"), fractional_zero_points=True)
+    x = (torch.arange(-8.0, 8.0) - f32(zero)).reshape(1, 16)
+    assert values(graph, x)["looked"].flatten().tolist() == table.tolist()
+
+
 def test_output_codes_are_dequantized():
     b = GraphBuilder((2, 6, 6), 0)
     name = b.conv(b.quantize(8), 4, bits=5, zero=3)

@@ -69,5 +69,5 @@ def _codes(byte: Tensor, y: TensorType) -> Tensor:
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a · b + c rounded to float32 once."""
+    """a · b + c rounded to float32 once; a or b is a byte."""
     return (a.to(torch.float64) * b.to(torch.float64) + c.to(torch.float64)).to(torch.float32)

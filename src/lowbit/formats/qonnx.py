@@ -142,6 +142,8 @@ def _look_up(builder: Builder, node: Lookup, x: TensorType) -> None:
     values = node.table.numpy().astype(np.float32) - np.float32(node.type.zero_point)
     shift = builder.constant(f"{node.name}:shift", np.float32(x.zero_point - x.qn))
     shifted = builder.add("Add", [node.inputs[0], shift], f"{node.name}:shifted")
+    if not float(x.zero_point).is_integer():  # then the sum is whole but for its rounding, and a Cast would cut it off
+        shifted = builder.add("Round", [shifted], f"{node.name}:place")
     index = builder.add("Cast", [shifted], f"{node.name}:index", to=TensorProto.INT64)
     table = builder.constant(f"{node.name}:table", values)
     _quant(builder, builder.add("Gather", [table, index], f"{node.name}:value", axis=0), node.name, node.type)

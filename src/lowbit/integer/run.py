@@ -276,7 +276,8 @@ def _add(node: Add, inputs: list[Tensor], types: list[TensorType], fixed: bool) 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a · b + c rounded to float32 once.
 
-    By way of float64: the product of two float32 is exact there, and so is the sum unless the addends lie 2^29 apart.
+    By way of float64. a or b is a byte, so that the product has at most 32 bits and is exact there; so is the sum, unless c is
+    more than 2^21 times the product or 2^28 times below it: then the second rounding could show in the last place alone.
     """
     return torch.addcmul(c.to(torch.float64), a.to(torch.float64), b.to(torch.float64)).to(torch.float32)
 
