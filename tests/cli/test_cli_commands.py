@@ -20,6 +20,7 @@ from PIL import Image
 
 import lowbit.processes
 import lowbit.report
+import lowbit.train
 from lowbit import models
 from lowbit.cli.main import COMMANDS, main
 from lowbit.recipes import RECIPES
@@ -187,6 +188,9 @@ def test_interrupted_run_says_how_to_continue(capsys, tmp_path: Path, monkeypatc
     folder = str(tmp_path / "run")
     train = ["train", "digits-cnn-fp", "--data.limit", "256", "--epochs", "2", "--output", folder]
 
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
     def stop(self, epochs_done, real=Trainer._set_progress):
         if epochs_done > 1:
             raise KeyboardInterrupt
@@ -196,6 +200,11 @@ def test_interrupted_run_says_how_to_continue(capsys, tmp_path: Path, monkeypatc
         patch.setattr(Trainer, "_set_progress", stop)
         assert main(train) == 130
     said = capsys.readouterr()
+    with monkeypatch.context() as patch:  # the first of several processes says it
+        patch.setenv("RANK", "1")
+        patch.setattr(lowbit.train, "run", interrupt)
+        assert main(["train", "--resume", "--output", folder]) == 130
+    assert capsys.readouterr() == ("", "")
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     command = f"lowbit train --resume --output {folder}"
@@ -363,6 +372,13 @@ def test_data_that_lacks_a_class_or_a_split(splits: dict[str, str], message: str
     said = capsys.readouterr()
     assert message in said.err and said.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_eval_on_data_that_lacks_a_class(float_run: str, tmp_path: Path, capsys) -> None:
+    """Numbered by their own names, nine folders would pass for the first nine classes."""
+    assert main(["eval", float_run, "--data", pictures(tmp_path / "data", test="012345689")]) == 2
+    assert "9 classes, but the network has 10" in capsys.readouterr().err
+    assert main(["eval", float_run, "--data", pictures(tmp_path / "all", test="0123456789")]) == 0
 
 
 def test_dry_run_counts_the_classes_of_the_data(tmp_path: Path, capsys) -> None:

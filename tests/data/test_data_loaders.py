@@ -269,6 +269,23 @@ def test_labels_of_the_splits(tmp_path):
     assert eval_loader(DataConfig(str(tmp_path), workers=0, test_split="validation")).num_images == 1
 
 
+def test_the_training_split_numbers_the_classes_whatever_its_name(tmp_path):
+    for split, classes in (("learn", "abc"), ("test", "ac")):
+        for name in classes:
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").write_bytes(encoded(0))
+    config = DataConfig(str(tmp_path), train_split="learn", batch_size=1, workers=0)
+    for test in (loaders(config)[1], eval_loader(config)):
+        assert test.class_names == ("a", "b", "c") and test.labels.tolist() == [0, 2]
+
+
+def test_splits_that_number_classes_differently(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [encoded(0)] * 2, [0, 1], class_names=["cat", "dog"])
+    write_parquet(tmp_path / "test.parquet", [encoded(0)] * 2, [0, 1], class_names=["dog", "cat"])
+    with pytest.raises(LowbitError, match="the split test numbers its classes dog, cat…, but the split train"):
+        loaders(DataConfig(str(tmp_path), batch_size=1, workers=0))
+
+
 def test_images_that_do_not_fit(cifar_like):
     config = DataConfig(str(cifar_like), image_size=100_000, workers=0)
     with pytest.raises(LowbitError, match="11 images of 100000x100000 do not fit into memory"):

@@ -30,7 +30,7 @@ def show(config: TrainConfig) -> None:
     """
     if config.data.path:
         config = resolve(config)
-        check_classes(config, training_split(config.data).num_classes, training=True)
+        check_classes(config, training_split(config.data).num_classes)
     original = build_float(replace(config.model, pretrained=False))
     model = prepare(original, config.quantization)
     shape = sample_shape(config, original)

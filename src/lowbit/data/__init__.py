@@ -87,7 +87,7 @@ def training_split(config: DataConfig) -> ImageSource | Shards:
 def _open(config: DataConfig, *splits: str) -> ImageSource | Shards:
     if holds_shards(config.path):
         return open_shards(config.path, *splits, num_classes=config.num_classes)
-    return open_dataset(config.path, *splits)
+    return open_dataset(config.path, *splits, train_split=config.train_split)
 
 
 def _open_test(config: DataConfig) -> ImageSource | Shards:
@@ -101,12 +101,17 @@ def _loader(source: ImageSource | Shards, config: DataConfig, **arguments: Any) 
 
 
 def _check_labels(train: ImageSource, test: ImageSource) -> None:
-    """Refuse a class without training images, and test images of no class."""
+    """Refuse a class without training images, and test images of no class, or of classes with other numbers."""
     if train.missing_label is not None:
         name = f" ({train.class_names[train.missing_label]})" if train.class_names else ""
         raise LowbitError(
             f"{train.where(0)} and on: labels of a training split must be 0 to {train.num_classes - 1}, each on some "
             f"image, but no image has {train.missing_label}{name}"
+        )
+    if None not in (train.class_names, test.class_names) and train.class_names != test.class_names:
+        raise LowbitError(
+            f"{test.where(0)} and on: the split {test.split} numbers its classes {', '.join(test.class_names[:3])}…, but the "
+            f"split {train.split} numbers them {', '.join(train.class_names[:3])}…"
         )
     if test.labels.max() >= train.num_classes:
         raise LowbitError(

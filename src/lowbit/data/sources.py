@@ -74,11 +74,12 @@ class ImageSource(abc.ABC):
         """The image, possibly not decoded yet. Raises what its decoder raises."""
 
 
-def open_dataset(path: str | os.PathLike, *splits: str) -> ImageSource:
+def open_dataset(path: str | os.PathLike, *splits: str, train_split: str = "train") -> ImageSource:
     """Open the first of `splits` that exists under `path`.
 
     A path is one of
-    - a folder with `<split>/<class>/*.jpg` (or any image type); the classes of `train` number all splits;
+    - a folder with `<split>/<class>/*.jpg` (or any image type); the classes of `train_split` number all splits,
+      where it is there;
     - a folder with `<split>.parquet`, or shards `<split>-*.parquet`, also under `data/`: the layout of the Hugging
       Face hub, with a column `img` or `image` of {bytes, path} and an integer column `label` (or `fine_label`);
     - `sklearn:digits`: the 1797 UCI digits of 8x8 grey pixels, a fixed fifth of each class for test.
@@ -107,7 +108,7 @@ def open_dataset(path: str | os.PathLike, *splits: str) -> ImageSource:
             f"{folder}/train*.parquet or {folder}/data/train*.parquet"
         )
     found = _first(splits, folders, folder)
-    return FolderSource(folders[found], found, classes_from=folders.get("train", folders[found]))
+    return FolderSource(folders[found], found, classes_from=folders.get(train_split, folders[found]))
 
 
 def _first(wanted: tuple[str, ...], present: dict[str, Any], where: object) -> str:

@@ -40,7 +40,7 @@ def create(
     network = NETWORKS.get(name.replace("_", "-"))
     if network is not None and not isinstance(network.build, str):
         if pretrained:
-            raise LowbitError(f"{name}: there are no published weights to fetch; give a local file as weights")
+            raise LowbitError(f"{name}: there are no published weights to fetch; give a local file of weights (--init)")
         model = _create_own(network, num_classes)
     else:
         library, name_there = _library_and_name(name)
@@ -188,7 +188,7 @@ def _replace_head(name: str, model: nn.Module, num_classes: int) -> None:
 def _no_weights(name: str, error: Exception) -> LowbitError:
     return LowbitError(
         f"pretrained weights of {name} cannot be fetched ({_first_line(error)}); "
-        "without a network connection give a local file as weights"
+        "without a network connection give a local file of weights (--init)"
     )
 
 

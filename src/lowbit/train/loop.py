@@ -104,7 +104,7 @@ def _run(config: TrainConfig, resume: bool) -> Result:
             task = make_task(config, original, accelerator.device)
             model = prepare(original, config.quantization)
             train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
-            check_classes(config, train.num_classes, training=True)
+            check_classes(config, train.num_classes)
             for loader in (train, test):
                 check_shape(config, original, loader.image_shape)
             if len(train) < config.accumulate:
@@ -209,7 +209,8 @@ def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | 
             config = replace(config, data=replace(config.data, path=data or config.data.path))
             accelerator = _accelerator(config)
             test = eval_loader(config.data, **_place(accelerator))
-            check_classes(config, test.num_classes, training=False)
+            # Where classes are numbered in the order of their names, one that is missing shifts the numbers of others.
+            check_classes(config, test.num_classes, fewer=test.class_names is None)
             check_shape(config, model, test.image_shape)
         with _determinism(config.deterministic):
             model.to(accelerator.device, memory_format=config.memory_format)
@@ -233,18 +234,17 @@ def _check_start(config: TrainConfig) -> None:
         )
 
 
-def check_classes(config: TrainConfig, num_classes: int, *, training: bool) -> None:
-    """Refuse data of more classes than the network's, and training on fewer: without one, later labels would be others'.
+def check_classes(config: TrainConfig, num_classes: int, *, fewer: bool = False) -> None:
+    """Refuse data of more classes than the network's, and of `fewer` where those may stand for others.
 
     Raises:
         LowbitError: the numbers don't fit.
     """
     wanted = config.model.num_classes
-    if num_classes > wanted or (training and num_classes < wanted):
-        way_out = f"as many, or --model.num-classes {num_classes} to train with these" if training else "fewer"
+    if num_classes > wanted or (num_classes < wanted and not fewer):
         raise LowbitError(
             f"{config.data.path}: {num_classes} classes, but the network has {wanted} (model.num_classes); give data with "
-            + way_out
+            f"as many, or train with --model.num-classes {num_classes}"
         )
 
 
