@@ -80,7 +80,7 @@ def run(argv: list[str]) -> int:
     try:
         train.run(config, resume=resume)
     except KeyboardInterrupt:
-        if (Path(config.output) / "config.json").exists():
+        if rank() == 0 and (Path(config.output) / "config.json").exists():
             print(f"\nstopped; continue with: lowbit train --resume --output {config.output}", flush=True)
         return 130
     return 0
