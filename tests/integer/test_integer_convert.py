@@ -440,6 +440,16 @@ def test_groups_within_an_output_channel_are_refused():
     small(rules=[Rule("0", granularity="channels:2"), Rule("4", granularity="group:144")])  # one each
 
 
+def test_an_offset_far_from_zero_says_what_to_do():
+    x = images(4, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    nn.init.constant_(model[1].bias, 6.0)  # nothing near 0
+    prepared = lowbit.prepare(model, method="lsq+4", first_last=4, integer_only=True)
+    lowbit.snap_offsets(lowbit.calibrate(prepared, [x]))
+    with pytest.raises(LowbitError, match="input of layer '4' has the zero point -.*by a rule"):
+        lowbit.to_integer(prepared, x)
+
+
 def test_a_fractional_offset_says_how_to_snap():
     model = nn.Sequential(nn.Linear(16, 16), nn.SiLU(), nn.Linear(16, 4))
     prepared = lowbit.prepare(model, method="lsq+", first_last=4, integer_only=True)
