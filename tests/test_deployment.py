@@ -164,6 +164,17 @@ def test_bad_input(network, tmp_path, call, words):
         call(network, tmp_path)
 
 
+@pytest.mark.parametrize("format", ["onnx", "onnx-packed", "lowbit"])
+def test_a_network_changed_after_conversion(network, tmp_path, format):
+    layer = next(node for node in network.graph.nodes if isinstance(node, Convolution) and node.weight.bits == 3)
+    layer.weight.codes[0] = 100
+    with pytest.raises(LowbitError, match=f"node '{layer.name}': weight codes .* do not fit 3 bits"):
+        lowbit.export(network, tmp_path / "m.file", format)
+    with pytest.raises(LowbitError, match="do not fit 3 bits"):
+        network.save(tmp_path / "m.file")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory):
     config = get_recipe("digits-cnn")(weights=4, activations=4, method="lsq+")

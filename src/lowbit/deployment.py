@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
+from lowbit.integer.check import validate
 from lowbit.integer.convert import convert, trained_codes
 from lowbit.integer.ir import Graph, Quantize
 from lowbit.integer.network import IntegerNetwork
@@ -66,7 +67,8 @@ def export(
         The comparison.
 
     Raises:
-        LowbitError: unknown format, missing folder or package, or a file that does not compute the same.
+        LowbitError: unknown format, missing folder or package, a network that was changed into none, or a file that does not
+            compute the same.
     """
     if not isinstance(network, IntegerNetwork):
         raise LowbitError(
@@ -79,7 +81,7 @@ def export(
     if not path.parent.is_dir():
         raise LowbitError(f"{path}: there is no folder {path.parent}; make it first")
     with atomic_write(path) as temporary:
-        _writer(format)(network.graph, temporary)
+        _writer(format)(validate(network.graph), temporary)
         from lowbit.integer.compare import compare
 
         report = compare(network, temporary, [_random_inputs(network.graph)] if batches is None else batches)

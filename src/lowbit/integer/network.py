@@ -16,7 +16,8 @@ from lowbit.integer.run import Requantization, run
 class IntegerNetwork:
     """A network whose tensors between the input's quantizer and the output are integers.
 
-    graph: checked and completed by `check.validate`, which raises LowbitError. Nothing in it changes afterwards.
+    graph: checked and completed by `check.validate`, which raises LowbitError. Nothing in it is to change afterwards; what
+        leaves for a file is checked again.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -45,8 +46,8 @@ class IntegerNetwork:
         return costs.table(self.costs())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file with packed codes; see `file`."""
-        file.save(self.graph, path)
+        """Write one safetensors file with packed codes; see `file`. Raises LowbitError where the graph was changed and is none."""
+        file.save(validate(self.graph), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> IntegerNetwork:

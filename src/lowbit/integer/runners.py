@@ -60,12 +60,12 @@ class OnnxRunner:
     ONNX Runtime knows no Quant: a QONNX file's are written out as float operators, as the operator's specification has them.
 
     path: the file. graph: the network it was written from. optimize: ONNX Runtime's graph optimizations; without them it
-    computes in floats. threads: 0 lets ONNX Runtime choose.
+    computes in floats.
 
     Raises LowbitError where onnx or onnxruntime is not installed, or the file is not one of this network.
     """
 
-    def __init__(self, path: str | os.PathLike, graph: Graph, *, optimize: bool = True, threads: int = 0) -> None:
+    def __init__(self, path: str | os.PathLike, graph: Graph, *, optimize: bool = True) -> None:
         try:
             import onnx
             import onnxruntime as runtime
@@ -93,7 +93,6 @@ class OnnxRunner:
                 model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
         options = runtime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads
         if self.real or not optimize:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
