@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 
 import pytest
 import safetensors.torch
@@ -113,6 +114,13 @@ def test_a_save_that_fails_leaves_the_old_pair(checkpoints: Checkpoints, monkeyp
     save(checkpoints, 2, best=True)
     assert weight(checkpoints, "last") == 2
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["checkpoints.json", "epoch-2"]
+
+
+def test_a_copy_that_someone_keeps_stays(checkpoints: Checkpoints) -> None:
+    save(checkpoints, 1, best=True)
+    shutil.copytree(checkpoints.folder / "epoch-1", checkpoints.folder / "epoch-1-kept")
+    save(checkpoints, 2, best=True)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["checkpoints.json", "epoch-1-kept", "epoch-2"]
 
 
 def test_a_full_disk_keeps_no_half_checkpoint(checkpoints: Checkpoints, monkeypatch) -> None:

@@ -150,9 +150,15 @@ def test_a_run_that_fails_before_its_first_checkpoint_can_be_started_again(confi
     if there_before:
         folder.mkdir()
         (folder / "notes.txt").write_text("mine")
+        (folder / "tensorboard").mkdir()
+        (folder / "tensorboard" / "events").write_text("mine")
     with pytest.raises(LowbitError, match="the loss is"):
         run(replace(config, optimizer=OptimizerConfig(lr=1e30)))
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"] if there_before else not folder.exists()
+    if there_before:
+        assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "tensorboard"]
+        assert (folder / "tensorboard" / "events").read_text() == "mine"
+    else:
+        assert not folder.exists()
     run(replace(config, epochs=1))
 
 
@@ -326,6 +332,15 @@ def test_weights_of_another_network_are_refused(low_bit: TrainConfig, trained: P
     run(low_bit)
     with pytest.raises(LowbitError, match="a run at low bits"):
         run(replace(low_bit, model=ModelConfig("digits-cnn", init=low_bit.output), output=str(tmp_path / "other")))
+
+
+def test_checkpoints_of_someone_else_are_left_alone(config: TrainConfig) -> None:
+    theirs = Path(config.output) / "checkpoints" / "epoch-7" / "model.pt"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    with pytest.raises(LowbitError, match="checkpoints: is there already, and of no run"):
+        run(config)
+    assert theirs.exists()
 
 
 def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,9 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
+
+_OURS = re.compile(r"(epoch-\d+|final)(\.tmp)?")
+"""Folders that `Checkpoints.save` may remove; others, such as a copy that someone keeps, stay."""
 
 Which = Literal["last", "best"]
 
@@ -98,6 +102,8 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint, make it the last (and, if `best`, the best), and remove what neither name needs.
 
+        `name` is epoch-NUMBER or final.
+
         `about` says what network it is of.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +131,7 @@ class Checkpoints:
         with atomic_write(self.pointer) as file:
             file.write_text(json.dumps(names))
         for path in self.folder.iterdir():
-            if path.is_dir() and path.name not in names.values():
+            if _OURS.fullmatch(path.name) and path.name not in names.values():
                 shutil.rmtree(path)
             elif path.name.startswith(f".{self.pointer.stem}-"):  # a pointer that a killed process did not finish
                 path.unlink()

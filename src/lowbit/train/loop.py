@@ -76,6 +76,8 @@ def _run(config: TrainConfig, resume: bool) -> Result:
     with agreed():
         accelerator = _accelerator(config)
         folder = _run_folder(config, resume)
+        # Looked at before any process writes: what is there now is somebody's.
+        absent = [path for path in (*_files(folder), folder) if not path.exists()]
         checkpoints = Checkpoints(folder)
         config = resolve(config)
         if config.precision != "no" and not accelerator.native_amp:
@@ -120,7 +122,7 @@ def _run(config: TrainConfig, resume: bool) -> Result:
                 lowbit.snap_offsets(model)
         trainer = Trainer(config, model, task, accelerator, bar.say, saved["trainer"] if saved else None)
 
-        with _started(config, folder, main=main, fresh=not resume), \
+        with _started(config, folder, absent, main=main, fresh=not resume), \
              Metrics(folder, epochs_done=state.epochs_done, active=main) as metrics:  # fmt: skip
             metrics.write("resume" if saved else "start", epochs_done=state.epochs_done, steps=mean_steps(model))
             bar.say(_opening(config, train, test, accelerator))
@@ -167,15 +169,18 @@ def _tested(trainer: Trainer, test: Loader, state: Progress) -> tuple[float, flo
     return loss, accuracy
 
 
+def _files(folder: Path) -> list[Path]:
+    """What training writes to a run folder before its first checkpoint is complete."""
+    return [folder / name for name in ("config.json", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints")]
+
+
 @contextmanager
-def _started(config: TrainConfig, folder: Path, *, main: bool, fresh: bool) -> Iterator[None]:
-    """The run folder, made by the first process; what a fresh run wrote is removed if it fails before a checkpoint.
+def _started(config: TrainConfig, folder: Path, absent: list[Path], *, main: bool, fresh: bool) -> Iterator[None]:
+    """The run folder, made by the first process; if a fresh run fails before a checkpoint, what was `absent` is again.
 
     Raises:
         LowbitError: the folder can't be written; on every process.
     """
-    ours = [folder / name for name in ("config.json", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints")]
-    made = not folder.exists()
     with agreed():
         if main:
             with writable(folder):
@@ -189,11 +194,14 @@ def _started(config: TrainConfig, folder: Path, *, main: bool, fresh: bool) -> I
     except Exception as error:
         # Not after Ctrl-C, nor where another process has died: then the run goes on from its start.
         if fresh and not lost(error) and not Checkpoints(folder).exists:
-            for path in ours:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-            if made:
-                with suppress(OSError):  # not empty: something else is there by now
-                    folder.rmdir()
+            for path in absent:
+                if path == folder:
+                    with suppress(OSError):  # not empty: something else is there by now
+                        folder.rmdir()
+                elif path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         raise
 
 
@@ -344,6 +352,8 @@ def _run_folder(config: TrainConfig, resume: bool) -> Path:
     exists = (folder / "config.json").exists()
     if exists and not resume:
         raise LowbitError(f"{folder}: holds a run already; continue it with --resume, or choose another --output")
+    if not resume and (folder / "checkpoints").exists():
+        raise LowbitError(f"{folder / 'checkpoints'}: is there already, and of no run; choose another --output")
     if resume and not exists:
         raise LowbitError(f"{folder}: no run to resume; leave out --resume, or name its folder with --output")
     return folder
