@@ -376,8 +376,10 @@ def test_data_that_lacks_a_class_or_a_split(splits: dict[str, str], message: str
 
 def test_eval_on_data_that_lacks_a_class(float_run: str, tmp_path: Path, capsys) -> None:
     """Numbered by their own names, nine folders would pass for the first nine classes."""
-    assert main(["eval", float_run, "--data", pictures(tmp_path / "data", test="012345689")]) == 2
-    assert "9 classes, but the network has 10" in capsys.readouterr().err
+    nine = pictures(tmp_path / "data", test="012345689")
+    for command in ("eval", "export"):
+        assert main([command, float_run, "--data", nine]) == 2
+        assert "9 classes, but the network has 10" in capsys.readouterr().err
     assert main(["eval", float_run, "--data", pictures(tmp_path / "all", test="0123456789")]) == 0
 
 

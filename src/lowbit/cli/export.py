@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
     from lowbit.cli.options import test_batches
 
     model, config = train.load(options.run, options.checkpoint)
-    batches = list(test_batches(config, options.data, options.images))
+    batches = list(test_batches(config, model, options.data, options.images))
     network = deployment.to_integer(model, batches[0][0])
     path = Path(options.file or Path(options.run) / f"model{SUFFIX[options.format]}")
     report = deployment.export(network, path, options.format, batches=batches)

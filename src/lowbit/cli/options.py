@@ -10,7 +10,7 @@ from lowbit.errors import LowbitError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lowbit.train.config import TrainConfig
 
@@ -55,16 +55,26 @@ def bits(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"expected a number of bits or none, got {text!r}") from None
 
 
-def test_batches(config: TrainConfig, data: str | None, images: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `images` test images of a run's data (all of them without a number), in batches with their labels."""
+def test_batches(
+    config: TrainConfig, network: nn.Module, data: str | None, images: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `images` test images of a run's data (all of them without a number), in batches with their labels.
+
+    Raises:
+        LowbitError: no such data, or images of other classes or another shape than those of the run's `network`.
+    """
     from dataclasses import replace
 
     from lowbit.data import eval_loader
+    from lowbit.train.loop import check_test
 
     if images is not None and images < 1:
         raise LowbitError(f"--images must be at least 1, got {images}")
+    config = replace(config, data=replace(config.data, path=data or config.data.path))
+    loader = eval_loader(config.data)
+    check_test(config, network, loader)
     left = images
-    for x, labels in eval_loader(config.data if data is None else replace(config.data, path=data)):
+    for x, labels in loader:
         yield x[:left], labels[:left]
         left = None if left is None else left - len(x)
         if left is not None and left <= 0:

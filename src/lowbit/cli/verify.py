@@ -22,6 +22,6 @@ def run(argv: list[str]) -> int:
     from lowbit.cli.options import test_batches
 
     model, config = train.load(options.run, options.checkpoint)
-    report = deployment.verify(model, options.file, test_batches(config, options.data, options.images))
+    report = deployment.verify(model, options.file, test_batches(config, model, options.data, options.images))
     print(report.text())
     return 0 if report.ok else 1

@@ -217,12 +217,21 @@ def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | 
             config = replace(config, data=replace(config.data, path=data or config.data.path))
             accelerator = _accelerator(config)
             test = eval_loader(config.data, **_place(accelerator))
-            # Where classes are numbered in the order of their names, one that is missing shifts the numbers of others.
-            check_classes(config, test.num_classes, fewer=test.class_names is None)
-            check_shape(config, model, test.image_shape)
+            check_test(config, model, test)
         with _determinism(config.deterministic):
             model.to(accelerator.device, memory_format=config.memory_format)
             return evaluate(model, test, accelerator, config.memory_format)
+
+
+def check_test(config: TrainConfig, network: nn.Module, test: Loader) -> None:
+    """Refuse test images of other classes or another shape than the network's, where training images don't tell.
+
+    Raises:
+        LowbitError: they don't fit.
+    """
+    # Where classes are numbered in the order of their names, one that is missing shifts the numbers of others.
+    check_classes(config, test.num_classes, fewer=test.class_names is None)
+    check_shape(config, network, test.image_shape)
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
