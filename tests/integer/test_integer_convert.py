@@ -446,7 +446,7 @@ def test_an_offset_far_from_zero_says_what_to_do():
     nn.init.constant_(model[1].bias, 6.0)  # nothing near 0
     prepared = lowbit.prepare(model, method="lsq+4", first_last=4, integer_only=True)
     lowbit.snap_offsets(lowbit.calibrate(prepared, [x]))
-    with pytest.raises(LowbitError, match="input of layer '4' has the zero point -.*by a rule"):
+    with pytest.raises(LowbitError, match=r"input of layer '4' has the zero point -.*by a rule"):
         lowbit.to_integer(prepared, x)
 
 
