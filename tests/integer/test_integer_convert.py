@@ -330,6 +330,22 @@ def test_a_batch_norm_with_a_forward_of_its_own():
         lowbit.prepare(model, integer_only=True)
 
 
+def test_a_name_that_a_library_uses_says_nothing_about_an_own_class():
+    class DropPath(nn.Module):
+        def forward(self, x):
+            return x + x
+
+    class Swish(nn.Module):
+        def forward(self, x):
+            return F.relu(x)
+
+    model = Forward(lambda self, x: finish(self, self.swish(self.path(start(self, x)))), path=DropPath(), swish=Swish())
+    x = images(4, 3, 9, 7)
+    integer = lowbit.to_integer(trained(model, x, weights=8, activations=8), x)
+    expected = model.eval()(x)
+    torch.testing.assert_close(integer(x), expected, rtol=0, atol=0.2 * float(expected.detach().abs().max()))
+
+
 def test_torchvision_efficientnet():
     model = import_torchvision().models.efficientnet_b0(weights=None, num_classes=10)
     prepared = lowbit.prepare(model, integer_only=True)

@@ -7,7 +7,7 @@ new spelling of an operation is a line here and nowhere else.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,8 @@ _LOOKUPS: dict[Any, Callable] = {
 _LOOKUP_MODULES = (
     nn.SiLU, nn.Hardswish, nn.GELU, nn.Mish, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh,
 )  # fmt: skip
-# timm's own spellings of functions torch has.
+# timm's own spellings of functions torch has. A name says what a class does only in the libraries that are meant.
+_LIBRARIES = ("timm", "torchvision")
 _LOOKUP_NAMES = ("Swish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "GELU", "Mish", "GELUTanh")
 
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -81,8 +82,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         known = isinstance(module, (QuantizedLayer, Quantizer)) or _is_norm(module)
-        named = type(module).__name__ in _LOOKUP_NAMES + _MOVE_NAMES
-        return known or named or super().is_leaf_module(module, name)
+        return known or _named(module, _LOOKUP_NAMES + _MOVE_NAMES) or super().is_leaf_module(module, name)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         out = super().call_module(module, forward, args, kwargs)
@@ -154,19 +154,31 @@ def _dropout_as_layer(node: fx.Node, model: nn.Module) -> None:
 def _is_norm(module: nn.Module) -> bool:
     """Whether it is a batch-norm that computes what torch's does: no subclass with a forward of its own."""
     known = _BatchNorm.forward, IntegerNorm.forward
-    return isinstance(module, _NORMS) and (type(module).forward in known or type(module).__name__ in _NORM_NAMES)
+    return isinstance(module, _NORMS) and (type(module).forward in known or _named(module, _NORM_NAMES))
+
+
+def _named(module: nn.Module, names: Sequence[str]) -> bool:
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.partition(".")[0] in _LIBRARIES
 
 
 def _without_integer_form(model: nn.Module) -> str:
     """A line per class of layer that no integer network can have, with the names of the first few."""
     found: dict[str, list[str]] = {}
     for name, module in model.named_modules():
-        innermost = next(module.children(), None) is None
+        innermost = next(module.children(), None) is None and _of_torch(module)
         if isinstance(module, QuantizedAttention) or (innermost and _kind_of_module(module) is None):
             found.setdefault(type(module).__name__, []).append(repr(name))
     return "\n  ".join(
         f"{kind}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for kind, names in found.items()
+    )
+
+
+def _of_torch(module: nn.Module) -> bool:
+    """Whether torch has it, or what it derives from; another class is looked into."""
+    return any(
+        kind is not nn.Module and kind.__module__.startswith("torch.nn.modules") for kind in type(module).__mro__
     )
 
 
@@ -212,11 +224,11 @@ def _kind_of_module(module: nn.Module) -> str | None:
         return NORM
     if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardtanh)):
         return CLAMP
-    if isinstance(module, _LOOKUP_MODULES) or type(module).__name__ in _LOOKUP_NAMES:
+    if isinstance(module, _LOOKUP_MODULES) or _named(module, _LOOKUP_NAMES):
         return LOOKUP
     if isinstance(module, _AVERAGE_MODULES):
         return AVERAGE
-    if isinstance(module, _MOVE_MODULES) or type(module).__name__ in _MOVE_NAMES:
+    if isinstance(module, _MOVE_MODULES) or _named(module, _MOVE_NAMES):
         return MOVE
     return None
 

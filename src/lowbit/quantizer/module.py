@@ -230,8 +230,8 @@ class Quantizer(nn.Module):
             )
         if not bool((statistics.max_abs > 0).any()):
             raise LowbitError(
-                f"{self.name} is all zero: no step can be found from it; give calibration data that reaches it, or skip "
-                "the layer by a rule"
+                f"{self.name} is all zero: no step can be found from it; give calibration data that reaches it, start from a "
+                "trained network (a batch-norm that starts with γ = 0 makes zeros), or skip the layer by a rule"
             )
         negative = bool((statistics.low < 0).any())
         uses_offset = self.method.offset == "always" or (self.method.offset == "negative" and negative)
