@@ -400,3 +400,18 @@ def test_learning_rates_follow_the_schedule(low_bit: TrainConfig, monkeypatch) -
     for epochs_done, lrs in seen:
         factor = config.schedule.factor(epochs_done, 2)
         assert lrs == [0.02 * factor, 0.001 * factor]
+
+
+def test_a_network_that_could_not_be_exported_says_so_before_training(
+    low_bit: TrainConfig, monkeypatch, capsys
+) -> None:
+    def refused(model, example):
+        assert example.shape[0] == 1 and not any(p.grad is not None for p in model.parameters())
+        raise LowbitError("no integer form")
+
+    integer = replace(low_bit.quantization, integer_only=True)
+    run(replace(low_bit, epochs=1, quantization=integer))
+    assert "warning" not in capsys.readouterr().out
+    monkeypatch.setattr(lowbit, "to_integer", refused)
+    run(replace(low_bit, epochs=1, quantization=integer, output=low_bit.output + "-refused"))
+    assert "could not be exported as it starts: no integer form" in capsys.readouterr().out

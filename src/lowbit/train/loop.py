@@ -120,6 +120,8 @@ def _run(config: TrainConfig, resume: bool) -> Result:
             lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))
             if config.quantization.integer_only:
                 lowbit.snap_offsets(model)
+        if config.quantization is not None and config.quantization.integer_only and not saved:
+            _warn_unless_integer(model, train.image_shape, bar.say)
         trainer = Trainer(config, model, task, accelerator, bar.say, saved["trainer"] if saved else None)
 
         with _started(config, folder, absent, main=main, fresh=not resume), \
@@ -150,6 +152,15 @@ def _run(config: TrainConfig, resume: bool) -> Result:
 
             state = _finish(config, trainer, state, train, test, checkpoints, metrics, bar.say)
         return state.result(folder)
+
+
+def _warn_unless_integer(model: nn.Module, shape: tuple[int, ...], say: Callable[[str], None]) -> None:
+    """Say before training what would be found after it. No error: ranges that are too wide may narrow in training."""
+    device = next(model.parameters()).device
+    try:
+        lowbit.to_integer(model, torch.zeros(1, *shape, device=device))
+    except LowbitError as error:
+        say(f"warning: this network could not be exported as it starts: {error}")
 
 
 def _tested(trainer: Trainer, test: Loader, state: Progress) -> tuple[float, float]:
