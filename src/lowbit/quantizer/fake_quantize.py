@@ -135,8 +135,10 @@ def bounded_step(step: Tensor, start: Tensor) -> Tensor:
     Far beyond anything training does, and near enough that neither a runaway learning rate nor a NaN in the parameter
     makes the step zero, negative or infinite.
     """
+    # A selection, false for NaN: of fmax the compiler makes a dozen operations, and inlines them into every loop over x.
     # Literals: as a global, the factor becomes a symbol under torch.compile(dynamic=True), which it can't handle here.
-    return torch.fmin(torch.fmax(step, start * 0.0009765625), start * 1024.0)
+    low = start * 0.0009765625
+    return torch.minimum(torch.where(step > low, step, low), start * 1024.0)
 
 
 def round_to_grid(c: Tensor, grid: Grid) -> Tensor:
