@@ -10,11 +10,16 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
+from torch.nn import functional as F
 
 import lowbit
 from lowbit import LowbitError, deployment, models
 from lowbit.cli.main import main
+from lowbit.formats import qonnx
+from lowbit.integer.convert import convert
 from lowbit.integer.ir import Convolution
+from lowbit.integer.runners import OnnxRunner
 from lowbit.recipes import get_recipe
 from lowbit.train import run
 
@@ -216,3 +221,60 @@ def test_a_run_that_was_not_trained_for_integers(tmp_path, capsys):
     assert main(["export", str(tmp_path / "run")]) == 2
     assert "integer_only=True" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.onnx").exists()
+
+
+class Offsets(nn.Module):
+    """Offsets before a convolution with padding, a sum, a table, a product and a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.gate, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.silu(self.first(x))
+        x = F.relu(x + self.second(x))
+        return self.head((x * torch.sigmoid(self.gate(x))).mean((2, 3)))
+
+
+@pytest.fixture
+def fractional():
+    torch.manual_seed(0)
+    prepared = lowbit.prepare(Offsets(), weights=4, activations=4, method="lsq+", integer_only=True)
+    prepared = lowbit.calibrate(prepared, [X]).eval()
+    with_offset = [q for q in prepared.modules() if isinstance(q, lowbit.Quantizer) and q.uses_offset]
+    assert len(with_offset) >= 2
+    with torch.no_grad():
+        for quantizer in with_offset:  # as training leaves them
+            quantizer.offset.copy_(-(quantizer.zero_point.round() + 0.37) * quantizer.step)
+    return prepared
+
+
+def test_qonnx_takes_fractional_offsets(fractional, tmp_path):
+    report = lowbit.export(fractional, tmp_path / "q.onnx", "qonnx", batches=[X])
+    assert report.differ <= 0.01 * report.compared and report.compared > 6 * 64 * 8 * 3
+    assert "codes differ from the trained network" in report.text()
+    runner = OnnxRunner(tmp_path / "q.onnx", convert(fractional, X, fractional_zero_points=True)[0])
+    fresh = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    with torch.no_grad():
+        expected = fractional(fresh)
+    torch.testing.assert_close(runner(fresh)[""], expected, rtol=0, atol=0.05 * float(expected.std()))
+
+
+def test_fractional_offsets_anywhere_else_are_refused(fractional, tmp_path, monkeypatch):
+    for call, words in (
+        (lambda: lowbit.to_integer(fractional, X), "snap_offsets"),
+        (lambda: lowbit.export(fractional, tmp_path / "f.onnx", batches=[X]), "takes the integer network"),
+        (lambda: lowbit.export(fractional, tmp_path / "f.onnx", "qonnx"), "give at least one"),
+    ):
+        with pytest.raises(LowbitError, match=words):
+            call()
+
+    def altered(graph, path):
+        nodes = [replace(node, bias=-node.bias) if isinstance(node, Convolution) else node for node in graph.nodes]
+        qonnx.write(replace(graph, nodes=tuple(nodes)), path)
+
+    monkeypatch.setattr(deployment, "_writer", lambda format: altered)
+    with pytest.raises(LowbitError, match="not written, because"):
+        lowbit.export(fractional, tmp_path / "f.onnx", "qonnx", batches=[X])
+    assert list(tmp_path.iterdir()) == []

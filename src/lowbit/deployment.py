@@ -17,9 +17,13 @@ from lowbit.integer.check import validate
 from lowbit.integer.convert import convert, trained_codes
 from lowbit.integer.ir import Graph, Quantize
 from lowbit.integer.network import IntegerNetwork
+from lowbit.quantizer.module import Quantizer
 
 if TYPE_CHECKING:
     from lowbit.integer.compare import Report
+
+# The share of codes that float32 sums in another order may move, one code moving others behind it.
+_AT_TIES = 0.05
 
 Format = Literal["onnx", "onnx-packed", "qonnx", "executorch", "litert", "lowbit"]
 FORMATS: tuple[str, ...] = ("onnx", "onnx-packed", "qonnx", "executorch", "litert", "lowbit")
@@ -45,7 +49,7 @@ def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
 
 
 def export(
-    network: IntegerNetwork,
+    network: IntegerNetwork | nn.Module,
     path: str | os.PathLike,
     format: Format = "onnx",
     *,
@@ -56,12 +60,15 @@ def export(
     The file is written beside, run in its own runtime against the integer reference, and renamed if not one code differs.
 
     Args:
-        network: from `to_integer`.
+        network: from `to_integer`. For "qonnx" also the trained network itself, from `lowbit.prepare(…, integer_only=True)`,
+            if its offsets (LSQ+) are not snapped: they stay the fractions they are. No integers compute that, so the file is
+            compared with the trained network and left if at most one code in twenty differs, by float32's rounding at ties.
         path: the file to write. Its folder must exist.
         format: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic, weights stored at their width),
             "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's floats), "executorch" (.pte for XNNPACK, one sample at a
             time; its output alone is compared), "litert" (.tflite for XNNPACK) or "lowbit" (`IntegerNetwork.load` reads it).
-        batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default.
+        batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A trained network
+            needs them: their shape is the input's.
 
     Returns:
         The comparison.
@@ -70,7 +77,8 @@ def export(
         LowbitError: unknown format, missing folder or package, a network that was changed into none, or a file that does not
             compute the same.
     """
-    if not isinstance(network, IntegerNetwork):
+    fractional = format == "qonnx" and _has_fractions(network)
+    if not isinstance(network, IntegerNetwork) and not fractional:
         raise LowbitError(
             f"export takes the integer network, not a {type(network).__name__}: make it with lowbit.to_integer(model, example_input), "
             "or read it with lowbit.IntegerNetwork.load(path)"
@@ -80,6 +88,8 @@ def export(
     path = Path(path)
     if not path.parent.is_dir():
         raise LowbitError(f"{path}: there is no folder {path.parent}; make it first")
+    if fractional:
+        return _export_fractions(network, path, batches)
     with atomic_write(path) as temporary:
         _writer(format)(validate(network.graph), temporary)
         from lowbit.integer.compare import compare
@@ -88,6 +98,32 @@ def export(
         if not report.ok:
             raise LowbitError(
                 f"{path}: not written, because the file would not compute what the network does (it first differs at "
+                f"{report.parts_at!r}):\n{report.text()}"
+            )
+    return report
+
+
+def _has_fractions(network: Any) -> bool:
+    """Whether it is a trained network with offsets that are not snapped."""
+    return isinstance(network, nn.Module) and any(
+        isinstance(module, Quantizer) and module.uses_offset and not module.snapped for module in network.modules()
+    )
+
+
+def _export_fractions(model: nn.Module, path: Path, batches: Iterable[Any] | None) -> Report:
+    from lowbit.integer.compare import compare_with_trained, inputs_and_labels
+
+    rest = iter(() if batches is None else batches)
+    first = next(rest, None)
+    if first is None:
+        raise LowbitError("a trained network is exported with batches, whose shape is its input's: give at least one")
+    graph, traced = convert(model, inputs_and_labels(first)[0], fractional_zero_points=True)
+    with atomic_write(path) as temporary:
+        _writer("qonnx")(graph, temporary)
+        report = compare_with_trained(graph, temporary, chain([first], rest), trained_codes(model, traced))
+        if report.differ > _AT_TIES * report.compared:
+            raise LowbitError(
+                f"{path}: not written, because the file would not compute what the trained network does (it first differs at "
                 f"{report.parts_at!r}):\n{report.text()}"
             )
     return report

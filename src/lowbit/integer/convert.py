@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from lowbit.errors import LowbitError
 from lowbit.integer import ir
 from lowbit.integer.check import validate
-from lowbit.integer.tables import lookup_table
+from lowbit.integer.tables import codes_at, lookup_table
 from lowbit.preparation import trace as t
 from lowbit.preparation.folding import ALONE_CODE, fold, fold_alone
 from lowbit.preparation.integer_form import folds_into
@@ -77,12 +77,15 @@ class Traced:
     of_input: bool  # a layer's input quantizer; else the node is an inserted quantizer
 
 
-def convert(model: nn.Module, example_input: Tensor) -> tuple[ir.Graph, dict[str, Traced]]:
+def convert(
+    model: nn.Module, example_input: Tensor, *, fractional_zero_points: bool = False
+) -> tuple[ir.Graph, dict[str, Traced]]:
     """The integer graph of a trained network, validated, and where its tensors stand in the network.
 
     Args:
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated or trained. It is not changed.
         example_input: an input batch; its shape without the batch becomes the graph's input shape.
+        fractional_zero_points: take offsets that are not snapped as they are. No integers compute such a graph.
 
     Raises:
         LowbitError: a model prepared otherwise, a quantizer without step, a step, offset or parameter that is not finite, a
@@ -94,11 +97,11 @@ def convert(model: nn.Module, example_input: Tensor) -> tuple[ir.Graph, dict[str
             "the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …); on the command line, "
             "lowbit train … --quantization.integer-only"
         )
-    _check_quantizers(model)
+    _check_quantizers(model, fractional_zero_points)
     _check_parameters(model)
     shapes = _shapes(model, example_input)
     graph, traced = _Converter(model, shapes).run(example_input)
-    graph = validate(graph)
+    graph = validate(graph, fractional_zero_points=fractional_zero_points)
     _check_shapes(graph, traced, model, shapes)
     return _simplified(graph, traced)
 
@@ -141,7 +144,7 @@ def _value(field: Any) -> Any:
     return (field.dtype, field.shape, field.numpy().tobytes()) if isinstance(field, Tensor) else field
 
 
-def _check_quantizers(model: nn.Module) -> None:
+def _check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
     for module in model.modules():
         if not isinstance(module, Quantizer):
             continue
@@ -153,7 +156,7 @@ def _check_quantizers(model: nn.Module) -> None:
                     f"{module.name} has a {what} that is not finite: training has diverged; go back to an earlier "
                     "checkpoint and lower the learning rate"
                 )
-        if module.uses_offset and not module.snapped:
+        if module.uses_offset and not module.snapped and not fractional_zero_points:
             raise LowbitError(
                 f"{module.name} has a fractional offset, which integers can't express: call lowbit.snap_offsets(model) "
                 "first, best before the last epochs of training"
@@ -434,7 +437,7 @@ class _Converter:
         """
         y = codes.type
         ends = torch.tensor(clamp, dtype=torch.float32) / torch.tensor(y.scale, dtype=torch.float32)
-        low, high = (float(end) for end in ends.round() + y.zero_point)
+        low, high = codes_at(ends, y).tolist()
         if low <= y.qn and high >= y.qp:
             return codes
         table = torch.arange(y.qn, y.qp + 1, dtype=torch.float32).clamp(low, high).to(torch.int16)
@@ -624,7 +627,9 @@ def _type_of(quantizer: Quantizer) -> ir.TensorType:
     if quantizer.raw_step.numel() != 1:
         raise LowbitError(f"{quantizer.name} has several steps; activations of an integer network have one")
     grid = quantizer.grid
-    zero_point = int(quantizer.zero_point.item())
+    zero_point = float(quantizer.zero_point)
+    if quantizer.snapped or not quantizer.uses_offset:
+        zero_point = int(zero_point)
     return ir.TensorType(float(quantizer.step.item()), zero_point, grid.bits, grid.signed, grid.narrow)
 
 

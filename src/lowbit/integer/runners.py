@@ -114,7 +114,9 @@ class OnnxRunner:
         for name, value in zip(self.names, values[1:]):
             kind = self.graph.by_name[name].type
             if self.real:
-                found[name] = torch.from_numpy(value) + kind.zero_point
+                codes = torch.from_numpy(value) + kind.zero_point
+                # A fraction taken away and added again is the code but for its last digits.
+                found[name] = codes if float(kind.zero_point).is_integer() else codes.round()
             else:
                 found[name] = torch.from_numpy(value).to(torch.int16) - kind.carrier_offset
         return found
