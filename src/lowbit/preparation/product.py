@@ -89,6 +89,9 @@ class _Inside:
 
     again = quantized
 
+    def bounded(self, x: Tensor, *parameters: Tensor | None) -> Sequence[Tensor | None]:
+        return x, *Parameters(*parameters).bounded()
+
     def gradients(self, gradient: Tensor, wanted: Sequence[bool], x: Tensor, *parameters: Tensor | None) -> list:
         gradient = gradient.reshape(x.shape)
         wants_x, wants_step, _, wants_offset, *_ = wanted
@@ -113,6 +116,9 @@ class _Outside:
     def again(self, _, x: Tensor, *learned: Tensor | None) -> Tensor:
         # What was learned is only kept so that a change before the backward pass is noticed, as one of x is.
         return self.quantizer.quantize(x) if isinstance(self.quantizer, Quantizer) else x
+
+    def bounded(self, *tensors: Tensor | None) -> Sequence[Tensor | None]:
+        return tensors
 
     def gradients(self, gradient: Tensor, *_) -> list:
         return [gradient, *[None] * 6]
@@ -140,6 +146,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx, gradient):
         kept, (_, _, wants_bias, *wanted) = ctx.saved_tensors, ctx.needs_input_grad
         parts, wanted = (kept[:7], kept[7:]), (wanted[:7], wanted[7:])
+        if not torch.is_grad_enabled():  # else the step's gradient has to find its way to the parameter
+            parts = tuple(operand.bounded(*part) for operand, part in zip(ctx.operands, parts))
         # Under autocast the product was computed in the gradient's type.
         x_hat, w_hat = (operand.again(*part).to(gradient.dtype) for operand, part in zip(ctx.operands, parts))
         grad_x, grad_w, grad_bias = ctx.operation.backward(

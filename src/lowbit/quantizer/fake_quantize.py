@@ -46,6 +46,10 @@ class Parameters(NamedTuple):
     slope_norm: Tensor | None
     pull: Tensor | None
 
+    def bounded(self) -> Parameters:
+        """The same with the step within its bounds: before any loop over x, into which a compiler would put them."""
+        return self if self.start is None else self._replace(step=bounded_step(self.step, self.start), start=None)
+
 
 class Fixed(NamedTuple):
     """What is no tensor."""
@@ -107,9 +111,10 @@ def quantize_with(x: Tensor, parameters: Parameters, fixed: Fixed) -> Tensor:
     """`fake_quantize` with the rounding's parameters as tensors, and the step bounded around `start` where given."""
     if torch.is_grad_enabled():
         return _FakeQuantize.apply(x, *parameters, fixed)
-    arguments, grid = (x, *parameters[:3]), fixed.grid
-    fused = kernels.fused_values(values, *arguments, grid)
-    return values(*arguments, grid.qn, grid.qp, grid=grid) if fused is None else fused
+    step, _, offset, *_ = parameters.bounded()
+    grid = fixed.grid
+    fused = kernels.fused_values(values, x, step, offset, grid)
+    return values(x, step, offset, grid.qn, grid.qp, grid=grid) if fused is None else fused
 
 
 def gradients_with(
@@ -120,12 +125,13 @@ def gradients_with(
     learned = method.step_gradient is not None
     wanted = (wanted[0], learned and wanted[1], learned and wanted[2])
     g = method.step_gradient.scale(sharing, grid.qp) if learned else 1.0
-    found = kernels.fused_gradients(gradients, x, *parameters, gradient, g, grid, method, wanted)
+    step, _, *others = parameters.bounded()
+    found = kernels.fused_gradients(gradients, x, step, *others, gradient, g, grid, method, wanted)
     if found is not None:
         return found
     return gradients(
-        x, *parameters, gradient, g, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
-        total=lambda each: each.sum_to_size(parameters.step.shape),
+        x, step, *others, gradient, g, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
+        total=lambda each: each.sum_to_size(step.shape),
     )  # fmt: skip
 
 
@@ -148,11 +154,9 @@ def round_to_grid(c: Tensor, grid: Grid) -> Tensor:
     return torch.round(c)
 
 
-def values(
-    x: Tensor, step: Tensor, start: Tensor | None, offset: Tensor | None, qn: Bound, qp: Bound, *, grid: Grid
-) -> Tensor:
+def values(x: Tensor, step: Tensor, offset: Tensor | None, qn: Bound, qp: Bound, *, grid: Grid) -> Tensor:
     """x̂, of x's type. The grid's bounds come apart from it, as numbers or 0-dim tensors."""
-    s, beta = _arithmetic(x, step, start, offset)
+    s, beta = _arithmetic(x, step, offset)
     c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
     x_hat = round_to_grid(c, grid) * s
     if beta is not None:
@@ -163,7 +167,6 @@ def values(
 def gradients(
     x: Tensor,
     step: Tensor,
-    start: Tensor | None,
     offset: Tensor | None,
     slope_value: Tensor | None,
     slope_norm: Tensor | None,
@@ -179,7 +182,7 @@ def gradients(
     total: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(∂L/∂x, ∂L/∂s, ∂L/∂β), each None where it is not `wanted`; `total` sums over the elements that share a step."""
-    s, beta = _arithmetic(x, step, start, offset)
+    s, beta = _arithmetic(x, step, offset)
     G = gradient.to(s.dtype)
     c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
     q = round_to_grid(c, grid)
@@ -208,11 +211,10 @@ def gradients(
     return grad_x, grad_step, grad_offset
 
 
-def _arithmetic(x: Tensor, step: Tensor, start: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _arithmetic(x: Tensor, step: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(s, β) in the type that is computed in."""
     arithmetic = torch.promote_types(x.dtype, torch.float32)
-    s = step if start is None else bounded_step(step, start)
-    return s.to(arithmetic), None if offset is None else offset.to(arithmetic)
+    return step.to(arithmetic), None if offset is None else offset.to(arithmetic)
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -33,9 +33,7 @@ smallest = 2**15
 _works = True
 
 
-def fused_values(
-    function: Callable, x: Tensor, step: Tensor, start: Tensor | None, offset: Tensor | None, grid: Grid
-) -> Tensor | None:
+def fused_values(function: Callable, x: Tensor, step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor | None:
     """What `function` (`fake_quantize.values`) returns, by one kernel; None where the plain function is to run."""
     rows = _rows(x, step)
     if rows is None:
@@ -43,7 +41,7 @@ def fused_values(
     x_hat = torch.empty_like(x)
     ran = _run(
         _values_kernel(function, _any_of(grid)), _flat(x_hat, rows), _flat(x, rows), _column(step, rows),
-        _column(start, rows), _column(offset, rows), *_bounds(grid, x.device),
+        _column(offset, rows), *_bounds(grid, x.device),
     )  # fmt: skip
     return None if ran is None else x_hat
 
@@ -52,7 +50,6 @@ def fused_gradients(
     function: Callable,
     x: Tensor,
     step: Tensor,
-    start: Tensor | None,
     offset: Tensor | None,
     slope: Tensor | None,
     slope_norm: Tensor | None,
@@ -72,8 +69,8 @@ def fused_gradients(
     grad_x = torch.empty_like(x) if wanted[0] else None
     sums = _run(
         _gradients_kernel(function, _any_of(grid), method, wanted), None if grad_x is None else _flat(grad_x, rows),
-        _flat(x, rows), _column(step, rows), _column(start, rows), _column(offset, rows), slope, slope_norm, pull,
-        _flat(gradient, rows), _number(g, x.device), *_bounds(grid, x.device),
+        _flat(x, rows), _column(step, rows), _column(offset, rows), slope, slope_norm, pull, _flat(gradient, rows),
+        _number(g, x.device), *_bounds(grid, x.device),
     )  # fmt: skip
     if sums is None:
         return None
