@@ -29,6 +29,7 @@ from lowbit.preparation import trace as t
 from lowbit.preparation.folding import ALONE_CODE, fold, fold_alone
 from lowbit.preparation.integer_form import folds_into
 from lowbit.preparation.layers import QuantizedLayer
+from lowbit.preparation.modes import evaluation
 from lowbit.quantizer.fake_quantize import round_to_grid
 from lowbit.quantizer.module import Quantizer
 
@@ -216,10 +217,8 @@ def _shapes(model: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, tuple
             return out
 
     two = torch.zeros(2, *example_input.shape[1:], device=next(model.parameters()).device)
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluation(model), torch.no_grad():
             Recorder(model).run(two)
     except LowbitError:
         raise
@@ -228,9 +227,6 @@ def _shapes(model: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, tuple
         raise LowbitError(
             f"the network does not take a batch of two inputs of shape {tuple(two.shape[1:])}, as the example's are: {reason}"
         ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return shapes
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from lowbit.errors import LowbitError
 from lowbit.preparation.calibrate import run_batch
+from lowbit.preparation.modes import evaluation
 
 
 @torch.no_grad()
@@ -24,29 +25,26 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return
-    modes = {module: module.training for module in model.modules()}
     before = [(n.running_mean.clone(), n.running_var.clone(), n.num_batches_tracked.clone(), n.momentum) for n in norms]
     device = norms[0].running_mean.device
     done = False
-    try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # torch's cumulative average
-            norm.training = True
-        for batch in batches:
-            run_batch(model, batch, device)
-            done = True
-        if not done:
-            raise LowbitError("no batches to re-estimate batch-norm with")
-    except BaseException:
-        for norm, (mean, variance, count, _) in zip(norms, before):
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-            norm.num_batches_tracked.copy_(count)
-        raise
-    finally:
-        for norm, (*_, momentum) in zip(norms, before):
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+    with evaluation(model):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's cumulative average
+                norm.training = True
+            for batch in batches:
+                run_batch(model, batch, device)
+                done = True
+            if not done:
+                raise LowbitError("no batches to re-estimate batch-norm with")
+        except BaseException:
+            for norm, (mean, variance, count, _) in zip(norms, before):
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(variance)
+                norm.num_batches_tracked.copy_(count)
+            raise
+        finally:
+            for norm, (*_, momentum) in zip(norms, before):
+                norm.momentum = momentum

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
+from lowbit.preparation.modes import evaluation
 from lowbit.preparation.prepare import Site, input_sites, quantized_layers
 from lowbit.processes import agreed
 from lowbit.quantizer.init import Statistics
@@ -141,25 +142,21 @@ def observed(model: nn.Module, sites: Sequence[Site], waiting: Sequence[Site]) -
     observers: dict[Quantizer, _Observer] = {}
     for site in waiting:
         observers.setdefault(site.quantizer, _Observer(site.quantizer, tokens))
-    modes = {module: module.training for module in model.modules()}
     inputs = [site.quantizer for site in sites]
     layers = [layer for _, layer in quantized_layers(model)]
     weights = [layer.weight_quantizer for layer in layers]
-    try:
-        model.eval()
-        for site in sites:
-            site.quantizer = observers.get(site.quantizer, nn.Identity())
-        for layer in layers:
-            layer.weight_quantizer = nn.Identity()
-        with torch.no_grad():
+    with evaluation(model), torch.no_grad():
+        try:
+            for site in sites:
+                site.quantizer = observers.get(site.quantizer, nn.Identity())
+            for layer in layers:
+                layer.weight_quantizer = nn.Identity()
             yield observers
-    finally:
-        for site, quantizer in zip(sites, inputs):
-            site.quantizer = quantizer
-        for layer, quantizer in zip(layers, weights):
-            layer.weight_quantizer = quantizer
-        for module, training in modes.items():
-            module.training = training
+        finally:
+            for site, quantizer in zip(sites, inputs):
+                site.quantizer = quantizer
+            for layer, quantizer in zip(layers, weights):
+                layer.weight_quantizer = quantizer
 
 
 def run_batch(model: nn.Module, batch: object, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from lowbit.errors import LowbitError
 from lowbit.preparation.attention import QuantizedAttention
 from lowbit.preparation.folding import IntegerNorm
 from lowbit.preparation.layers import QuantizedLayer, float_class
+from lowbit.preparation.modes import evaluation
 from lowbit.quantizer.module import Quantizer
 
 # Kinds of node. "move": codes go elsewhere unchanged; "shape": makes no tensor.
@@ -103,9 +104,9 @@ def trace(model: nn.Module) -> fx.Graph:
     for module in model.modules():
         if _is_norm(module) and isinstance(getattr(module, "act", None), nn.Module):
             module.activation, module.act = module.act, nn.Identity()
-    modes = {module: module.training for module in model.modules()}
     try:
-        graph = _Tracer().trace(model.eval())
+        with evaluation(model):
+            graph = _Tracer().trace(model)
     except Exception as error:
         message = (
             f"torch.fx cannot follow the forward of {type(model).__name__} ({type(error).__name__}: {error}): an "
@@ -115,9 +116,6 @@ def trace(model: nn.Module) -> fx.Graph:
         if without:
             message += f". These layers have no integer form either:\n  {without}\n{WAY_OUT}"
         raise LowbitError(message) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     for node in list(graph.nodes):
         # What stands between a layer and its activation must not hide that they belong together.
         same = _same_as(node, model)

@@ -23,6 +23,7 @@ import lowbit
 from lowbit import models
 from lowbit.data import Loader, eval_loader, loaders, num_classes
 from lowbit.errors import LowbitError
+from lowbit.preparation.modes import evaluation
 from lowbit.processes import agreed, lost, named
 from lowbit.train.build import build_float, identity, load, prepare, read_config
 from lowbit.train.checkpoint import Checkpoints, Which
@@ -107,8 +108,8 @@ def _run(config: TrainConfig, resume: bool) -> Result:
             model = prepare(original, config.quantization)
             train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
             check_classes(config, train.num_classes)
-            for loader in (train, test):
-                check_shape(config, original, loader.image_shape)
+            for shape in {train.image_shape, test.image_shape}:
+                check_shape(config, original, shape)
             if len(train) < config.accumulate:
                 raise LowbitError(
                     f"accumulate is {config.accumulate}, but an epoch has only {len(train)} batches: lower it, or data.batch_size"
@@ -120,8 +121,7 @@ def _run(config: TrainConfig, resume: bool) -> Result:
             lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))
             if config.quantization.integer_only:
                 lowbit.snap_offsets(model)
-        if config.quantization is not None and config.quantization.integer_only and not saved:
-            _warn_unless_integer(model, train.image_shape, bar.say)
+                _warn_unless_integer(model, train.image_shape, bar.say)
         trainer = Trainer(config, model, task, accelerator, bar.say, saved["trainer"] if saved else None)
 
         with _started(config, folder, absent, main=main, fresh=not resume), \
@@ -283,17 +283,15 @@ def check_shape(config: TrainConfig, network: nn.Module, shape: tuple[int, ...])
     Raises:
         LowbitError: one of this shape (channels, height, width) does not go through it.
     """
-    training = network.training
     try:
-        network.eval()(torch.zeros(1, *shape))
+        with evaluation(network):
+            network(torch.zeros(1, *shape))
     except Exception as error:  # networks refuse in their own ways, often in a layer far behind the input
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LowbitError(
             f"{config.model.name} does not take images of {'x'.join(map(str, shape))} ({reason}): set data.channels and "
             "data.image_size to what it takes"
         ) from error
-    finally:
-        network.train(training)
 
 
 def _finish(
