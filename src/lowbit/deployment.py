@@ -88,17 +88,26 @@ def export(
     path = Path(path)
     if not path.parent.is_dir():
         raise LowbitError(f"{path}: there is no folder {path.parent}; make it first")
-    if fractional:
-        return _export_fractions(network, path, batches)
-    with atomic_write(path) as temporary:
-        _writer(format)(validate(network.graph), temporary)
-        from lowbit.integer.compare import compare
+    from lowbit.integer.compare import compare, compare_with_trained, inputs_and_labels
 
-        report = compare(network, temporary, [_random_inputs(network.graph)] if batches is None else batches)
-        if not report.ok:
+    if fractional:
+        first, batches = _first_of(
+            () if batches is None else batches, "a trained network is exported with batches, whose shape is its input's"
+        )
+        graph, traced = convert(network, inputs_and_labels(first)[0], fractional_zero_points=True)
+    else:
+        graph = validate(network.graph)
+        batches = [_random_inputs(graph)] if batches is None else batches
+    with atomic_write(path) as temporary:
+        _writer(format)(graph, temporary)
+        if fractional:
+            report = compare_with_trained(graph, temporary, batches, trained_codes(network, traced))
+        else:
+            report = compare(network, temporary, batches)
+        if not (report.ok or (fractional and report.differ <= _AT_TIES * report.compared)):
             raise LowbitError(
-                f"{path}: not written, because the file would not compute what the network does (it first differs at "
-                f"{report.parts_at!r}):\n{report.text()}"
+                f"{path}: not written, because the file would not compute what the {'trained ' * fractional}network does (it "
+                f"first differs at {report.parts_at!r}):\n{report.text()}"
             )
     return report
 
@@ -106,27 +115,17 @@ def export(
 def _has_fractions(network: Any) -> bool:
     """Whether it is a trained network with offsets that are not snapped."""
     return isinstance(network, nn.Module) and any(
-        isinstance(module, Quantizer) and module.uses_offset and not module.snapped for module in network.modules()
+        isinstance(module, Quantizer) and module.has_fraction for module in network.modules()
     )
 
 
-def _export_fractions(model: nn.Module, path: Path, batches: Iterable[Any] | None) -> Report:
-    from lowbit.integer.compare import compare_with_trained, inputs_and_labels
-
-    rest = iter(() if batches is None else batches)
+def _first_of(batches: Iterable[Any], lacking: str) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and all of them once more. Raises LowbitError, which begins with `lacking`, where there is none."""
+    rest = iter(batches)
     first = next(rest, None)
     if first is None:
-        raise LowbitError("a trained network is exported with batches, whose shape is its input's: give at least one")
-    graph, traced = convert(model, inputs_and_labels(first)[0], fractional_zero_points=True)
-    with atomic_write(path) as temporary:
-        _writer("qonnx")(graph, temporary)
-        report = compare_with_trained(graph, temporary, chain([first], rest), trained_codes(model, traced))
-        if report.differ > _AT_TIES * report.compared:
-            raise LowbitError(
-                f"{path}: not written, because the file would not compute what the trained network does (it first differs at "
-                f"{report.parts_at!r}):\n{report.text()}"
-            )
-    return report
+        raise LowbitError(f"{lacking}: give at least one batch")
+    return first, chain([first], rest)
 
 
 def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: Iterable[Any]) -> Report:
@@ -145,15 +144,12 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     """
     from lowbit.integer.compare import compare, inputs_and_labels
 
-    rest = iter(batches)
-    first = next(rest, None)
-    if first is None:
-        raise LowbitError("there is no data to compare on: give at least one batch")
+    first, batches = _first_of(batches, "there is no data to compare on")
     if isinstance(model, IntegerNetwork):
-        return compare(model, file, chain([first], rest), fixed=True)
+        return compare(model, file, batches, fixed=True)
     graph, traced = convert(model, inputs_and_labels(first)[0])
     codes = trained_codes(model, traced)
-    return compare(IntegerNetwork(graph), file, chain([first], rest), trained=codes, fixed=True)
+    return compare(IntegerNetwork(graph), file, batches, trained=codes, fixed=True)
 
 
 def _writer(format: str):

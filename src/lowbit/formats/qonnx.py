@@ -90,9 +90,9 @@ def _quant(builder: Builder, real: str, output: str, kind: TensorType) -> str:
 
 def _requantize(builder: Builder, total: str, factor: np.ndarray, node: Node) -> None:
     """Quant(factor · total), rounded before the zero point is added, as `ir.requant` does: it decides ties."""
-    name, zero = node.name, node.type.zero_point
+    name = node.name
     real = builder.add("Mul", [total, builder.constant(f"{name}:factor", factor)], f"{name}:scaled")
-    if zero and float(zero).is_integer():
+    if node.type.zero_point and node.type.is_whole:
         real = builder.add("Round", [real], f"{name}:rounded")
     _quant(builder, real, name, node.type)
 
@@ -142,7 +142,7 @@ def _look_up(builder: Builder, node: Lookup, x: TensorType) -> None:
     values = node.table.numpy().astype(np.float32) - np.float32(node.type.zero_point)
     shift = builder.constant(f"{node.name}:shift", np.float32(x.zero_point - x.qn))
     shifted = builder.add("Add", [node.inputs[0], shift], f"{node.name}:shifted")
-    if not float(x.zero_point).is_integer():  # then the sum is whole but for its rounding, and a Cast would cut it off
+    if not x.is_whole:  # then the sum is whole but for its rounding, and a Cast would cut it off
         shifted = builder.add("Round", [shifted], f"{node.name}:place")
     index = builder.add("Cast", [shifted], f"{node.name}:index", to=TensorProto.INT64)
     table = builder.constant(f"{node.name}:table", values)
@@ -157,10 +157,6 @@ def _clip(real: Tensor, y: TensorType) -> Tensor:
     return real.round().clamp(y.qn, y.qp)
 
 
-def _is_whole(*types: TensorType) -> bool:
-    return all(float(kind.zero_point).is_integer() for kind in types)
-
-
 def _write_add(builder: Builder, node: Add, a: TensorType, b: TensorType) -> None:
     name, y = node.name, node.type
     first, second = pairs.steps(a)[:, None], pairs.steps(b)[None, :]
@@ -169,7 +165,7 @@ def _write_add(builder: Builder, node: Add, a: TensorType, b: TensorType) -> Non
         return _clip((first * r_a + second * r_b) + y.zero_point, y)
 
     factors = list(pairs.sum_constants(node, a, b)[:2])
-    if _is_whole(a, b, y):
+    if a.is_whole and b.is_whole and y.is_whole:
         expected = pairs.sums(node, a, b)
         factors = pairs.near_factors(plain, factors, expected)
         if factors is None:
@@ -190,7 +186,7 @@ def _write_multiply(builder: Builder, node: Multiply, a: TensorType, b: TensorTy
         return _clip(numbers * m + y.zero_point, y)
 
     factors = [pairs.product_factor(node, a, b)]
-    if _is_whole(a, b, y):
+    if a.is_whole and b.is_whole and y.is_whole:
         expected = pairs.products(node, a, b)
         factors = pairs.near_factors(plain, factors, expected)
         if factors is None:
@@ -221,7 +217,7 @@ def _write_node(builder: Builder, node: Node) -> None:
     if isinstance(node, Quantize):
         scale = builder.constant(f"{name}:scale", np.float32(node.type.scale))
         real = builder.add("Div", [inputs[0], scale], f"{name}:scaled")
-        if node.type.zero_point and float(node.type.zero_point).is_integer():
+        if node.type.zero_point and node.type.is_whole:
             real = builder.add("Round", [real], f"{name}:rounded")
         _quant(builder, real, name, node.type)
     elif isinstance(node, Convolution | Linear):

@@ -157,7 +157,7 @@ def _check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
                     f"{module.name} has a {what} that is not finite: training has diverged; go back to an earlier "
                     "checkpoint and lower the learning rate"
                 )
-        if module.uses_offset and not module.snapped and not fractional_zero_points:
+        if module.has_fraction and not fractional_zero_points:
             raise LowbitError(
                 f"{module.name} has a fractional offset, which integers can't express: call lowbit.snap_offsets(model) "
                 "first, best before the last epochs of training"
@@ -624,7 +624,7 @@ def _type_of(quantizer: Quantizer) -> ir.TensorType:
         raise LowbitError(f"{quantizer.name} has several steps; activations of an integer network have one")
     grid = quantizer.grid
     zero_point = float(quantizer.zero_point)
-    if quantizer.snapped or not quantizer.uses_offset:
+    if not quantizer.has_fraction:
         zero_point = int(zero_point)
     return ir.TensorType(float(quantizer.step.item()), zero_point, grid.bits, grid.signed, grid.narrow)
 

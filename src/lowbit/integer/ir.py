@@ -60,6 +60,11 @@ class TensorType:
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the zero point is a whole number."""
+        return float(self.zero_point).is_integer()
+
+    @property
     def carrier_offset(self) -> int:
         """What is added to a code to store it as an unsigned byte: 2^(bits−1) for signed codes, else 0."""
         return 1 << (self.bits - 1) if self.signed else 0

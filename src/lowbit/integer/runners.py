@@ -116,7 +116,7 @@ class OnnxRunner:
             if self.real:
                 codes = torch.from_numpy(value) + kind.zero_point
                 # A fraction taken away and added again is the code but for its last digits.
-                found[name] = codes if float(kind.zero_point).is_integer() else codes.round()
+                found[name] = codes if kind.is_whole else codes.round()
             else:
                 found[name] = torch.from_numpy(value).to(torch.int16) - kind.carrier_offset
         return found

@@ -15,7 +15,7 @@ def codes_at(steps: Tensor, kind: TensorType) -> Tensor:
     that no integers run) rint(steps + z).
     """
     z = kind.zero_point
-    return steps.round() + z if float(z).is_integer() else (steps + z).round()
+    return steps.round() + z if kind.is_whole else (steps + z).round()
 
 
 def lookup_table(function: Callable[[Tensor], Tensor], x: TensorType, y: TensorType) -> Tensor:

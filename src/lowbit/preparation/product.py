@@ -75,6 +75,10 @@ def product(operation: Operation, x: Tensor, layer: nn.Module, bias: Tensor | No
     return _Product.apply(operation, operands, bias, *tensors[0], *tensors[1])
 
 
+# What an operand brings to the autograd function: a tensor, and a quantizer's parameters or something in their place.
+_TENSORS = 1 + len(Parameters._fields)
+
+
 class _Inside:
     """An operand that is quantized by the product itself; its tensors are the quantizer's input and parameters."""
 
@@ -92,13 +96,10 @@ class _Inside:
     def bounded(self, x: Tensor, *parameters: Tensor | None) -> Sequence[Tensor | None]:
         return x, *Parameters(*parameters).bounded()
 
-    def gradients(self, gradient: Tensor, wanted: Sequence[bool], x: Tensor, *parameters: Tensor | None) -> list:
-        gradient = gradient.reshape(x.shape)
-        wants_x, wants_step, _, wants_offset, *_ = wanted
-        grad_x, grad_step, grad_offset = gradients_with(
-            x, Parameters(*parameters), self.fixed, gradient, (wants_x, wants_step, wants_offset)
-        )
-        return [grad_x, grad_step, None, grad_offset, None, None, None]
+    def gradients(
+        self, gradient: Tensor, wanted: Sequence[bool], x: Tensor, *parameters: Tensor | None
+    ) -> Sequence[Tensor | None]:
+        return gradients_with(x, Parameters(*parameters), self.fixed, gradient.reshape(x.shape), wanted)
 
 
 class _Outside:
@@ -120,24 +121,25 @@ class _Outside:
     def bounded(self, *tensors: Tensor | None) -> Sequence[Tensor | None]:
         return tensors
 
-    def gradients(self, gradient: Tensor, *_) -> list:
-        return [gradient, *[None] * 6]
+    def gradients(self, gradient: Tensor, *_) -> Sequence[Tensor | None]:
+        return gradient, *[None] * (_TENSORS - 1)
 
 
 def _operand(quantizer: nn.Module, x: Tensor) -> tuple[_Inside | _Outside, tuple[Tensor | None, ...]]:
-    """How the product gets its operand, and the seven tensors for it."""
+    """How the product gets its operand, and the `_TENSORS` for it."""
     if isinstance(quantizer, Quantizer) and quantizer.alone:
         argument, parameters, fixed = quantizer.arguments(x)
         return _Inside(fixed, x.shape), (argument, *parameters)
-    learned = (quantizer.raw_step, quantizer.offset) if isinstance(quantizer, Quantizer) else (None, None)
-    return _Outside(quantizer), (quantizer(x), x, *learned, None, None, None)
+    learned = (quantizer.raw_step, quantizer.offset) if isinstance(quantizer, Quantizer) else ()
+    tensors = (quantizer(x), x, *learned)
+    return _Outside(quantizer), (*tensors, *[None] * (_TENSORS - len(tensors)))
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operation, operands, bias, *tensors):
         ctx.operation, ctx.operands = operation, operands
-        parts = tensors[:7], tensors[7:]
+        parts = tensors[:_TENSORS], tensors[_TENSORS:]
         ctx.save_for_backward(*operands[0].kept(parts[0]), *operands[1].kept(parts[1]))
         x_hat, w_hat = (operand.quantized(*part) for operand, part in zip(operands, parts))
         return operation.forward(x_hat, w_hat, bias)
@@ -145,7 +147,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         kept, (_, _, wants_bias, *wanted) = ctx.saved_tensors, ctx.needs_input_grad
-        parts, wanted = (kept[:7], kept[7:]), (wanted[:7], wanted[7:])
+        parts, wanted = ((each[:_TENSORS], each[_TENSORS:]) for each in (kept, wanted))
         if not torch.is_grad_enabled():  # else the step's gradient has to find its way to the parameter
             parts = tuple(operand.bounded(*part) for operand, part in zip(ctx.operands, parts))
         # Under autocast the product was computed in the gradient's type.
@@ -155,7 +157,7 @@ class _Product(torch.autograd.Function):
         )
         del x_hat, w_hat
         found = [
-            operand.gradients(each, want, *part) if any(want) else [None] * 7
+            operand.gradients(each, want, *part) if any(want) else [None] * _TENSORS
             for operand, each, want, part in zip(ctx.operands, (grad_x, grad_w), wanted, parts)
         ]
         return None, None, grad_bias, *found[0], *found[1]

@@ -119,20 +119,22 @@ def quantize_with(x: Tensor, parameters: Parameters, fixed: Fixed) -> Tensor:
 
 def gradients_with(
     x: Tensor, parameters: Parameters, fixed: Fixed, gradient: Tensor, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(∂L/∂x, ∂L/∂s, ∂L/∂β) for the gradient of `quantize_with`'s result; None where not `wanted` or not learned."""
+) -> tuple[Tensor | None, ...]:
+    """For the gradient of `quantize_with`'s result those of x and of each of `parameters`; None where not `wanted` or not learned."""
     grid, method, sharing = fixed
     learned = method.step_gradient is not None
-    wanted = (wanted[0], learned and wanted[1], learned and wanted[2])
+    wants_x, wants_step, _, wants_offset, *_ = wanted
+    wanted = (wants_x, learned and wants_step, learned and wants_offset)
     g = method.step_gradient.scale(sharing, grid.qp) if learned else 1.0
     step, _, *others = parameters.bounded()
     found = kernels.fused_gradients(gradients, x, step, *others, gradient, g, grid, method, wanted)
-    if found is not None:
-        return found
-    return gradients(
-        x, step, *others, gradient, g, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
-        total=lambda each: each.sum_to_size(step.shape),
-    )  # fmt: skip
+    if found is None:
+        found = gradients(
+            x, step, *others, gradient, g, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
+            total=lambda each: each.sum_to_size(step.shape),
+        )  # fmt: skip
+    grad_x, grad_step, grad_offset = found
+    return grad_x, *Parameters(grad_step, None, grad_offset, None, None, None)
 
 
 def bounded_step(step: Tensor, start: Tensor) -> Tensor:
@@ -228,11 +230,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, *parameters = ctx.saved_tensors
-        wants_x, wants_step, _, wants_offset, *_ = ctx.needs_input_grad
-        grad_x, grad_step, grad_offset = gradients_with(
-            x, Parameters(*parameters), ctx.fixed, gradient, (wants_x, wants_step, wants_offset)
-        )
-        return grad_x, grad_step, None, grad_offset, None, None, None, None
+        return *gradients_with(x, Parameters(*parameters), ctx.fixed, gradient, ctx.needs_input_grad), None
 
 
 class _SnapOffset(torch.autograd.Function):

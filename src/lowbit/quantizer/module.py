@@ -132,6 +132,11 @@ class Quantizer(nn.Module):
         exact = -self.offset.detach() / self.step
         return exact.round() if self.snapped else exact
 
+    @property
+    def has_fraction(self) -> bool:
+        """Whether `zero_point` may be no whole number: there is an offset, and it is not snapped."""
+        return self.uses_offset and not self.snapped
+
     def step_for(self, x: Tensor) -> Tensor:
         """The step with which x is quantized: `step`, or the one that the method sets from x at every call."""
         if self.method.range is None:
@@ -140,12 +145,16 @@ class Quantizer(nn.Module):
 
     @property
     def alone(self) -> bool:
-        """Whether a layer may compute x̂ itself, from `arguments`: nobody else takes x̂ or looks at the call."""
+        """Whether a layer may compute x̂ itself, from `arguments`: started, and nobody else takes x̂ or looks at the call."""
         hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
-        return not self._is_shared and not any(hooks)
+        return self.started and not self._is_shared and not any(hooks)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_started()
+        if self.grid is None:
+            raise LowbitError(
+                f"{self.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before using "
+                "the network"
+            )
         # A tensor that feeds two layers with one quantizer is quantized once. The compiler finds that by itself.
         if torch.compiler.is_compiling() or not self._is_shared or x.is_inference():
             return self.quantize(x)
@@ -160,13 +169,6 @@ class Quantizer(nn.Module):
         if x_hat.requires_grad:
             x_hat.register_hook(self._forget)  # a graph can be run backward once only
         return x_hat
-
-    def _check_started(self) -> None:
-        if self.grid is None:
-            raise LowbitError(
-                f"{self.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before using "
-                "the network"
-            )
 
     def _forget(self, gradient: Tensor) -> None:
         self._last = None
@@ -190,12 +192,7 @@ class Quantizer(nn.Module):
         return x_hat if self.view is None else x_hat.reshape(x.shape)
 
     def arguments(self, x: Tensor) -> tuple[Tensor, Parameters, Fixed]:
-        """What `quantize_with` takes; its result has the shape `view`, where there is one.
-
-        Raises:
-            LowbitError: not started.
-        """
-        self._check_started()
+        """What `quantize_with` takes for a started quantizer; its result has the shape `view`, where there is one."""
         x = self._prepared(x)
         if self.method.range is None:
             step, start = self.raw_step, self.start_step
