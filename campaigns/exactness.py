@@ -25,8 +25,8 @@ from benchmarks import harness
 from lowbit import models, train
 from lowbit._torchvision import import_torchvision
 from lowbit.data import eval_loader
-from lowbit.integer.compare import Report
 from lowbit.recipes import get_recipe
+from lowbit.verification.compare import Report
 
 
 def float_kernels(path: Path) -> list[str]:

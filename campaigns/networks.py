@@ -21,9 +21,9 @@ from benchmarks import harness
 from campaigns.exactness import calibrated
 from lowbit import models
 from lowbit.files import atomic_write
+from lowbit.layers.attention import quantized_attentions
+from lowbit.layers.sites import quantized_layers
 from lowbit.models import Network
-from lowbit.preparation.attention import quantized_attentions
-from lowbit.preparation.prepare import quantized_layers
 
 QUICK_SIDE = 64
 

@@ -28,9 +28,9 @@ import lowbit
 from lowbit import train
 from lowbit.data import eval_loader
 from lowbit.files import atomic_write
-from lowbit.integer.compare import Report
 from lowbit.recipes import get_recipe
 from lowbit.train import TrainConfig
+from lowbit.verification.compare import Report
 
 OUTPUT = Path(__file__).resolve().parent.parent / "demo-output"
 METHODS = {"lsq": "LSQ", "lsq+": "LSQ+", "lg-lsq": "LG-LSQ"}

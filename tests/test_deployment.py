@@ -17,9 +17,9 @@ import lowbit
 from lowbit import LowbitError, deployment, models
 from lowbit.cli.main import main
 from lowbit.formats import qonnx
-from lowbit.integer.convert import convert
 from lowbit.integer.ir import Convolution
 from lowbit.integer.runners import OnnxRunner
+from lowbit.lowering.convert import convert
 from lowbit.recipes import get_recipe
 from lowbit.train import run
 

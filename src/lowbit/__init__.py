@@ -5,16 +5,17 @@ float model → prepare → calibrate → train → to_integer → run, verify, 
 
 from lowbit.deployment import export, to_integer, verify
 from lowbit.errors import LowbitError
+from lowbit.grid import Grid
 from lowbit.integer.network import IntegerNetwork
-from lowbit.preparation.batchnorm import reestimate_batchnorm
-from lowbit.preparation.calibrate import calibrate
-from lowbit.preparation.prepare import prepare, quantizers
-from lowbit.preparation.remedies import OscillationFreezer, dampening_loss
-from lowbit.preparation.rules import Rule
-from lowbit.preparation.table import layer_table, model_size_bits
-from lowbit.preparation.training import attach, parameter_groups, set_progress, snap_offsets
+from lowbit.layers.rules import Rule
+from lowbit.layers.sites import quantizers
+from lowbit.qat.batchnorm import reestimate_batchnorm
+from lowbit.qat.calibrate import calibrate
+from lowbit.qat.oscillation import OscillationFreezer, dampening_loss
+from lowbit.qat.prepare import prepare
+from lowbit.qat.summary import layer_table, model_size_bits
+from lowbit.qat.training import attach, parameter_groups, set_progress, snap_offsets
 from lowbit.quantizer.fake_quantize import fake_quantize
-from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.methods import METHODS, Method
 from lowbit.quantizer.module import Quantizer
 

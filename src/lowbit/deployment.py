@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.integer.check import validate
-from lowbit.integer.convert import convert, trained_codes
 from lowbit.integer.ir import Graph, Quantize
 from lowbit.integer.network import IntegerNetwork
+from lowbit.lowering.convert import convert, trained_codes
 from lowbit.quantizer.module import Quantizer
 
 if TYPE_CHECKING:
-    from lowbit.integer.compare import Report
+    from lowbit.verification.compare import Report
 
 # The share of codes that float32 sums in another order may move, one code moving others behind it.
 _AT_TIES = 0.05
@@ -88,7 +88,7 @@ def export(
     path = Path(path)
     if not path.parent.is_dir():
         raise LowbitError(f"{path}: there is no folder {path.parent}; make it first")
-    from lowbit.integer.compare import compare, compare_with_trained, inputs_and_labels
+    from lowbit.verification.compare import compare, compare_with_trained, inputs_and_labels
 
     if fractional:
         first, batches = _first_of(
@@ -142,7 +142,7 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     Raises:
         LowbitError: no data, a file of another network, or what `to_integer` raises.
     """
-    from lowbit.integer.compare import compare, inputs_and_labels
+    from lowbit.verification.compare import compare, inputs_and_labels
 
     first, batches = _first_of(batches, "there is no data to compare on")
     if isinstance(model, IntegerNetwork):

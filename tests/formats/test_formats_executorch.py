@@ -11,7 +11,6 @@ from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operati
 
 from lowbit.errors import LowbitError
 from lowbit.integer.check import validate
-from lowbit.integer.compare import compare
 from lowbit.integer.ir import (
     Add,
     Convolution,
@@ -26,6 +25,7 @@ from lowbit.integer.ir import (
     Weight,
 )
 from lowbit.integer.network import IntegerNetwork
+from lowbit.verification.compare import compare
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ExecuTorch's own imports warn

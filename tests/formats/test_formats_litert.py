@@ -10,7 +10,6 @@ from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operati
 
 from lowbit.errors import LowbitError
 from lowbit.integer.check import validate
-from lowbit.integer.compare import compare
 from lowbit.integer.ir import (
     Add,
     Convolution,
@@ -29,6 +28,7 @@ from lowbit.integer.ir import (
 )
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.runners import LitertRunner
+from lowbit.verification.compare import compare
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
 from lowbit.formats import litert, xnnpack  # noqa: E402

@@ -16,7 +16,6 @@ from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operati
 
 from lowbit.formats import onnx as plain
 from lowbit.formats import onnx_packed as packed
-from lowbit.integer.compare import compare
 from lowbit.integer.ir import (
     Add,
     AveragePool,
@@ -36,6 +35,7 @@ from lowbit.integer.ir import (
 )
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.runners import OnnxRunner
+from lowbit.verification.compare import compare
 
 SETTINGS = settings(max_examples=20, deadline=None, derandomize=True)
 

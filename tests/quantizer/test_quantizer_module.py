@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lowbit import METHODS, LowbitError, Quantizer
-from lowbit.quantizer.grid import Grid
+from lowbit.grid import Grid
 from lowbit.quantizer.init import Statistics, least_squares_init
 from lowbit.quantizer.methods import lsq_plus
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import lowbit
 from lowbit.errors import LowbitError
-from lowbit.preparation.remedies import dampening_loss
+from lowbit.qat.oscillation import dampening_loss
 from lowbit.train import ModelConfig, TrainConfig
 from lowbit.train.tasks import Classify, Dampen, Distill, make_task
 

@@ -11,7 +11,7 @@ from torch import nn
 import lowbit
 from lowbit.cli.options import console
 from lowbit.data import training_split
-from lowbit.preparation.table import LayerRow
+from lowbit.qat.summary import LayerRow
 from lowbit.recipes import RECIPES
 from lowbit.recipes.recipe import training_macs
 from lowbit.train.build import build_float, prepare

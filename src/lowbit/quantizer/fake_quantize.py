@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
+from lowbit.grid import Grid
 from lowbit.quantizer import kernels
-from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.step import elements_sharing
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowbit.quantizer.grid import Grid
+from lowbit.grid import Grid
 
 Init = Callable[["Statistics", Grid, bool], tuple[Tensor, Tensor]]
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from lowbit.quantizer.grid import Grid
+from lowbit.grid import Grid
 
 if TYPE_CHECKING:
     from lowbit.quantizer.methods import Method

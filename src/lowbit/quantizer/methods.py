@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError, did_you_mean
-from lowbit.quantizer.grid import Grid
+from lowbit.grid import Grid
 from lowbit.quantizer.init import (
     Init,
     least_squares_init,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lowbit.errors import LowbitError
+from lowbit.grid import Grid
 from lowbit.quantizer.fake_quantize import Fixed, Parameters, bounded_step, fixed_for, quantize_with, snapped_offset
-from lowbit.quantizer.grid import Grid
 from lowbit.quantizer.init import Statistics
 from lowbit.quantizer.methods import Method, get_method
 

@@ -23,7 +23,7 @@ import lowbit
 from lowbit import models
 from lowbit.data import Loader, eval_loader, loaders, num_classes
 from lowbit.errors import LowbitError
-from lowbit.preparation.modes import evaluation
+from lowbit.layers.modes import evaluation
 from lowbit.processes import agreed, lost, named
 from lowbit.train.build import build_float, identity, load, prepare, read_config
 from lowbit.train.checkpoint import Checkpoints, Which

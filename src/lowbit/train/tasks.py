@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.remedies import dampening_loss
+from lowbit.qat.oscillation import dampening_loss
 from lowbit.train.config import TrainConfig
 
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 import lowbit
 from lowbit.data import Loader
 from lowbit.errors import LowbitError
-from lowbit.preparation.remedies import OscillationFreezer
+from lowbit.qat.oscillation import OscillationFreezer
 from lowbit.train.batchnorm import average_batchnorm, synchronise_batchnorm
 from lowbit.train.config import OptimizerConfig, TrainConfig
 from lowbit.train.parallel import Sharded, Whole, divided_like, gathered

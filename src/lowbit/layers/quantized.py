@@ -13,8 +13,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.product import Convolution, Linear, product
-from lowbit.preparation.rules import Setting
+from lowbit.layers.product import Convolution, Linear, product
+from lowbit.layers.rules import Setting
 from lowbit.quantizer.module import Quantizer
 
 

@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from lowbit.preparation.rules import Setting
+from lowbit.layers.rules import Setting
 from lowbit.quantizer.module import Quantizer
 
 # By name, because timm need not be installed. Its other attentions compute something else and stay as they are.

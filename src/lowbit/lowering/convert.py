@@ -25,11 +25,11 @@ from lowbit.errors import LowbitError
 from lowbit.integer import ir
 from lowbit.integer.check import validate
 from lowbit.integer.tables import codes_at, lookup_table
-from lowbit.preparation import trace as t
-from lowbit.preparation.folding import ALONE_CODE, fold, fold_alone
-from lowbit.preparation.integer_form import folds_into
-from lowbit.preparation.layers import QuantizedLayer
-from lowbit.preparation.modes import evaluation
+from lowbit.layers.modes import evaluation
+from lowbit.layers.quantized import QuantizedLayer
+from lowbit.lowering import trace as t
+from lowbit.lowering.folding import ALONE_CODE, fold, fold_alone
+from lowbit.lowering.placement import folds_into
 from lowbit.quantizer.fake_quantize import round_to_grid
 from lowbit.quantizer.module import Quantizer
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.prepare import quantized_layers, quantizers
+from lowbit.layers.sites import quantized_layers, quantizers
 from lowbit.quantizer.module import Quantizer
 
 

@@ -8,11 +8,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from lowbit.preparation.attention import QuantizedAttention, quantized_attentions
-from lowbit.preparation.calibrate import observed
-from lowbit.preparation.layers import QuantizedLayer, float_class
-from lowbit.preparation.prepare import input_sites, quantized_layers
-from lowbit.quantizer.grid import Grid
+from lowbit.grid import Grid
+from lowbit.layers.attention import QuantizedAttention, quantized_attentions
+from lowbit.layers.quantized import QuantizedLayer, float_class
+from lowbit.layers.sites import input_sites, quantized_layers
+from lowbit.qat.calibrate import observed
 from lowbit.quantizer.module import Quantizer
 
 

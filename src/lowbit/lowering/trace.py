@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.attention import QuantizedAttention
-from lowbit.preparation.folding import IntegerNorm
-from lowbit.preparation.layers import QuantizedLayer, float_class
-from lowbit.preparation.modes import evaluation
+from lowbit.layers.attention import QuantizedAttention
+from lowbit.layers.modes import evaluation
+from lowbit.layers.quantized import QuantizedLayer, float_class
+from lowbit.lowering.folding import IntegerNorm
 from lowbit.quantizer.module import Quantizer
 
 # Kinds of node. "move": codes go elsewhere unchanged; "shape": makes no tensor.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import lowbit
 from lowbit._torchvision import import_torchvision
-from lowbit.preparation.attention import QuantizedAttention, quantized_attentions
+from lowbit.layers.attention import QuantizedAttention, quantized_attentions
 from lowbit.quantizer.module import Quantizer
 
 import_torchvision()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.layers import QuantizedLayer
+from lowbit.layers.quantized import QuantizedLayer
 from lowbit.quantizer.module import Quantizer
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.calibrate import run_batch
-from lowbit.preparation.modes import evaluation
+from lowbit.layers.modes import evaluation
+from lowbit.qat.calibrate import run_batch
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import nn
 
 import lowbit
 from lowbit import LowbitError, Method
-from lowbit.preparation.training import Attachment
+from lowbit.qat.training import Attachment
 from lowbit.quantizer.methods import lg_lsq
 from lowbit.quantizer.rounding import asr, mde
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.layers import QuantizedLayer
-from lowbit.preparation.prepare import quantized_layers
+from lowbit.layers.quantized import QuantizedLayer
+from lowbit.layers.sites import quantized_layers
 from lowbit.quantizer.fake_quantize import round_to_grid
 from lowbit.quantizer.module import Quantizer
 

@@ -17,10 +17,10 @@ import torch
 from torch import fx, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation import trace as t
-from lowbit.preparation.folding import bias_on_grid, channel_values, follow
-from lowbit.preparation.layers import QuantizedLayer
-from lowbit.preparation.rules import Setting
+from lowbit.layers.quantized import QuantizedLayer
+from lowbit.layers.rules import Setting
+from lowbit.lowering import trace as t
+from lowbit.lowering.folding import bias_on_grid, channel_values, follow
 from lowbit.quantizer.module import Quantizer
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.modes import evaluation
-from lowbit.preparation.prepare import Site, input_sites, quantized_layers
+from lowbit.layers.modes import evaluation
+from lowbit.layers.sites import Site, input_sites, quantized_layers
 from lowbit.processes import agreed
 from lowbit.quantizer.init import Statistics
 from lowbit.quantizer.module import Quantizer

@@ -13,9 +13,9 @@ from tests.integer_graphs import resnet_like
 
 from lowbit.errors import LowbitError
 from lowbit.formats import onnx as plain
-from lowbit.integer.compare import compare
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.runners import OnnxRunner
+from lowbit.verification.compare import compare
 
 
 @pytest.fixture(scope="module")

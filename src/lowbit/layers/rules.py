@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowbit.errors import LowbitError
-from lowbit.quantizer.grid import Grid
+from lowbit.grid import Grid
 from lowbit.quantizer.methods import Method, get_method
 
 _KEEP: Any = object()  # a rule's field that leaves the setting as it was

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from lowbit.errors import LowbitError
-from lowbit.preparation.attention import is_attention, quantize_attention
-from lowbit.preparation.integer_form import integer_form
-from lowbit.preparation.layers import QuantizedLayer, add_quantizers, check_layer, float_class
-from lowbit.preparation.rules import Rule, Rules, Setting, check_bits
+from lowbit.layers.attention import is_attention, quantize_attention
+from lowbit.layers.quantized import QuantizedLayer, add_quantizers, check_layer, float_class
+from lowbit.layers.rules import Rule, Rules, Setting, check_bits
+from lowbit.layers.sites import input_sites, quantizers
+from lowbit.lowering.placement import integer_form
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.module import Quantizer
 
@@ -95,40 +96,6 @@ def prepare(
     prepared.register_load_state_dict_pre_hook(_restart_with_float_weights)
     prepared.register_load_state_dict_post_hook(_share_as_saved)
     return prepared
-
-
-def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
-    """Every quantizer of the model once, with the first name it has."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, Quantizer))
-
-
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
-    """Every prepared layer of the model once, with its name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
-
-
-@dataclass
-class Site:
-    """A place where an activation quantizer stands: an attribute of the module that holds it."""
-
-    holder: nn.Module
-    attribute: str
-
-    @property
-    def quantizer(self) -> Quantizer:
-        return getattr(self.holder, self.attribute)
-
-    @quantizer.setter
-    def quantizer(self, quantizer: nn.Module) -> None:
-        setattr(self.holder, self.attribute, quantizer)
-
-
-def input_sites(model: nn.Module) -> Iterator[Site]:
-    """Every place where an activation quantizer stands."""
-    for module in model.modules():
-        for attribute, child in module.named_children():
-            if isinstance(child, Quantizer) and attribute != "weight_quantizer":
-                yield Site(module, attribute)
 
 
 def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:

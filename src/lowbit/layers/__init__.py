@@ -1,0 +1,1 @@
+"""Layers with quantizers, the rules that say which layer gets which, and where quantizers stand in a network."""
