@@ -6,16 +6,14 @@ import math
 
 import torch
 
-from lowbit.integer.check import validate
-from lowbit.integer.ir import (
+from lowbit.integer.graph import FloatType, Graph, TensorType, Weight
+from lowbit.integer.ops import (
     Add,
     AveragePool,
     ChannelShuffle,
     Concatenate,
     Convolution,
-    FloatType,
     GlobalAveragePool,
-    Graph,
     Linear,
     Lookup,
     MaxPool,
@@ -25,10 +23,9 @@ from lowbit.integer.ir import (
     Requantize,
     Reshape,
     Slice,
-    TensorType,
-    Weight,
 )
-from lowbit.integer.tables import lookup_table
+from lowbit.integer.ops.lookup import lookup_table
+from lowbit.integer.validate import validate
 
 
 def f32(value: float) -> float:
@@ -65,10 +62,10 @@ class GraphBuilder:
         return self.nodes[-1].name
 
     def graph(self) -> Graph:
-        return validate(Graph(input="image", input_shape=self.shape, nodes=tuple(self.nodes), output=self.last))
+        return validate(Graph(inputs={"image": self.shape}, nodes=tuple(self.nodes), outputs=(self.last,)))
 
     def type_of(self, name: str) -> TensorType:
-        partial = validate(Graph(input="image", input_shape=self.shape, nodes=tuple(self.nodes), output=self.last))
+        partial = validate(Graph(inputs={"image": self.shape}, nodes=tuple(self.nodes), outputs=(self.last,)))
         return partial.by_name[name].type
 
     def append(self, kind: type, *inputs: str, type=None, **fields) -> str:
@@ -195,7 +192,7 @@ def every_operation(seed: int = 0, bits: int = 4) -> GraphBuilder:
     left = b.append(Slice, x, axis=1, start=0, stop=8)
     right = b.append(Slice, x, axis=1, start=8, stop=16)
     right = b.conv(right, 8, bits=8, signed=True, groups=8, per_channel=True, negative=True)
-    right = b.append(Requantize, right, type=TensorType(*b.type_of(left).grid))
+    right = b.append(Requantize, right, type=TensorType(*b.type_of(left).code_type))
     x = b.append(Concatenate, left, right)
     x = b.append(ChannelShuffle, x, groups=2)
     # squeeze-and-excite with SiLU and sigmoid

@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import lowbit
-from lowbit import LowbitError, deployment, models
+from lowbit import LowbitError, models
 from lowbit.cli.main import main
-from lowbit.formats import qonnx
-from lowbit.integer.ir import Convolution
-from lowbit.integer.runners import OnnxRunner
+from lowbit.formats import FORMATS, qonnx
+from lowbit.formats.qonnx.runner import QonnxRunner
+from lowbit.integer.ops import Convolution
 from lowbit.lowering.convert import convert
 from lowbit.recipes import get_recipe
 from lowbit.train import run
@@ -38,7 +38,7 @@ def network(model):
     return lowbit.to_integer(model, X)
 
 
-@pytest.mark.parametrize("format", deployment.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_every_format_is_written_and_proved(network, tmp_path, format):
     if format == "executorch":
         pytest.importorskip("executorch.runtime")
@@ -129,8 +129,6 @@ def test_verify_sees_another_networks_file(network, tmp_path, format):
 
 
 def test_a_file_that_computes_something_else_is_not_left(network, tmp_path, monkeypatch):
-    from lowbit.formats import onnx as format_onnx
-
     def wrong(graph, path):
         original(graph, path)
         file = onnx.load(path)
@@ -138,8 +136,8 @@ def test_a_file_that_computes_something_else_is_not_left(network, tmp_path, monk
         scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
         onnx.save(file, path)
 
-    original = format_onnx.write
-    monkeypatch.setattr(format_onnx, "write", wrong)
+    original = FORMATS["onnx"].write
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=wrong))
     (tmp_path / "m.onnx").write_text("the old file")
     with pytest.raises(LowbitError, match="not written, because the file would not compute"):
         lowbit.export(network, tmp_path / "m.onnx")
@@ -254,11 +252,13 @@ def test_qonnx_takes_fractional_offsets(fractional, tmp_path):
     report = lowbit.export(fractional, tmp_path / "q.onnx", "qonnx", batches=[X])
     assert report.differ <= 0.01 * report.compared and report.compared > 6 * 64 * 8 * 3
     assert "codes differ from the trained network" in report.text()
-    runner = OnnxRunner(tmp_path / "q.onnx", convert(fractional, X, fractional_zero_points=True)[0])
+    runner = QonnxRunner(tmp_path / "q.onnx", convert(fractional, X, fractional_zero_points=True)[0])
     fresh = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(4)) * 2 - 1
     with torch.no_grad():
         expected = fractional(fresh)
-    torch.testing.assert_close(runner(fresh)[""], expected, rtol=0, atol=0.05 * float(expected.std()))
+    torch.testing.assert_close(
+        runner({"x": fresh}).outputs["head"], expected, rtol=0, atol=0.05 * float(expected.std())
+    )
 
 
 def test_fractional_offsets_anywhere_else_are_refused(fractional, tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ def test_fractional_offsets_anywhere_else_are_refused(fractional, tmp_path, monk
         nodes = [replace(node, bias=-node.bias) if isinstance(node, Convolution) else node for node in graph.nodes]
         qonnx.write(replace(graph, nodes=tuple(nodes)), path)
 
-    monkeypatch.setattr(deployment, "_writer", lambda format: altered)
+    monkeypatch.setitem(FORMATS, "qonnx", replace(FORMATS["qonnx"], write=altered))
     with pytest.raises(LowbitError, match="not written, because"):
         lowbit.export(fractional, tmp_path / "f.onnx", "qonnx", batches=[X])
     assert list(tmp_path.iterdir()) == []

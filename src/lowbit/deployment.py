@@ -1,4 +1,4 @@
-"""The way out: a trained network to integers, to a file, and the proof that all of them compute the same."""
+"""From a trained network to integers, to a file, and to the proof that all of them compute the same."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import os
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
-from lowbit.integer.check import validate
-from lowbit.integer.ir import Graph, Quantize
+from lowbit.formats import get_format
+from lowbit.integer.graph import Graph
 from lowbit.integer.network import IntegerNetwork
-from lowbit.lowering.convert import convert, trained_codes
+from lowbit.integer.validate import validate
+from lowbit.lowering.convert import convert, trained_runner
 from lowbit.quantizer.module import Quantizer
-
-if TYPE_CHECKING:
-    from lowbit.verification.compare import Report
+from lowbit.verification.compare import compare, compare_with_trained, inputs_and_labels
+from lowbit.verification.report import Report
 
 # The share of codes that float32 sums in another order may move, one code moving others behind it.
 _AT_TIES = 0.05
-
-Format = Literal["onnx", "onnx-packed", "qonnx", "executorch", "litert", "lowbit"]
-FORMATS: tuple[str, ...] = ("onnx", "onnx-packed", "qonnx", "executorch", "litert", "lowbit")
 
 
 def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
@@ -51,22 +48,23 @@ def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
 def export(
     network: IntegerNetwork | nn.Module,
     path: str | os.PathLike,
-    format: Format = "onnx",
+    format: str = "onnx",
     *,
     batches: Iterable[Any] | None = None,
 ) -> Report:
-    """Write the network to a file, which is left only if it computes what the network does.
+    """Write the network to a file, which is kept only if it computes what the network does.
 
     The file is written beside, run in its own runtime against the integer reference, and renamed if not one code differs.
 
     Args:
         network: from `to_integer`. For "qonnx" also the trained network itself, from `lowbit.prepare(…, integer_only=True)`,
             if its offsets (LSQ+) are not snapped: they stay the fractions they are. No integers compute that, so the file is
-            compared with the trained network and left if at most one code in twenty differs, by float32's rounding at ties.
+            compared with the trained network and kept if at most one code in twenty differs, by float32's rounding at ties.
         path: the file to write. Its folder must exist.
-        format: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic, weights stored at their width),
-            "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's floats), "executorch" (.pte for XNNPACK, one sample at a
-            time; its output alone is compared), "litert" (.tflite for XNNPACK) or "lowbit" (`IntegerNetwork.load` reads it).
+        format: a name in `lowbit.formats.FORMATS`: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic,
+            weights stored at their width), "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's floats), "executorch"
+            (.pte for XNNPACK, one sample at a time; its output alone is compared), "litert" (.tflite for XNNPACK), "lowbit"
+            (`IntegerNetwork.load` reads it) or "json" (the network as text).
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A trained network
             needs them: their shape is the input's.
 
@@ -77,33 +75,34 @@ def export(
         LowbitError: unknown format, missing folder or package, a network that was changed into none, or a file that does not
             compute the same.
     """
-    fractional = format == "qonnx" and _has_fractions(network)
+    fractional = _has_fractions(network) and get_format(format).takes_fractions
     if not isinstance(network, IntegerNetwork) and not fractional:
         raise LowbitError(
             f"export takes the integer network, not a {type(network).__name__}: make it with lowbit.to_integer(model, example_input), "
             "or read it with lowbit.IntegerNetwork.load(path)"
         )
-    if format not in FORMATS:
-        raise LowbitError(f"unknown format {format!r}: known are {', '.join(FORMATS)}")
+    writer = get_format(format)
     path = Path(path)
     if not path.parent.is_dir():
         raise LowbitError(f"{path}: there is no folder {path.parent}; make it first")
-    from lowbit.verification.compare import compare, compare_with_trained, inputs_and_labels
-
-    if fractional:
+    trained = None
+    if isinstance(network, IntegerNetwork):
+        graph = validate(network.graph)
+        batches = [_random_inputs(graph)] if batches is None else batches
+    else:
         first, batches = _first_of(
             () if batches is None else batches, "a trained network is exported with batches, whose shape is its input's"
         )
         graph, traced = convert(network, inputs_and_labels(first)[0], fractional_zero_points=True)
-    else:
-        graph = validate(network.graph)
-        batches = [_random_inputs(graph)] if batches is None else batches
+        trained = trained_runner(network, graph, traced)
     with atomic_write(path) as temporary:
-        _writer(format)(graph, temporary)
-        if fractional:
-            report = compare_with_trained(graph, temporary, batches, trained_codes(network, traced))
+        writer.checked_write(graph, temporary)
+        runner = writer.checked_open(temporary, graph)
+        if isinstance(network, IntegerNetwork):
+            report = compare(network, runner, batches)
         else:
-            report = compare(network, temporary, batches)
+            assert trained is not None
+            report = compare_with_trained(graph, runner, batches, trained)
         if not (report.ok or (fractional and report.differ <= _AT_TIES * report.compared)):
             raise LowbitError(
                 f"{path}: not written, because the file would not compute what the {'trained ' * fractional}network does (it "
@@ -142,41 +141,18 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     Raises:
         LowbitError: no data, a file of another network, or what `to_integer` raises.
     """
-    from lowbit.verification.compare import compare, inputs_and_labels
-
     first, batches = _first_of(batches, "there is no data to compare on")
     if isinstance(model, IntegerNetwork):
         return compare(model, file, batches, fixed=True)
     graph, traced = convert(model, inputs_and_labels(first)[0])
-    codes = trained_codes(model, traced)
-    return compare(IntegerNetwork(graph), file, batches, trained=codes, fixed=True)
+    return compare(IntegerNetwork(graph), file, batches, trained=trained_runner(model, graph, traced), fixed=True)
 
 
-def _writer(format: str):
-    try:
-        if format == "onnx":
-            from lowbit.formats.onnx import write
-        elif format == "onnx-packed":
-            from lowbit.formats.onnx_packed import write
-        elif format == "executorch":
-            from lowbit.formats.executorch import write
-        elif format == "litert":
-            from lowbit.formats.litert import write
-        elif format == "lowbit":
-            from lowbit.integer.file import save as write
-        else:
-            from lowbit.formats.qonnx import write
-    except ImportError as error:
-        extra = format if format in ("executorch", "litert") else "export"
-        raise LowbitError(
-            f"writing {format} needs the package {error.name!r}, which is not installed: pip install 'lowbit[{extra}]'"
-        ) from error
-    return write
-
-
-def _random_inputs(graph: Graph) -> Tensor:
-    """Eight seeded inputs whose values cover the input's grid and a little beyond it."""
-    kind = next(node.type for node in graph.nodes if isinstance(node, Quantize))
-    low, high = kind.scale * (kind.qn - kind.zero_point), kind.scale * (kind.qp - kind.zero_point)
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(8, *graph.input_shape, generator=generator) * 1.1 * (high - low) + low - 0.05 * (high - low)
+def _random_inputs(graph: Graph) -> dict[str, Tensor]:
+    """Eight seeded samples of every input, whose values cover the input's grid and a little beyond it."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for name, shape in graph.inputs.items():
+        kind = next((node.codes_of() for node in graph.nodes if name in node.inputs), None)
+        low, high = (0.0, 1.0) if kind is None else (kind.scale * (end - kind.zero_point) for end in (kind.qn, kind.qp))
+        found[name] = torch.rand(8, *shape, generator=generator) * 1.1 * (high - low) + low - 0.05 * (high - low)
+    return found

@@ -7,9 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
-
-from lowbit.errors import LowbitError
 from lowbit.integer.check import validate
 from lowbit.integer.ir import (
     Add,
@@ -24,6 +21,9 @@ from lowbit.integer.ir import (
     TensorType,
     Weight,
 )
+from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
+
+from lowbit.errors import LowbitError
 from lowbit.integer.network import IntegerNetwork
 from lowbit.verification.compare import compare
 

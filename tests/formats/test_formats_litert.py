@@ -6,9 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
-
-from lowbit.errors import LowbitError
 from lowbit.integer.check import validate
 from lowbit.integer.ir import (
     Add,
@@ -26,8 +23,11 @@ from lowbit.integer.ir import (
     TensorType,
     Weight,
 )
-from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.runners import LitertRunner
+from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
+
+from lowbit.errors import LowbitError
+from lowbit.integer.network import IntegerNetwork
 from lowbit.verification.compare import compare
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")

@@ -15,10 +15,12 @@ from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operati
 
 from lowbit.errors import LowbitError
 from lowbit.formats import qonnx
-from lowbit.integer.check import validate
-from lowbit.integer.ir import Add, AveragePool, Graph, Lookup, Multiply, Quantize, Requantize, Slice, TensorType
+from lowbit.formats.qonnx.writer import build
+from lowbit.integer.graph import Graph, TensorType
 from lowbit.integer.network import IntegerNetwork
+from lowbit.integer.ops import Add, AveragePool, Lookup, Multiply, Quantize, Requantize, Slice
 from lowbit.integer.run import run
+from lowbit.integer.validate import validate
 
 
 class Quant(OpRun):
@@ -43,14 +45,14 @@ class BipolarQuant(OpRun):
 
 def values(graph: Graph, x: torch.Tensor) -> dict[str, np.ndarray]:
     """Every node's value in the exported file."""
-    model = qonnx.build(graph)
+    model = build(graph)
     if onnx.__version__ < "1.23" and any(node.op_type == "Gather" for node in model.graph.node):
         pytest.skip("the Gather of onnx 1.22's ReferenceEvaluator raises an AttributeError of its own")
     names = [node.name for node in graph.nodes]
     for name in names:
         if name not in {output.name for output in model.graph.output}:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    found = ReferenceEvaluator(model, new_ops=[Quant, BipolarQuant]).run(None, {graph.input: x.numpy()})
+    found = ReferenceEvaluator(model, new_ops=[Quant, BipolarQuant]).run(None, {next(iter(graph.inputs)): x.numpy()})
     return dict(zip([output.name for output in model.graph.output], found))
 
 
@@ -115,7 +117,7 @@ def test_fractional_zero_point():
     b = GraphBuilder((2, 6, 6), 0)
     b.quantize(4, signed=False)
     b.nodes[0] = replace(b.nodes[0], type=TensorType(f32(0.3), 2.625, 4, False))
-    graph = Graph(input="image", input_shape=(2, 6, 6), nodes=tuple(b.nodes), output=b.last)
+    graph = Graph(inputs={"image": (2, 6, 6)}, nodes=tuple(b.nodes), outputs=(b.last,))
     with pytest.raises(LowbitError, match="snap the offset"):
         validate(graph)
     graph = validate(graph, fractional_zero_points=True)
@@ -132,7 +134,7 @@ def test_a_table_behind_a_fractional_zero_point(zero):
         Quantize(name="codes", inputs=("x",), type=kind),
         Lookup(name="looked", inputs=("codes",), type=TensorType(1.0, 0, 4, False), table=table),
     )
-    graph = validate(Graph("x", (16,), nodes, "looked"), fractional_zero_points=True)
+    graph = validate(Graph({"x": (16,)}, nodes, ("looked",)), fractional_zero_points=True)
     x = (torch.arange(-8.0, 8.0) - f32(zero)).reshape(1, 16)
     assert values(graph, x)["looked"].flatten().tolist() == table.tolist()
 
@@ -178,4 +180,4 @@ def test_qonnx_executor(network, tmp_path):
     converted = wrapper.transform(QuantToQCDQ()).model
     session = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {"image": x.numpy()})
-    assert (result == dict(run(graph, x))[graph.output].numpy()).all()
+    assert (result == dict(run(graph, x))[graph.outputs[0]].numpy()).all()

@@ -17,7 +17,7 @@ from tests.integer_graphs import GraphBuilder, every_operation, resnet_like
 
 from lowbit.errors import LowbitError
 from lowbit.integer import file
-from lowbit.integer.ir import Graph
+from lowbit.integer.graph import Graph
 from lowbit.integer.run import run
 
 
@@ -114,8 +114,8 @@ def test_missing_file(tmp_path):
 
 def test_newer_version(tmp_path):
     tensors, described = parts(saved(resnet_like(0), tmp_path)[1])
-    with pytest.raises(LowbitError, match="version 2, this lowbit reads up to 1: install a newer"):
-        load_bytes(signed(tensors, described, format_version=2), tmp_path)
+    with pytest.raises(LowbitError, match="version 3, this lowbit reads up to 2: install a newer"):
+        load_bytes(signed(tensors, described, format_version=3), tmp_path)
 
 
 def test_other_safetensors_file(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.integer_graphs import GraphBuilder, resnet_like
 
 from lowbit.errors import LowbitError
-from lowbit.integer.ir import FloatType
+from lowbit.integer.graph import FloatType
 from lowbit.integer.network import IntegerNetwork
 
 
@@ -67,4 +69,4 @@ def test_a_wrong_graph_is_refused():
     b = resnet_like(0)
     graph = b.graph()
     with pytest.raises(LowbitError):
-        IntegerNetwork(type(graph)(graph.input, (4, 12, 12), graph.nodes, graph.output))
+        IntegerNetwork(replace(graph, inputs={"image": (4, 12, 12)}))

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from tests.integer_graphs import GraphBuilder, every_operation, f32, resnet_like
 
 from lowbit.errors import LowbitError
-from lowbit.integer.check import validate
-from lowbit.integer.ir import (
+from lowbit.integer.arithmetic import mantissa_and_shift
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
+from lowbit.integer.ops import (
     Add,
     AveragePool,
     ChannelShuffle,
     Convolution,
-    FloatType,
     GlobalAveragePool,
-    Graph,
     Linear,
     Lookup,
     MaxPool,
@@ -29,11 +28,11 @@ from lowbit.integer.ir import (
     PadChannels,
     Quantize,
     Requantize,
-    TensorType,
-    Weight,
 )
-from lowbit.integer.run import _compute, fixed_multiplier, run
-from lowbit.integer.tables import lookup_table
+from lowbit.integer.ops.lookup import lookup_table
+from lowbit.integer.roundings import ROUNDINGS
+from lowbit.integer.run import run
+from lowbit.integer.validate import validate
 
 scales = st.floats(2.0**-10, 4, width=32)
 SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
@@ -45,6 +44,11 @@ def grids(draw, widest: int = 8):
     low = -(1 << (width - 1)) if signed else 0
     zero = draw(st.one_of(st.just(0), st.integers(low, low + (1 << width) - 1)))
     return TensorType(draw(scales), zero, width, signed, narrow=signed and draw(st.booleans()))
+
+
+def compute(node: Node, inputs: list, types: list, fixed: bool) -> torch.Tensor:
+    """The node alone."""
+    return node.execute(inputs, types, ROUNDINGS["fixed" if fixed else "float"])
 
 
 def all_codes(kind: TensorType) -> torch.Tensor:
@@ -95,7 +99,7 @@ def test_input_quantizer_divides():
     """0.35 / f(0.1) rounds differently from 0.35 · 10; halves go to even; the ends clip, infinities too."""
     kind = TensorType(f32(0.1), 3, 4, False)
     graph = validate(
-        Graph(input="image", input_shape=(6,), nodes=(Quantize(name="q", inputs=("image",), type=kind),), output="q")
+        Graph(inputs={"image": (6,)}, nodes=(Quantize(name="q", inputs=("image",), type=kind),), outputs=("q",))
     )
     x = torch.tensor([[0.35, 0.25, -0.05, -9.0, float("inf"), float("-inf")]])
     expected = [np.clip(np.rint(np.float32(v) / np.float32(0.1)) + 3, 0, 15) for v in x[0].tolist()]
@@ -107,7 +111,7 @@ def test_input_quantizer_is_a_division():
     x, s = rng.standard_normal(200_000).astype(np.float32), np.float32(0.013)
     kind = TensorType(float(s), 0, 8, True)
     node = Quantize(name="q", inputs=("image",), type=kind)
-    codes = _compute(node, [torch.from_numpy(x)], [None], False).numpy()
+    codes = compute(node, [torch.from_numpy(x)], [None], False).numpy()
     assert (codes == np.clip(np.rint(x / s), -128, 127)).all()
 
 
@@ -115,7 +119,7 @@ def test_input_quantizer_is_a_division():
 @given(grids(), grids(), st.booleans())
 def test_requantize(x, y, fixed):
     codes = all_codes(x)
-    got = _compute(Requantize(name="r", inputs=("x",), type=y), [codes[None]], [x], fixed)[0].tolist()
+    got = compute(Requantize(name="r", inputs=("x",), type=y), [codes[None]], [x], fixed)[0].tolist()
     if fixed:
         want = [requant_fixed(int(c) - x.zero_point, Fraction(x.scale / y.scale), y) for c in codes]
     else:
@@ -128,7 +132,7 @@ def test_requantize(x, y, fixed):
 @given(grids(4), grids(4), grids())
 def test_add_float_is_fused_multiply_add(a, b, y):
     first, second = pairs(a, b)
-    got = _compute(Add(name="s", inputs=("a", "b"), type=y), [first, second], [a, b], False)[0].tolist()
+    got = compute(Add(name="s", inputs=("a", "b"), type=y), [first, second], [a, b], False)[0].tolist()
     ra, rb = (float32(Fraction(t.scale) / Fraction(y.scale)) for t in (a, b))
     za, zb, zy = (t.zero_point + t.carrier_offset for t in (a, b, y))
     product = float32(Fraction(rb) * zb)
@@ -145,7 +149,7 @@ def test_add_float_is_fused_multiply_add(a, b, y):
 @given(grids(4), grids(4), grids())
 def test_add_fixed(a, b, y):
     first, second = pairs(a, b)
-    got = _compute(Add(name="s", inputs=("a", "b"), type=y), [first, second], [a, b], True)[0].tolist()
+    got = compute(Add(name="s", inputs=("a", "b"), type=y), [first, second], [a, b], True)[0].tolist()
     ratios = [Fraction(t.scale / y.scale) for t in (a, b)]
     k = 30 - math.floor(math.log2(max(ratios)))
     ma, mb = (round(r * Fraction(2) ** k) for r in ratios)
@@ -162,7 +166,7 @@ def test_add_fixed(a, b, y):
 @given(grids(4), grids(4), grids(), st.booleans())
 def test_multiply(a, b, y, fixed):
     first, second = pairs(a, b)
-    got = _compute(Multiply(name="p", inputs=("a", "b"), type=y), [first, second], [a, b], fixed)[0].tolist()
+    got = compute(Multiply(name="p", inputs=("a", "b"), type=y), [first, second], [a, b], fixed)[0].tolist()
     products = [(u - a.zero_point) * (v - b.zero_point) for u, v in zip(first[0].tolist(), second[0].tolist())]
     if fixed:
         want = [requant_fixed(n, Fraction(a.scale * b.scale / y.scale), y) for n in products]
@@ -216,7 +220,7 @@ def test_large_accumulators_are_exact():
     total = (x.long() @ codes.long().T + bias).numpy()
     assert total.min() > 1 << 24
     want = total.astype(np.float32) * (np.float32(0.5) * weight.scale.numpy())
-    assert (_compute(node, [x], [kind], False).numpy() == want).all()
+    assert (compute(node, [x], [kind], False).numpy() == want).all()
 
 
 def test_reduced_matmul_precision_changes_nothing():
@@ -237,7 +241,7 @@ def test_average_pools(fixed):
     kind, y = TensorType(f32(0.03), 7, 8, False, shape=(3, 6, 6)), TensorType(f32(0.02), -5, 6, True, shape=(3, 3, 4))
     x = torch.randint(0, 256, (2, 3, 6, 6), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     node = AveragePool(name="p", inputs=("x",), type=y, kernel=(3, 2), stride=(2, 2), padding=((1, 1), (1, 1)))
-    got = _compute(node, [x], [kind], fixed)
+    got = compute(node, [x], [kind], fixed)
     windows = torch.nn.functional.pad(x.long() - 7, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 2, 2).sum((4, 5))
     inner = float32(Fraction(kind.scale) * Fraction(float32(Fraction(1, 6))))
     m = float32(Fraction(inner) / Fraction(y.scale))
@@ -245,7 +249,7 @@ def test_average_pools(fixed):
     want = [requant_fixed(n, exact, y) if fixed else requant_float(n, m, y) for n in windows.flatten().tolist()]
     assert got.flatten().tolist() == want
     node = GlobalAveragePool(name="g", inputs=("x",), type=y)
-    got = _compute(node, [x], [kind], fixed)
+    got = compute(node, [x], [kind], fixed)
     m = float32(Fraction(kind.scale) / Fraction(float32(Fraction(y.scale) * 36)))
     exact = Fraction(kind.scale / (36 * y.scale))
     sums = (x.long() - 7).sum((2, 3)).flatten().tolist()
@@ -259,16 +263,16 @@ def test_max_pool_padding_never_wins():
     x[0, 0, 3, 3] = 5
     geometry = {"kernel": (3, 3), "stride": (2, 2), "padding": ((1, 1), (1, 1)), "dilation": (1, 1)}
     node = MaxPool(name="m", inputs=("x",), type=TensorType(0.5, 0, 4, True, shape=(1, 2, 2)), **geometry)
-    assert _compute(node, [x], [kind], False).tolist() == [[[[-8, -8], [-8, 5]]]]
+    assert compute(node, [x], [kind], False).tolist() == [[[[-8, -8], [-8, 5]]]]
 
 
 def test_moving_codes():
     kind = TensorType(0.5, 3, 4, False, shape=(6, 1))
     x = torch.arange(6, dtype=torch.uint8).reshape(1, 6, 1)
-    shuffled = _compute(ChannelShuffle(name="s", inputs=("x",), type=kind, groups=2), [x], [kind], False)
+    shuffled = compute(ChannelShuffle(name="s", inputs=("x",), type=kind, groups=2), [x], [kind], False)
     assert shuffled.flatten().tolist() == [0, 3, 1, 4, 2, 5]
     wider = TensorType(0.5, 3, 4, False, shape=(9, 1))
-    padded = _compute(PadChannels(name="p", inputs=("x",), type=wider, before=1, after=2), [x], [kind], False)
+    padded = compute(PadChannels(name="p", inputs=("x",), type=wider, before=1, after=2), [x], [kind], False)
     assert padded.flatten().tolist() == [3, 0, 1, 2, 3, 4, 5, 3, 3]
 
 
@@ -280,21 +284,21 @@ def test_lookup_table_is_the_function_between_the_grids():
     exact = reals.astype(np.float64) / (1 + np.exp(-reals.astype(np.float64)))
     assert np.abs(table.numpy() - np.clip(np.rint(exact / y.scale) + 9, 0, 63)).max() <= 1
     node = Lookup(name="t", inputs=("x",), type=y, table=table)
-    assert _compute(node, [all_codes(x)[None]], [x], False)[0].tolist() == table.tolist()
+    assert compute(node, [all_codes(x)[None]], [x], False)[0].tolist() == table.tolist()
 
 
-def test_fixed_multiplier():
+def test_mantissa_and_shift():
     m = torch.tensor([1.0, 0.5, 2.0**-40, 1e-9, 1 - 2.0**-40, 3.7, 1000.1], dtype=torch.float64)
-    mantissa, shift = fixed_multiplier(m)
+    mantissa, shift = mantissa_and_shift(m)
     assert bool(((mantissa >= 1 << 30) & (mantissa < 1 << 31)).all())
     assert torch.allclose(mantissa.double() * 2.0 ** -shift.double(), m, rtol=2.0**-31, atol=0)
 
 
-def test_fixed_multiplier_too_small_to_matter_gives_zero():
+def test_mantissa_and_shift_too_small_to_matter_gives_zero():
     y = TensorType(1.0, 5, 8, False)
     node = Requantize(name="r", inputs=("x",), type=y)
     x = TensorType(2.0**-60, 0, 8, False)
-    assert _compute(node, [all_codes(x)[None]], [x], True).unique().tolist() == [5]
+    assert compute(node, [all_codes(x)[None]], [x], True).unique().tolist() == [5]
 
 
 def test_fixed_differs_from_float_only_by_roundings():

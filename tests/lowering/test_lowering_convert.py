@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import lowbit
 from lowbit import LowbitError, Rule, models
 from lowbit._torchvision import import_torchvision
-from lowbit.integer.ir import Add, ChannelShuffle, Concatenate, Convolution, Lookup, Multiply, Reshape
+from lowbit.integer.ops import Add, ChannelShuffle, Concatenate, Convolution, Lookup, Multiply, Reshape
 from lowbit.lowering.convert import convert, trained_codes
 from lowbit.quantizer.methods import lsq_plus
 

@@ -13,8 +13,9 @@ from tests.integer_graphs import resnet_like
 
 from lowbit.errors import LowbitError
 from lowbit.formats import onnx as plain
+from lowbit.formats.onnx.runner import OnnxRunner
 from lowbit.integer.network import IntegerNetwork
-from lowbit.integer.runners import OnnxRunner
+from lowbit.integer.result import Result
 from lowbit.verification.compare import compare
 
 
@@ -81,7 +82,7 @@ def test_trained_column(exported):
         codes = network.codes(batch)
         wrong = codes["n5.Add"].double()
         wrong[0, 0, 0, 0] += 2
-        return {"n0.Quantize": codes["n0.Quantize"], "n5.Add": wrong, "": -codes["n15.Linear"]}
+        return Result({"n0.Quantize": codes["n0.Quantize"], "n5.Add": wrong}, {"n15.Linear": -codes["n15.Linear"]})
 
     report = compare(network, path, [x], trained=trained)
     rows = {row.name: row for row in report.rows}
@@ -99,7 +100,7 @@ def test_trained_column(exported):
 
 def test_nan_differs(exported):
     network, path, x = exported
-    report = compare(network, path, [x], trained=lambda b: {"": network(b) * float("nan")})
+    report = compare(network, path, [x], trained=lambda b: Result({}, {"n15.Linear": network(b) * float("nan")}))
     assert report.rows[-1].trained_differ == 40
     assert report.rows[-1].trained_largest == float("inf")
 
@@ -107,7 +108,7 @@ def test_nan_differs(exported):
 def test_wrong_shape_of_trained_codes(exported):
     network, path, x = exported
     with pytest.raises(LowbitError, match=r"n5\.Add: the trained's tensor has shape"):
-        compare(network, path, [x], trained=lambda b: {"n5.Add": torch.zeros(1)})
+        compare(network, path, [x], trained=lambda b: Result({"n5.Add": torch.zeros(1)}, {"n15.Linear": network(b)}))
 
 
 def test_no_data(exported):
@@ -118,7 +119,9 @@ def test_no_data(exported):
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        ({"image": torch.zeros(2, 3, 12, 12)}, "not a dict"),
+        ({}, "not a dict"),
+        ({"image": [0.0]}, "not a dict"),
+        ({"picture": torch.zeros(2, 3, 12, 12)}, "inputs are image, but tensors are given for picture"),
         ((), "not a tuple of "),
         ((torch.zeros(2, 3, 12, 12), [1, 2]), "not a tuple of Tensor, list"),
         ((torch.zeros(2, 3, 12, 12), torch.zeros(2, 10)), r"one per input: 2, but they have shape \(2, 10\)"),
@@ -151,5 +154,6 @@ def test_no_onnx_file(exported, tmp_path):
 
 def test_without_onnxruntime(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "lowbit.formats.onnx.runner", raising=False)
     with pytest.raises(LowbitError, match="onnxruntime is not installed"):
         compare(exported[0], exported[1], [exported[2]])

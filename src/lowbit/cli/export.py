@@ -1,4 +1,4 @@
-"""`lowbit export`: a run as an integer network in a file, verified before it is left."""
+"""`lowbit export`: a run as an integer network in a file, verified before it is kept."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ from pathlib import Path
 
 from lowbit.cli.options import Parser
 
-SUFFIX = {
-    "onnx": ".onnx",
-    "onnx-packed": ".packed.onnx",
-    "qonnx": ".qonnx.onnx",
-    "executorch": ".pte",
-    "litert": ".tflite",
-    "lowbit": ".safetensors",
-}
-
 
 def run(argv: list[str]) -> int:
-    parser = Parser(prog="lowbit export", description="Write a run as an integer network, verified before it is left.")
+    from lowbit.formats import FORMATS
+
+    parser = Parser(prog="lowbit export", description="Write a run as an integer network, verified before it is kept.")
     parser.add_argument("run", metavar="RUN", help="the folder of a run trained with --quantization.integer-only")
-    parser.add_argument("--format", choices=tuple(SUFFIX), default="onnx", help="default: onnx")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="default: onnx")
     parser.add_argument("--file", metavar="FILE", help="default: model.onnx (or the format's suffix) in the run folder")
     parser.add_argument("--data", metavar="PATH", help="where the data set is, if not where it was in training")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
@@ -32,7 +25,7 @@ def run(argv: list[str]) -> int:
     model, config = train.load(options.run, options.checkpoint)
     batches = list(test_batches(config, model, options.data, options.images))
     network = deployment.to_integer(model, batches[0][0])
-    path = Path(options.file or Path(options.run) / f"model{SUFFIX[options.format]}")
+    path = Path(options.file or Path(options.run) / f"model{FORMATS[options.format].suffix}")
     report = deployment.export(network, path, options.format, batches=batches)
     print(network.summary())
     print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")

@@ -1,22 +1,47 @@
-"""What every layer of an integer network costs: memory, multiplications, bit operations."""
+"""What every operation of an integer network costs: memory, multiplications, bit operations."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lowbit.integer.ir import Convolution, Graph, Linear, TensorType
+from lowbit.integer.graph import TensorType
+
+if TYPE_CHECKING:
+    from lowbit.integer.graph import Graph
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operation with weights says of itself, per sample.
+
+    Attributes:
+        weight_bits: of every weight code.
+        parameters: weights and biases.
+        weight_bytes: weight codes packed at weight_bits, plus scales and biases at 4 bytes each.
+        macs: multiply-accumulates.
+    """
+
+    weight_bits: int = 0
+    parameters: int = 0
+    weight_bytes: int = 0
+    macs: int = 0
 
 
 @dataclass(frozen=True)
 class LayerCost:
     """One node of the graph, per sample.
 
-    operation: name of the node's class. shape: of its output without the batch.
-    weight_bits, input_bits: 0 where there are none; output_bits: 32 for a float output.
-    parameters: weights and biases. weight_bytes: weight codes packed at weight_bits, plus scales and biases at 4 bytes each.
-    output_bytes: the output's codes packed at output_bits. macs: multiply-accumulates of a convolution or linear layer.
-    bit_operations: macs · weight_bits · input_bits.
+    Attributes:
+        name: of the node.
+        operation: name of the node's class.
+        shape: of its output without the batch.
+        weight_bits, input_bits: 0 where there are none.
+        output_bits: 32 for a float output.
+        parameters, weight_bytes, macs: as `Work` has them; 0 without weights.
+        output_bytes: the output's codes packed at output_bits.
+        bit_operations: macs · weight_bits · input_bits.
     """
 
     name: str
@@ -36,29 +61,22 @@ def layer_costs(graph: Graph) -> list[LayerCost]:
     """One row per node of a validated graph, in order."""
     rows = []
     for node in graph.nodes:
-        source = graph.by_name.get(node.inputs[0])
-        input_bits = source.type.bits if source is not None else 0
-        weight_bits = parameters = weight_bytes = macs = 0
-        if isinstance(node, Convolution | Linear):
-            weight, biases = node.weight, 0 if node.bias is None else node.bias.numel()
-            weight_bits = weight.bits
-            parameters = weight.codes.numel() + biases
-            weight_bytes = -(-weight.codes.numel() * weight.bits // 8) + 4 * (weight.scale.numel() + biases)
-            macs = math.prod(node.type.shape) * math.prod(weight.codes.shape[1:])
+        types, work = graph.input_types(node), node.work() or Work()
+        input_bits = types[0].bits if types else 0
         output_bits = node.type.bits if isinstance(node.type, TensorType) else 32
         rows.append(
             LayerCost(
                 name=node.name,
                 operation=type(node).__name__,
-                shape=node.type.shape,
-                weight_bits=weight_bits,
+                shape=node.shape_of(),
+                weight_bits=work.weight_bits,
                 input_bits=input_bits,
                 output_bits=output_bits,
-                parameters=parameters,
-                weight_bytes=weight_bytes,
-                output_bytes=-(-math.prod(node.type.shape) * output_bits // 8),
-                macs=macs,
-                bit_operations=macs * weight_bits * input_bits,
+                parameters=work.parameters,
+                weight_bytes=work.weight_bytes,
+                output_bytes=-(-math.prod(node.shape_of()) * output_bits // 8),
+                macs=work.macs,
+                bit_operations=work.macs * work.weight_bits * input_bits,
             )
         )
     return rows

@@ -8,33 +8,50 @@ import torch
 from torch import Tensor
 
 from lowbit.integer import costs, file
-from lowbit.integer.check import validate
-from lowbit.integer.ir import Graph, TensorType
-from lowbit.integer.run import Requantization, run
+from lowbit.integer.arithmetic import f32
+from lowbit.integer.graph import FloatType, Graph, TensorType
+from lowbit.integer.run import Inputs, run
+from lowbit.integer.validate import validate
 
 
 class IntegerNetwork:
-    """A network whose tensors between the input's quantizer and the output are integers.
+    """A network whose tensors between the inputs' quantizers and the outputs are integers.
 
-    graph: checked and completed by `check.validate`, which raises LowbitError. Nothing in it is to change afterwards; what
-        leaves for a file is checked again.
+    Args:
+        graph: checked and completed by `validate`, which raises LowbitError. Nothing in it is to change afterwards; what
+            leaves for a file is checked again.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = validate(graph)
 
-    def __call__(self, x: Tensor, requantize: Requantization = "float") -> Tensor:
-        """The result for the model's float input x (batch, *graph.input_shape): float32, dequantized where it is codes.
+    def __call__(self, x: Inputs, requantize: str = "float") -> Tensor | dict[str, Tensor]:
+        """The result for the model's float input x (batch, *shape): float32, dequantized where it is codes.
 
-        requantize: "float" or "fixed", see `ir`. Raises LowbitError for an input of the wrong shape or type or with NaN.
+        Args:
+            x: one tensor, or tensors by name where the network has several inputs.
+            requantize: the name of a rounding, "float" or "fixed" (`integer.roundings`).
+
+        Returns:
+            One tensor, or tensors by name where the network has several outputs.
+
+        Raises:
+            LowbitError: an input of the wrong shape or type or with NaN, or an unknown rounding.
         """
-        for name, value in run(self.graph, x, requantize):
-            if name == self.graph.output:
-                return dequantize(value, self.graph.by_name[name].type)
-        raise AssertionError("a validated graph has an output")
+        found = self.outputs(x, requantize)
+        return found if len(found) > 1 else next(iter(found.values()))
 
-    def codes(self, x: Tensor, requantize: Requantization = "float") -> dict[str, Tensor]:
-        """Every tensor by the name of the node that makes it, in order: codes as uint8 or int8; a float output as float32."""
+    def outputs(self, x: Inputs, requantize: str = "float") -> dict[str, Tensor]:
+        """Every output by name, float32; arguments and errors as in a call."""
+        wanted = set(self.graph.outputs)
+        return dequantized(
+            self.graph, {name: value for name, value in run(self.graph, x, requantize) if name in wanted}
+        )
+
+    def codes(self, x: Inputs, requantize: str = "float") -> dict[str, Tensor]:
+        """Every tensor by the name of its node, in order: codes as uint8 or int8 (int16, int32 beyond 8 bits); a float output as
+        float32.
+        """
         return dict(run(self.graph, x, requantize))
 
     def costs(self) -> list[costs.LayerCost]:
@@ -55,8 +72,13 @@ class IntegerNetwork:
         return cls(file.load(path))
 
 
-def dequantize(value: Tensor, kind: object) -> Tensor:
+def dequantize(value: Tensor, y: TensorType | FloatType | None) -> Tensor:
     """f(scale · (code − zero point)) for codes; float values as they are."""
-    if not isinstance(kind, TensorType):
+    if not isinstance(y, TensorType):
         return value
-    return (value.to(torch.float32) - kind.zero_point) * torch.tensor(kind.scale, dtype=torch.float32)
+    return (value.to(torch.float32) - y.zero_point) * f32(y.scale)
+
+
+def dequantized(graph: Graph, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The graph's outputs by name, float32, from the tensors of its nodes."""
+    return {name: dequantize(values[name], graph.by_name[name].type) for name in graph.outputs}

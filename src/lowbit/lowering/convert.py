@@ -22,9 +22,27 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
-from lowbit.integer import ir
-from lowbit.integer.check import validate
-from lowbit.integer.tables import codes_at, lookup_table
+from lowbit.integer.graph import FloatType, Graph, Node, Pads, TensorType, Weight
+from lowbit.integer.ops import (
+    Add,
+    AveragePool,
+    ChannelShuffle,
+    Concatenate,
+    Convolution,
+    GlobalAveragePool,
+    Linear,
+    Lookup,
+    MaxPool,
+    Multiply,
+    PadChannels,
+    Quantize,
+    Requantize,
+    Reshape,
+    Slice,
+)
+from lowbit.integer.ops.lookup import codes_at, lookup_table
+from lowbit.integer.result import Result, Runner
+from lowbit.integer.validate import validate
 from lowbit.layers.modes import evaluation
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import trace as t
@@ -39,7 +57,7 @@ class Codes:
     """A tensor of codes in the integer graph."""
 
     name: str
-    type: ir.TensorType
+    type: TensorType
 
 
 @dataclass
@@ -47,7 +65,7 @@ class _Waiting:
     """A computation whose result has no grid yet; `make(name, type)` gives its integer node."""
 
     name: str
-    make: Callable[[str, Any], ir.Node]
+    make: Callable[[str, Any], Node]
     clamp: tuple[float, float] = (-float("inf"), float("inf"))
     moves: list[_Move] = field(default_factory=list)
     is_layer: bool = False
@@ -67,7 +85,7 @@ class _Move:
     """`make(name, input)` gives the integer node that moves codes, or None where it would do nothing."""
 
     name: str
-    make: Callable[[str, str], ir.Node]
+    make: Callable[[str, str], Node]
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,7 @@ class Traced:
 
 def convert(
     model: nn.Module, example_input: Tensor, *, fractional_zero_points: bool = False
-) -> tuple[ir.Graph, dict[str, Traced]]:
+) -> tuple[Graph, dict[str, Traced]]:
     """The integer graph of a trained network, validated, and where its tensors stand in the network.
 
     Args:
@@ -107,19 +125,19 @@ def convert(
     return _simplified(graph, traced)
 
 
-def _simplified(graph: ir.Graph, traced: Mapping[str, Traced]) -> tuple[ir.Graph, dict[str, Traced]]:
+def _simplified(graph: Graph, traced: Mapping[str, Traced]) -> tuple[Graph, dict[str, Traced]]:
     """Without nodes that do what an earlier one does, and reshapes that another one follows or that change nothing.
 
     A tensor that is split waits for its grid in each part, and so is made once a part; reshapes stand around a channel shuffle.
     """
-    nodes: dict[str, ir.Node] = {}
+    nodes: dict[str, Node] = {}
     seen: dict[tuple, str] = {}
     same: dict[str, str] = {}
     for node in graph.nodes:
         node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
-        if isinstance(node, ir.Reshape):
+        if isinstance(node, Reshape):
             before = nodes[node.inputs[0]]
-            if isinstance(before, ir.Reshape):
+            if isinstance(before, Reshape):
                 node, before = replace(node, inputs=before.inputs), nodes[before.inputs[0]]
             if before.type.shape == node.type.shape:
                 same[node.name] = before.name
@@ -130,17 +148,17 @@ def _simplified(graph: ir.Graph, traced: Mapping[str, Traced]) -> tuple[ir.Graph
             same[node.name] = earlier
             continue
         nodes[node.name] = node
-    output = same.get(graph.output, graph.output)
-    used = {name for node in nodes.values() for name in node.inputs} | {output}
-    kept = tuple(node for node in nodes.values() if node.name in used or not isinstance(node, ir.Reshape))
+    outputs = tuple(same.get(name, name) for name in graph.outputs)
+    used = {name for node in nodes.values() for name in node.inputs} | {*outputs}
+    kept = tuple(node for node in nodes.values() if node.name in used or not isinstance(node, Reshape))
     names = {node.name for node in kept}
     places = {same.get(name, name): place for name, place in traced.items()}
-    return replace(graph, nodes=kept, output=output), {n: place for n, place in places.items() if n in names}
+    return replace(graph, nodes=kept, outputs=outputs), {n: place for n, place in places.items() if n in names}
 
 
 def _value(field: Any) -> Any:
     """A node's field as something that equals another field of the same content."""
-    if isinstance(field, ir.Weight):
+    if isinstance(field, Weight):
         return _value(field.codes), _value(field.scale), field.bits
     return (field.dtype, field.shape, field.numpy().tobytes()) if isinstance(field, Tensor) else field
 
@@ -187,7 +205,7 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _check_shapes(
-    graph: ir.Graph, traced: Mapping[str, Traced], model: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]
+    graph: Graph, traced: Mapping[str, Traced], model: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]
 ) -> None:
     """Refuse a graph whose tensors have other shapes than the trained network's: an operation was not what it was taken for."""
     nodes = {node.name: node for node in model.graph.nodes}
@@ -236,13 +254,13 @@ class _Converter:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.kinds = {node: t.kind_of(node, self.modules) for node in model.graph.nodes}
         self.values: dict[fx.Node, Any] = {}
-        self.nodes: list[ir.Node] = []
+        self.nodes: list[Node] = []
         self.names: set[str] = set()
         self.made: dict[tuple[int, int], Codes] = {}  # (waiting value, quantizer) → its codes
         self.traced: dict[str, Traced] = {}
         self.keep: list[Any] = []  # values whose identity is a key of `made` must outlive it
 
-    def run(self, example_input: Tensor) -> tuple[ir.Graph, dict[str, Traced]]:
+    def run(self, example_input: Tensor) -> tuple[Graph, dict[str, Traced]]:
         name, output = "input", None
         for node in self.model.graph.nodes:
             kind = self.kinds[node]
@@ -250,7 +268,7 @@ class _Converter:
                 name = node.name
                 self.names.add(name)
                 self.values[node] = _Waiting(
-                    f"{name}_codes", lambda n, y, name=name: ir.Quantize(name=n, inputs=(name,), type=y)
+                    f"{name}_codes", lambda n, y, name=name: Quantize(name=n, inputs=(name,), type=y)
                 )
             elif kind == t.OUTPUT:
                 output = self._output(node)
@@ -263,7 +281,7 @@ class _Converter:
                     raise LowbitError(
                         f"{t.describe(node)} is called in a way that has no integer form ({error!r}); {t.WAY_OUT}"
                     ) from error
-        graph = ir.Graph(name, tuple(example_input.shape[1:]), tuple(self.nodes), output)
+        graph = Graph({name: tuple(example_input.shape[1:])}, tuple(self.nodes), (output,))
         return graph, self.traced
 
     # What each kind of node becomes.
@@ -291,7 +309,7 @@ class _Converter:
         gain, scale, bias = (part.cpu() for part in fold_alone(torch.tensor(x.type.scale), norm))
         ones = (1,) * (len(self.shapes[node]) - 2)
         codes = torch.where(gain == 0, 0, ALONE_CODE).to(torch.int8).reshape(-1, 1, *ones)
-        weight, bias = ir.Weight(codes, scale, 8), _int32(f"layer {node.target!r}", bias)
+        weight, bias = Weight(codes, scale, 8), _int32(f"layer {node.target!r}", bias)
         return self._convolution(node.name, x, weight, bias, ones, tuple((0, 0) for _ in ones), ones, len(gain))
 
     def _clamp(self, node: fx.Node) -> _Waiting:
@@ -307,11 +325,11 @@ class _Converter:
 
     def _add(self, node: fx.Node) -> _Waiting:
         a, b = self._operands(node)
-        return _Waiting(node.name, lambda n, y: ir.Add(name=n, inputs=(a.name, b.name), type=y))
+        return _Waiting(node.name, lambda n, y: Add(name=n, inputs=(a.name, b.name), type=y))
 
     def _multiply(self, node: fx.Node) -> _Waiting:
         a, b = self._operands(node)
-        return _Waiting(node.name, lambda n, y: ir.Multiply(name=n, inputs=(a.name, b.name), type=y))
+        return _Waiting(node.name, lambda n, y: Multiply(name=n, inputs=(a.name, b.name), type=y))
 
     def _average(self, node: fx.Node) -> _Waiting:
         x, before, after = self._known(self.values[node.args[0]], node), self.shapes[node.args[0]], self.shapes[node]
@@ -325,7 +343,7 @@ class _Converter:
                 "integer form"
             )
         if is_global:
-            pooled = _Waiting(node.name, lambda n, y: ir.GlobalAveragePool(name=n, inputs=(x.name,), type=y))
+            pooled = _Waiting(node.name, lambda n, y: GlobalAveragePool(name=n, inputs=(x.name,), type=y))
             return pooled if len(after) > 2 else replace(pooled, moves=[_reshape(node.name, (after[1],))])
         options = self._pooling_options(node, "avg_pool")
         if (
@@ -336,7 +354,7 @@ class _Converter:
             raise LowbitError(f"{t.describe(node)}: only plain average pooling has an integer form (no ceil_mode, …)")
         return _Waiting(
             node.name,
-            lambda n, y: ir.AveragePool(
+            lambda n, y: AveragePool(
                 name=n, inputs=(x.name,), type=y, kernel=options["kernel_size"], stride=options["stride"],
                 padding=tuple((p, p) for p in options["padding"]),
             ),
@@ -351,10 +369,8 @@ class _Converter:
         parts = self.values[tensors] if isinstance(tensors, fx.Node) else [self.values[tensor] for tensor in tensors]
         if len(parts) == 1:
             return parts[0]
-        if all(isinstance(part, Codes) for part in parts) and len({part.type.grid for part in parts}) == 1:
-            return self._emit(
-                node.name, lambda n: ir.Concatenate(name=n, inputs=tuple(p.name for p in parts)), parts[0]
-            )
+        if all(isinstance(part, Codes) for part in parts) and len({part.type.code_type for part in parts}) == 1:
+            return self._emit(node.name, lambda n: Concatenate(name=n, inputs=tuple(p.name for p in parts)), parts[0])
         return _Joined(node.name, parts)
 
     def _move(self, node: fx.Node) -> Any:
@@ -389,7 +405,7 @@ class _Converter:
         self.names.add(unique)
         return unique
 
-    def _emit(self, name: str, make: Callable[[str], ir.Node], like: Codes | None = None) -> Codes:
+    def _emit(self, name: str, make: Callable[[str], Node], like: Codes | None = None) -> Codes:
         node = make(self._unique(name))
         self.nodes.append(node)
         return Codes(node.name, like.type if like is not None else node.type)
@@ -409,16 +425,14 @@ class _Converter:
         self.keep.append(value)
         grid = _type_of(quantizer)
         if isinstance(value, Codes):
-            if value.type.grid == grid.grid:
+            if value.type.code_type == grid.code_type:
                 return value
             codes = self._emit(
-                f"{value.name}_requantized", lambda n: ir.Requantize(name=n, inputs=(value.name,), type=grid)
+                f"{value.name}_requantized", lambda n: Requantize(name=n, inputs=(value.name,), type=grid)
             )
         elif isinstance(value, _Joined):
             parts = [self._codes(part, quantizer) for part in value.parts]
-            codes = self._emit(
-                value.name, lambda n: ir.Concatenate(name=n, inputs=tuple(p.name for p in parts)), parts[0]
-            )
+            codes = self._emit(value.name, lambda n: Concatenate(name=n, inputs=tuple(p.name for p in parts)), parts[0])
             codes = self._moved(codes, value.moves)
         else:
             codes = self._emit(value.name, lambda n: value.make(n, grid))
@@ -437,13 +451,11 @@ class _Converter:
         if low <= y.qn and high >= y.qp:
             return codes
         table = torch.arange(y.qn, y.qp + 1, dtype=torch.float32).clamp(low, high).to(torch.int16)
-        return self._emit(
-            f"{codes.name}_clamped", lambda n: ir.Lookup(name=n, inputs=(codes.name,), type=y, table=table)
-        )
+        return self._emit(f"{codes.name}_clamped", lambda n: Lookup(name=n, inputs=(codes.name,), type=y, table=table))
 
     def _lookup_of(self, node: fx.Node, x: Codes, function: Callable[[Tensor], Tensor]) -> _Waiting:
-        def make(name: str, y: ir.TensorType) -> ir.Node:
-            return ir.Lookup(name=name, inputs=(x.name,), type=y, table=lookup_table(function, x.type, y))
+        def make(name: str, y: TensorType) -> Node:
+            return Lookup(name=name, inputs=(x.name,), type=y, table=lookup_table(function, x.type, y))
 
         return _Waiting(node.name, make)
 
@@ -453,7 +465,7 @@ class _Converter:
         codes = _weight_codes(layer)
         gain, scale, bias = (part.cpu() for part in fold(layer.input_quantizer.step, layer, norm))
         codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
-        weight = ir.Weight(
+        weight = Weight(
             codes, scale[:1].reshape(()) if bool((scale == scale[0]).all()) else scale, layer.weight_quantizer.bits
         )
         bias = _int32(where, bias)
@@ -462,7 +474,7 @@ class _Converter:
                 raise LowbitError(f"{where}: linear layers on more than [batch, features] have no integer form yet")
             waiting = _Waiting(
                 node.name,
-                lambda n, y: ir.Linear(name=n, inputs=(x.name,), type=y, weight=weight, bias=bias),
+                lambda n, y: Linear(name=n, inputs=(x.name,), type=y, weight=weight, bias=bias),
                 is_layer=True,
             )
             return waiting
@@ -472,7 +484,7 @@ class _Converter:
     def _convolution(self, name, x, weight, bias, stride, padding, dilation, groups) -> _Waiting:
         return _Waiting(
             name,
-            lambda n, y: ir.Convolution(
+            lambda n, y: Convolution(
                 name=n, inputs=(x.name,), type=y, weight=weight, bias=bias, stride=stride, padding=padding,
                 dilation=dilation, groups=groups,
             ),
@@ -484,7 +496,7 @@ class _Converter:
             return value.name
         if not isinstance(value, _Waiting) or not value.is_layer or value.moves:
             raise LowbitError("the network's output has no quantizer: prepare the network anew")
-        made = value.make(self._unique(value.name), ir.FloatType())
+        made = value.make(self._unique(value.name), FloatType())
         self.nodes.append(made)
         return made.name
 
@@ -532,7 +544,7 @@ class _Converter:
             return [
                 _Move(
                     name,
-                    lambda n, x: ir.MaxPool(
+                    lambda n, x: MaxPool(
                         name=n, inputs=(x,), kernel=options["kernel_size"], stride=options["stride"], padding=padding,
                         dilation=options["dilation"],
                     ),
@@ -604,29 +616,29 @@ class _Converter:
         only_channels = len(channels) == 2 and sum(map(abs, amounts)) == sum(channels) and min(channels) >= 0
         if mode != "constant" or value not in (0, None, 0.0) or not only_channels:
             raise LowbitError(f"{t.describe(node)}: only zero padding of channels has an integer form on its own")
-        return _Move(node.name, lambda n, x: ir.PadChannels(name=n, inputs=(x,), before=channels[0], after=channels[1]))
+        return _Move(node.name, lambda n, x: PadChannels(name=n, inputs=(x,), before=channels[0], after=channels[1]))
 
 
 def _reshape(name: str, shape: tuple[int, ...]) -> _Move:
-    return _Move(f"{name}_reshaped", lambda n, x: ir.Reshape(name=n, inputs=(x,), shape=shape))
+    return _Move(f"{name}_reshaped", lambda n, x: Reshape(name=n, inputs=(x,), shape=shape))
 
 
 def _slice(name: str, axis: int, start: int, stop: int, step: int) -> _Move:
-    return _Move(name, lambda n, x: ir.Slice(name=n, inputs=(x,), axis=axis, start=start, stop=stop, step=step))
+    return _Move(name, lambda n, x: Slice(name=n, inputs=(x,), axis=axis, start=start, stop=stop, step=step))
 
 
 def _shuffle(name: str, groups: int) -> _Move:
-    return _Move(name, lambda n, x: ir.ChannelShuffle(name=n, inputs=(x,), groups=groups))
+    return _Move(name, lambda n, x: ChannelShuffle(name=n, inputs=(x,), groups=groups))
 
 
-def _type_of(quantizer: Quantizer) -> ir.TensorType:
+def _type_of(quantizer: Quantizer) -> TensorType:
     if quantizer.raw_step.numel() != 1:
         raise LowbitError(f"{quantizer.name} has several steps; activations of an integer network have one")
     grid = quantizer.grid
     zero_point = float(quantizer.zero_point)
     if not quantizer.has_fraction:
         zero_point = int(zero_point)
-    return ir.TensorType(float(quantizer.step.item()), zero_point, grid.bits, grid.signed, grid.narrow)
+    return TensorType(float(quantizer.step.item()), zero_point, grid.bits, grid.signed, grid.narrow)
 
 
 def _weight_codes(layer: QuantizedLayer) -> Tensor:
@@ -651,7 +663,7 @@ def _int32(where: str, bias: Tensor) -> Tensor:
     return bias.to(torch.int32)
 
 
-def _padding(layer: QuantizedLayer) -> ir.Pads:
+def _padding(layer: QuantizedLayer) -> Pads:
     if isinstance(layer.padding, str):
         before_after = layer._reversed_padding_repeated_twice
         pairs = list(zip(before_after[::2], before_after[1::2]))
@@ -659,9 +671,9 @@ def _padding(layer: QuantizedLayer) -> ir.Pads:
     return tuple((p, p) for p in layer.padding)
 
 
-def trained_codes(model: fx.GraphModule, traced: Mapping[str, Traced]) -> Callable[[Tensor], dict[str, Tensor]]:
-    """A function from an input batch to the codes that the trained network's own quantizers give, by integer tensor; the
-    network's output is under "". It computes on the CPU, on a copy.
+def trained_runner(model: fx.GraphModule, graph: Graph, traced: Mapping[str, Traced]) -> Runner:
+    """The trained network beside its integer graph: the codes that its own quantizers give, and its outputs. It computes on the
+    CPU, on a copy.
     """
     model = copy.deepcopy(model).cpu().eval()
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -669,7 +681,7 @@ def trained_codes(model: fx.GraphModule, traced: Mapping[str, Traced]) -> Callab
     for name, place in traced.items():
         wanted.setdefault(place.node, []).append((name, place))
 
-    def codes(x: Tensor) -> dict[str, Tensor]:
+    def runner(inputs: Mapping[str, Tensor]) -> Result:
         found: dict[str, Tensor] = {}
 
         class Recorder(fx.Interpreter):
@@ -681,10 +693,10 @@ def trained_codes(model: fx.GraphModule, traced: Mapping[str, Traced]) -> Callab
                 return super().run_node(node)
 
         with torch.no_grad():
-            found[""] = Recorder(model, garbage_collect_values=False).run(x)
-        return found
+            output = Recorder(model, garbage_collect_values=False).run(*inputs.values())
+        return Result(found, {graph.outputs[0]: output})
 
-    return codes
+    return runner
 
 
 def _codes_of(quantizer: Quantizer, x: Tensor) -> Tensor:

@@ -1,0 +1,174 @@
+"""What the ONNX writers share: collecting nodes and initializers, and the operators that are the same in each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper, save
+
+from lowbit.files import atomic_write
+from lowbit.formats.registry import Lowerings
+from lowbit.integer.graph import Graph, Node, Pads, Shape
+from lowbit.integer.ops import ChannelShuffle, Concatenate, Convolution, MaxPool, Reshape, Slice
+
+_IR_VERSIONS = {13: 7, 21: 10, 25: 13}
+"""The lowest file version an opset may be in: older runtimes refuse newer ones."""
+
+
+@dataclass
+class Builder:
+    """Collects ONNX nodes and initializers; `done` makes the checked model.
+
+    Attributes:
+        graph: what is written.
+        packed: store weights of at most 4 bits as INT2 or INT4 tensors.
+    """
+
+    graph: Graph
+    packed: bool = False
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+    dequantized: dict[str, str] = field(default_factory=dict)
+
+    def add(self, operator: str, inputs: list[str], output: str, **attributes) -> str:
+        """Append a node and return the name of its output."""
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}:{operator}", **attributes))
+        return output
+
+    def constant(self, name: str, value: np.ndarray | np.generic) -> str:
+        """An initializer, stored once by name."""
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        return name
+
+    def integers(self, name: str, values: list[int]) -> str:
+        """An INT64 initializer."""
+        return self.constant(name, np.array(values, np.int64))
+
+    def packed_constant(self, name: str, codes: np.ndarray, bits: int) -> str:
+        """An INT2 or INT4 initializer: the first code in the lowest bits of each byte, as ONNX orders them."""
+        kind, per_byte = (TensorProto.INT2, 4) if bits == 2 else (TensorProto.INT4, 2)
+        flat = codes.flatten().astype(np.uint8) & np.uint8((1 << bits) - 1)
+        places = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
+        raw = (places << (np.arange(per_byte, dtype=np.uint8) * np.uint8(bits))).sum(1, dtype=np.uint8)
+        self.initializers[name] = helper.make_tensor(name, kind, codes.shape, raw.tobytes(), raw=True)
+        return name
+
+    def done(self, outputs: Sequence[tuple[str, Shape]], domains: dict[str, int]) -> ModelProto:
+        """The model with these outputs, after onnx's full checker; the batch dimension is free."""
+        inputs = [_floats(name, shape) for name, shape in self.graph.inputs.items()]
+        results = [_floats(name, shape) for name, shape in outputs]
+        graph = helper.make_graph(self.nodes, "lowbit", inputs, results, list(self.initializers.values()))
+        model = helper.make_model(
+            graph,
+            producer_name="lowbit",
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains.items()],
+        )
+        model.ir_version = _IR_VERSIONS[domains[""]]
+        checker.check_model(model, full_check=True)
+        return model
+
+
+def _floats(name: str, shape: Shape):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+
+
+def write_model(model: ModelProto, path: Path) -> None:
+    """Write the model to `path`, replacing the file in one step."""
+    with atomic_write(path) as temporary:
+        save(model, temporary)
+
+
+class FloatOperators:
+    """The operators of `Elementwise` in ONNX, on float32 tensors by name.
+
+    Args:
+        builder: collects them.
+        node: whose operators they are; their names begin with its name.
+    """
+
+    def __init__(self, builder: Builder, node: Node) -> None:
+        self._builder, self._node, self._count = builder, node, 0
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"{self._node.name}:float{self._count}"
+
+    def constant(self, value: float) -> str:
+        return self._builder.constant(self._name(), np.float32(value))
+
+    def add(self, a: str, b: str) -> str:
+        return self._builder.add("Add", [a, b], self._name())
+
+    def multiply(self, a: str, b: str) -> str:
+        return self._builder.add("Mul", [a, b], self._name())
+
+
+def pads(padding: Pads) -> list[int]:
+    """Padding in ONNX's order: all befores, all afters."""
+    return [before for before, _ in padding] + [after for _, after in padding]
+
+
+def conv_attributes(node: Convolution) -> dict:
+    """Attributes of a Conv or ConvInteger."""
+    return {
+        "kernel_shape": list(node.weight.codes.shape[2:]),
+        "strides": list(node.stride),
+        "pads": pads(node.padding),
+        "dilations": list(node.dilation),
+        "group": node.groups,
+    }
+
+
+def register_moves(lowerings: Lowerings) -> None:
+    """Register the operations that move codes and are written alike, whatever stands for a code."""
+    lowerings(Concatenate)(_concatenate)
+    lowerings(MaxPool)(_max_pool)
+    lowerings(Reshape)(_reshape)
+    lowerings(Slice)(_slice)
+    lowerings(ChannelShuffle)(_shuffle)
+
+
+def _concatenate(builder: Builder, node: Concatenate) -> None:
+    builder.add("Concat", list(node.inputs), node.name, axis=1)
+
+
+def _max_pool(builder: Builder, node: MaxPool) -> None:
+    attributes = {"strides": list(node.stride), "pads": pads(node.padding), "dilations": list(node.dilation)}
+    builder.add("MaxPool", list(node.inputs), node.name, kernel_shape=list(node.kernel), **attributes)
+
+
+def _reshape(builder: Builder, node: Reshape) -> None:
+    shape = builder.integers(f"{node.name}:shape", [-1, *node.shape_of()])
+    builder.add("Reshape", [*node.inputs, shape], node.name)
+
+
+def _slice(builder: Builder, node: Slice) -> None:
+    ends = zip(("start", "stop", "axis", "step"), (node.start, node.stop, node.axis, node.step))
+    places = [builder.integers(f"{node.name}:{end}", [value]) for end, value in ends]
+    builder.add("Slice", [*node.inputs, *places], node.name)
+
+
+def _shuffle(builder: Builder, node: ChannelShuffle) -> None:
+    """Reshape, Transpose, Reshape."""
+    channels, *space = node.shape_of()
+    split = builder.integers(f"{node.name}:groups", [-1, node.groups, channels // node.groups, *space])
+    whole = builder.integers(f"{node.name}:shape", [-1, channels, *space])
+    grouped = builder.add("Reshape", [node.inputs[0], split], f"{node.name}:grouped")
+    order = [0, 2, 1, *range(3, 3 + len(space))]
+    shuffled = builder.add("Transpose", [grouped], f"{node.name}:shuffled", perm=order)
+    builder.add("Reshape", [shuffled, whole], node.name)
+
+
+def write_take(builder: Builder, node: Node, taken: dict[int, list[int]]) -> None:
+    """A Gather per dimension of which something is taken."""
+    x = node.inputs[0]
+    for number, (axis, places) in enumerate(taken.items(), 1):
+        index = builder.integers(f"{node.name}:places{axis}", list(places))
+        last = number == len(taken)
+        x = builder.add("Gather", [x, index], node.name if last else f"{node.name}:taken{axis}", axis=axis)
+    if not taken:
+        builder.add("Identity", [x], node.name)

@@ -1,0 +1,119 @@
+"""What a format is, and how an operation gets a form in one.
+
+A format is a folder of this package with its writer and its runner side by side, and one line in `formats.FORMATS`. Its writer
+has a `Lowerings`: a function per operation, registered for the operation's class or for a class it derives from, so that
+`Elementwise` and `Take` bring all their subclasses along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lowbit.errors import LowbitError
+from lowbit.integer.graph import Graph, Node
+from lowbit.integer.ops import OPERATIONS
+from lowbit.integer.result import Runner
+
+
+class Lowerings:
+    """The functions with which one format writes the operations; one per class of node.
+
+    Args:
+        title: what messages call the format.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._functions: dict[type[Node], Callable[..., Any]] = {}
+
+    def __call__(self, *kinds: type[Node]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """A decorator that registers a function for these operations, and for those that derive from them."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            self._functions.update(dict.fromkeys(kinds, function))
+            return function
+
+        return register
+
+    def find(self, kind: type[Node]) -> Callable[..., Any] | None:
+        """The function for a class of node; None where the format has no form of it."""
+        return next((self._functions[base] for base in kind.__mro__ if base in self._functions), None)
+
+    def of(self, node: Node) -> Callable[..., Any]:
+        """The function for a node. Raises LowbitError, naming the node, where the format has no form of it."""
+        function = self.find(type(node))
+        if function is None:
+            raise LowbitError(f"node {node.name!r}: {self.title} has no form of {type(node).__name__}")
+        return function
+
+
+class Covers(Protocol):
+    """Whether a format has a form of an operation."""
+
+    def __call__(self, kind: type[Node]) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file that holds an integer network.
+
+    Attributes:
+        name: as `lowbit.export` and `--format` take it.
+        suffix: of the file that `lowbit export` writes.
+        extra: the extra of lowbit that installs what it needs.
+        write: writes a validated graph to a path; raises LowbitError, naming the node, for what the format can't hold.
+        open: the file at a path, which was written from a graph, in the runtime that it is for; raises LowbitError for a
+            file that is damaged or another graph's.
+        recognizes: whether a file with this content is one of the format's.
+        covers: whether the format has a form of an operation.
+        bits_max: the widest code that the format carries.
+        takes_fractions: whether zero points may be fractions.
+
+    The functions import what they need when they are called. `write`, `open` and `covers` may raise ImportError.
+    """
+
+    name: str
+    suffix: str
+    extra: str
+    write: Callable[[Graph, Path], None]
+    open: Callable[[Path, Graph], Runner]
+    recognizes: Callable[[Any], bool]
+    covers: Covers
+    bits_max: int = 8
+    takes_fractions: bool = False
+
+    def checked_write(self, graph: Graph, path: Path) -> None:
+        """`write`. Raises LowbitError where a package is missing, or a tensor is wider than the format carries."""
+        for node in graph.nodes:
+            bits = getattr(node.type, "bits", 0)
+            if bits > self.bits_max:
+                raise LowbitError(f"node {node.name!r}: {self.name} holds codes of {self.bits_max} bits, not {bits}")
+        try:
+            self.write(graph, path)
+        except ModuleNotFoundError as error:
+            raise LowbitError(
+                f"writing {self.name} needs the package {error.name!r}, which is not installed: "
+                f"pip install 'lowbit[{self.extra}]'"
+            ) from error
+
+    def checked_open(self, path: Path, graph: Graph) -> Runner:
+        """`open`. Raises LowbitError where a package is missing."""
+        try:
+            return self.open(path, graph)
+        except ModuleNotFoundError as error:
+            raise LowbitError(
+                f"an exported file is checked in its own runtime, and {error.name} is not installed: "
+                f"pip install 'lowbit[{self.extra}]'"
+            ) from error
+
+    def missing(self) -> list[str]:
+        """The names of the operations that the format has no form of."""
+        return [name for name, kind in OPERATIONS.items() if not self.covers(kind)]
+
+
+def not_this_network(path: Path, what: str) -> LowbitError:
+    """What to raise for a file of another graph."""
+    return LowbitError(f"{path}: was not exported from this network: {what}; export it again")

@@ -1,0 +1,158 @@
+"""The arithmetic that operations share: multipliers in float32 and float64, fused multiply-add, fixed-point shifts.
+
+Every multiplier of every operation is computed here and nowhere else; formats take their constants from the operations
+(`Node.multipliers`), and so from here. f(·) and the other notation: `integer.graph`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.integer.graph import FloatType, TensorType, Weight
+
+FLOAT32_TINY = 2.0**-126
+"""The smallest normal float32: below it, runtimes may flush to zero."""
+FLOAT32_MAX = float(torch.finfo(torch.float32).max)
+
+
+@dataclass(frozen=True, eq=False)
+class Multiplier:
+    """A real factor M, output steps per unit of an accumulator; one value, or one per channel.
+
+    Attributes:
+        single: float32, rounded as the operation states it.
+        exact: float64, before any rounding to float32.
+    """
+
+    single: Tensor
+    exact: Tensor
+
+    def along(self, axis: int, rank: int) -> Multiplier:
+        """The same, with one value per channel reshaped to broadcast along `axis` of a tensor with `rank` dimensions."""
+        if self.single.ndim == 0:
+            return self
+        shape = [1] * rank
+        shape[axis] = -1
+        return Multiplier(self.single.reshape(shape), self.exact.reshape(shape))
+
+
+def f32(value: float) -> Tensor:
+    """f(value), a 0-dim tensor."""
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def code_dtype(y: TensorType) -> torch.dtype:
+    """uint8 and int8 for codes of at most 8 bits; int16 and, for 16 unsigned bits, int32 for wider ones."""
+    if y.bits <= 8:
+        return torch.int8 if y.signed else torch.uint8
+    return torch.int32 if y.bits == 16 and not y.signed else torch.int16
+
+
+def steps_of(codes: Tensor, x: TensorType) -> Tensor:
+    """q − z, int32."""
+    return codes.to(torch.int32) - x.zero_point
+
+
+def all_codes(x: TensorType) -> Tensor:
+    """Every code of a grid from the lowest to the highest, int32."""
+    return torch.arange(x.qn, x.qp + 1, dtype=torch.int32)
+
+
+def look_up(table: Tensor, codes: Tensor, x: TensorType) -> Tensor:
+    """table[q − qn]."""
+    return table[codes.to(torch.int32) - x.qn]
+
+
+def to_codes(steps: Tensor, y: TensorType) -> Tensor:
+    """clip(steps + z) of steps that are whole numbers, in `code_dtype`; `steps` is overwritten."""
+    return steps.clamp_(y.qn - y.zero_point, y.qp - y.zero_point).add_(y.zero_point).to(code_dtype(y))
+
+
+# ---------------------------------------------------------------- multipliers
+
+
+def _exact(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def accumulator_scale(x: TensorType, weight: Weight) -> Multiplier:
+    """f(s_x · s_w): the real value of one unit of a layer's accumulator."""
+    return Multiplier(f32(x.scale) * weight.scale, x.scale * weight.scale.to(torch.float64))
+
+
+def layer_multiplier(x: TensorType, weight: Weight, y: TensorType | FloatType) -> Multiplier:
+    """M = f(f(s_x · s_w) / s_y); for a float output the accumulator's scale itself."""
+    scale = accumulator_scale(x, weight)
+    return scale if isinstance(y, FloatType) else Multiplier(scale.single / f32(y.scale), scale.exact / y.scale)
+
+
+def ratio(x: TensorType, y: TensorType) -> Multiplier:
+    """M = f(s_x / s_y)."""
+    return Multiplier(f32(x.scale) / f32(y.scale), _exact(x.scale / y.scale))
+
+
+def product_multiplier(a: TensorType, b: TensorType, y: TensorType) -> Multiplier:
+    """M = f(f(s_a · s_b) / s_y)."""
+    return Multiplier(f32(a.scale) * f32(b.scale) / f32(y.scale), _exact(a.scale * b.scale / y.scale))
+
+
+def window_mean_multiplier(x: TensorType, count: int, y: TensorType) -> Multiplier:
+    """M = f(f(s_x · f(1 / c)) / s_y), for the sum over a window of c elements."""
+    return Multiplier(f32(x.scale) * (1 / f32(count)) / f32(y.scale), _exact(x.scale / (count * y.scale)))
+
+
+def global_mean_multiplier(x: TensorType, count: int, y: TensorType) -> Multiplier:
+    """M = f(s_x / f(s_y · c)), for the sum over all c positions of a channel."""
+    return Multiplier(f32(x.scale) / (f32(y.scale) * count), _exact(x.scale / (count * y.scale)))
+
+
+# ---------------------------------------------------------------- float32
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a · b + c rounded to float32 once.
+
+    By way of float64. a or b is a byte, so that the product has at most 32 bits and is exact there; so is the sum, unless c is
+    more than 2^21 times the product or 2^28 times below it: then the second rounding could show in the last place alone.
+    """
+    return torch.addcmul(c.to(torch.float64), a.to(torch.float64), b.to(torch.float64)).to(torch.float32)
+
+
+def sum_constants(types: Sequence[TensorType], y: TensorType) -> tuple[Tensor, Tensor, Tensor]:
+    """(r_a, r_b, c) of Add on bytes: r = f(s / s_y), c = f(ζ_y − fma(r_a, ζ_a, f(r_b · ζ_b)))."""
+    r_a, r_b = (ratio(each, y).single for each in types)
+    zero_a, zero_b, zero_y = (f32(t.zero_point + t.carrier_offset) for t in (*types, y))
+    return r_a, r_b, zero_y - fma(r_a, zero_a, r_b * zero_b)
+
+
+# ---------------------------------------------------------------- fixed point
+
+
+def mantissa_and_shift(m: Tensor) -> tuple[Tensor, Tensor]:
+    """(mantissa, shift) of |m|: int64 mantissa = rint(|m| · 2^shift) with 2^30 <= mantissa < 2^31, elementwise.
+
+    m: float64, finite, not 0, |m| < 2^30 (so that shift >= 1).
+    """
+    fraction, exponent = torch.frexp(m.abs())  # |m| = fraction · 2^exponent, fraction in [1/2, 1)
+    shift = 31 - exponent.to(torch.int64)
+    mantissa = torch.round(fraction * 2.0**31).to(torch.int64)
+    carried = mantissa == 1 << 31  # a fraction just below 1 rounds up to 1
+    return torch.where(carried, mantissa >> 1, mantissa), torch.where(carried, shift - 1, shift)
+
+
+def shift_half_away(n: Tensor, shift: Tensor) -> Tensor:
+    """sign(n) · ((|n| + 2^(shift−1)) >> shift) of int64 n; 0 where shift > 62."""
+    k = shift.clamp(max=62)
+    rounded = (n.abs() + (torch.ones_like(k) << (k - 1))) >> k
+    return torch.where(shift > 62, 0, n.sign() * rounded)
+
+
+def common_shift(factors: Sequence[Tensor]) -> tuple[list[int], Tensor]:
+    """(mantissas, shift) of 0-dim float64 factors with one shift: the largest magnitude's mantissa in 2^30 … 2^31 − 1."""
+    _, shift = mantissa_and_shift(torch.stack([factor.abs() for factor in factors]).max())
+    return [round(math.ldexp(float(factor), int(shift))) for factor in factors], shift

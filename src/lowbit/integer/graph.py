@@ -1,0 +1,212 @@
+"""The integer network as data: a graph of integer operations, each stated to the bit in its own file (`integer.ops`).
+
+A `Graph` is a list of nodes in topological order; every node computes one tensor, which has the node's name. All tensors but
+the graph's inputs and its float outputs are tensors of *codes*, described by a `TensorType`: code q stands for the real number
+scale · (q − zero point).
+
+Notation of the arithmetic stated at every operation: s, z and [qn, qp] are scale, zero point and code range of the tensor
+named in the index (x, a, b inputs; y output). f(·) rounds a real number to float32, so f(f(a · b) / c) is two float32
+operations; rint rounds half to even; clip is to [qn, qp] of the output. Integers have 32 bits unless stated otherwise.
+requant(n, M) turns an integer accumulator n, worth M output steps per unit, into a code, by one of the named roundings
+(`integer.roundings`).
+
+A code is stored elsewhere as the unsigned byte u = q + offset, offset = 2^(bits−1) for signed codes, else 0; its zero
+point is then ζ = z + offset. Only Add and Multiply depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from lowbit.errors import LowbitError
+from lowbit.grid import Grid
+
+if TYPE_CHECKING:
+    from lowbit.integer.arithmetic import Multiplier
+    from lowbit.integer.costs import Work
+    from lowbit.integer.roundings import Rounding
+
+Shape = tuple[int, ...]
+"""Of a sample's tensor, without the batch."""
+Pads = tuple[tuple[int, int], ...]
+"""(before, after) per spatial dimension."""
+Int32 = Tensor
+"""An int32 tensor, stored in files as it is."""
+OutputCodes = Tensor
+"""int16 codes on the grid of the node's own output, packed in files at its bits."""
+
+
+_grid = cache(Grid)
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A tensor of codes: real value = scale · (code − zero_point).
+
+    Attributes:
+        scale: greater than 0, and a value that float32 can hold.
+        zero_point: the code of real 0. An integer in every network that runs; a fraction (an LSQ+ offset before rounding)
+            is accepted by the QONNX writer alone. It may lie outside the code range as long as the carrier holds ζ.
+        bits: 1 to 16 unsigned, 2 to 16 signed.
+        signed: whether there are negative codes.
+        narrow: leave out the lowest signed code, so that the range is symmetric.
+        shape: without the batch dimension; None until `validate` fills it in.
+    """
+
+    scale: float
+    zero_point: int | float
+    bits: int
+    signed: bool
+    narrow: bool = False
+    shape: Shape | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The integers that a code may be."""
+        return _grid(self.bits, self.signed, self.narrow)
+
+    @property
+    def qn(self) -> int:
+        """The lowest code."""
+        return self.grid.qn
+
+    @property
+    def qp(self) -> int:
+        """The highest code."""
+        return self.grid.qp
+
+    @property
+    def has_integer_zero_point(self) -> bool:
+        """Whether the zero point is a whole number."""
+        return float(self.zero_point).is_integer()
+
+    @property
+    def carrier_offset(self) -> int:
+        """What is added to a code to store it as an unsigned number: 2^(bits−1) for signed codes, else 0."""
+        return 1 << (self.bits - 1) if self.signed else 0
+
+    @property
+    def code_type(self) -> tuple[float, int | float, int, bool, bool]:
+        """Everything but the shape: two tensors with equal code types can share codes."""
+        return (self.scale, self.zero_point, self.bits, self.signed, self.narrow)
+
+
+@dataclass(frozen=True)
+class FloatType:
+    """A float32 tensor, which only an output of the graph may be.
+
+    Attributes:
+        shape: without the batch dimension; None until `validate` fills it in.
+    """
+
+    shape: Shape | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """Weight codes on a signed grid; real weight = scale · code.
+
+    Attributes:
+        codes: int8, (out, in/groups, *kernel) for Convolution, (out, in) for Linear.
+        scale: float32, shape () for the whole tensor or (out,) per output channel; finite and not 0. A scale may be
+            negative (a folded batch-norm with γ < 0).
+        bits: 1 to 8. Codes lie in −2^(bits−1) … 2^(bits−1)−1; 1-bit codes are −1 and +1.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bits: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Node:
+    """One operation of the graph; a subclass per operation states what it computes, and is everything that is known of it.
+
+    Attributes:
+        name: of the node and of the tensor it computes; without a colon.
+        inputs: names of earlier nodes, or of the graph's inputs.
+        type: of the tensor it computes. Operations that only move codes take None for "the type of my input";
+            `validate` fills it in.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    type: TensorType | FloatType | None = None
+
+    arity: ClassVar[int | None] = 1
+    """Number of inputs; None: two or more."""
+    moves_codes: ClassVar[bool] = False
+    """Whether output codes are input codes (or the zero point), so that input and output have one code type."""
+    takes_floats: ClassVar[bool] = False
+    """Whether its input is an input of the graph, a float tensor."""
+    may_give_floats: ClassVar[bool] = False
+    """Whether its tensor may have a FloatType, as an output of the graph."""
+
+    def output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The shape of its tensor, from those of its inputs. Raises LowbitError for inputs that it does not take."""
+        raise NotImplementedError
+
+    def check(self, inputs: Sequence[TensorType]) -> None:
+        """Raise LowbitError where a field, or a field beside its inputs' types, breaks a rule of the operation."""
+
+    def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:
+        """The largest magnitude that any partial sum of its accumulator can reach, over all inputs of these types."""
+        return reach(inputs[0])
+
+    def multipliers(self, inputs: Sequence[TensorType]) -> list[Multiplier]:
+        """Its multipliers M, output steps per unit of its accumulator: none, one, or one per operand of a sum."""
+        return []
+
+    def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
+        """Its tensor for a batch: codes in `code_dtype`, or float32 where its type is a FloatType."""
+        raise NotImplementedError
+
+    def work(self) -> Work | None:
+        """Weights and multiply-accumulates of a sample; None for operations without weights."""
+        return None
+
+    def codes_of(self) -> TensorType:
+        """Its type, which must be one of codes."""
+        if not isinstance(self.type, TensorType):
+            raise LowbitError(f"node {self.name!r}: its tensor is {type(self.type).__name__}, not codes")
+        return self.type
+
+    def shape_of(self) -> Shape:
+        """The shape of its tensor, without the batch, in a validated graph."""
+        if self.type is None or self.type.shape is None:
+            raise LowbitError(f"node {self.name!r}: its shape is not known: validate the graph first")
+        return self.type.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """An integer network.
+
+    Attributes:
+        inputs: the shape of every float input, without the batch, by name.
+        nodes: in an order in which every input of a node is computed before it.
+        outputs: names of the nodes whose tensors are the result, in order.
+    """
+
+    inputs: Mapping[str, Shape]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    by_name: dict[str, Node] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {node.name: node for node in self.nodes})
+
+    def input_types(self, node: Node) -> list[TensorType]:
+        """The types of a node's inputs, those that are codes."""
+        return [self.by_name[name].codes_of() for name in node.inputs if name in self.by_name]
+
+
+def reach(x: TensorType) -> int:
+    """max |q − z|, rounded up where z is a fraction."""
+    farthest = max(abs(x.qn - x.zero_point), abs(x.qp - x.zero_point))
+    return -int(-farthest // 1)

@@ -1,0 +1,34 @@
+"""Every operation of an integer network, one file each; an operation is its dataclass and all that is known of it.
+
+To add one: docs/add-an-operation.md.
+"""
+
+from __future__ import annotations
+
+from lowbit.integer.graph import Node
+from lowbit.integer.ops.add import Add
+from lowbit.integer.ops.average_pool import AveragePool
+from lowbit.integer.ops.channel_shuffle import ChannelShuffle
+from lowbit.integer.ops.concatenate import Concatenate
+from lowbit.integer.ops.convolution import Convolution
+from lowbit.integer.ops.global_average_pool import GlobalAveragePool
+from lowbit.integer.ops.linear import Linear
+from lowbit.integer.ops.lookup import Lookup
+from lowbit.integer.ops.max_pool import MaxPool
+from lowbit.integer.ops.multiply import Multiply
+from lowbit.integer.ops.pad_channels import PadChannels
+from lowbit.integer.ops.quantize import Quantize
+from lowbit.integer.ops.requantize import Requantize
+from lowbit.integer.ops.reshape import Reshape
+from lowbit.integer.ops.slice import Slice
+from lowbit.integer.ops.subtract import Subtract
+from lowbit.integer.ops.upsample import Upsample
+
+OPERATIONS: dict[str, type[Node]] = {
+    kind.__name__: kind
+    for kind in (
+        Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
+        GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample,
+    )
+}  # fmt: skip
+"""Every operation there is, by name: what a file may contain."""

@@ -1,0 +1,127 @@
+"""What convolutions and linear layers share: weights, biases, multipliers, a float output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lowbit.errors import LowbitError
+from lowbit.integer.arithmetic import (
+    FLOAT32_TINY,
+    Multiplier,
+    accumulator_scale,
+    layer_multiplier,
+)
+from lowbit.integer.costs import Work
+from lowbit.integer.graph import FloatType, Int32, Node, TensorType, Weight, reach
+from lowbit.integer.roundings import Rounding
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layer(Node):
+    """n[o] = bias[o] + Σ w[o,·] · (x − z_x);  y = requant(n, M[o]),  M[o] = f(f(s_x · s_w[o]) / s_y).
+
+    The output's clip range doubles as the activation function (ReLU for z_y = qn_y, ReLU6 by the choice of s_y). With a
+    FloatType output y = f(f(n) · f(s_x · s_w[o])), whatever the rounding. Fixed-point roundings take M from
+    s_x · s_w[o] / s_y in float64.
+
+    The sum of products runs through a floating-point matrix product, because integer ones are ten times slower in torch; it
+    is exact all the same: every factor is an integer and every partial sum is at most `accumulator_bound`, so float32 holds
+    each one exactly when the bound is below 2^24, and float64 always does (the bound is below 2^31).
+
+    Attributes:
+        weight: codes and scale.
+        bias: int32 (out,) on the grid s_x · s_w[o], or None.
+    """
+
+    weight: Weight
+    bias: Int32 | None = None
+
+    may_give_floats: ClassVar[bool] = True
+    channel_axis: ClassVar[int] = 1
+    """The dimension of the output, counted with the batch, along which the multipliers lie."""
+
+    def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Tensor:
+        """Σ w · (x − z_x), int32, without the bias; `dtype` holds every partial sum exactly."""
+        raise NotImplementedError
+
+    def samples_at_once(self, kind: TensorType, batch: int) -> int:
+        """How many samples `sums` takes at once."""
+        return batch
+
+    def check(self, inputs: Sequence[TensorType]) -> None:
+        check_weight(self.weight)
+        bias = self.bias
+        if bias is not None and (bias.dtype != torch.int32 or bias.shape != self.weight.codes.shape[:1]):
+            raise LowbitError(f"bias must be int32, one per output channel, not {bias.dtype} {tuple(bias.shape)}")
+
+    def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:
+        sums = self.weight.codes.to(torch.int64).abs().flatten(1).sum(1) * reach(inputs[0])
+        if self.bias is not None:
+            sums = sums + self.bias.to(torch.int64).abs()
+        return int(sums.max())
+
+    def multipliers(self, inputs: Sequence[TensorType]) -> list[Multiplier]:
+        assert self.type is not None
+        return [layer_multiplier(inputs[0], self.weight, self.type)]
+
+    def output_scale(self, x: TensorType) -> Tensor:
+        """f(s_x · s_w[o]): the real value of one unit of the accumulator."""
+        return accumulator_scale(x, self.weight).single
+
+    def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
+        (x,), (kind,) = inputs, types
+        # Float matrix products may be run at reduced precision on request; then only float64 is exact.
+        exact32 = self.accumulator_bound(types) < 1 << 24 and torch.get_float32_matmul_precision() == "highest"
+        dtype = torch.float32 if exact32 else torch.float64
+        (multiplier,) = self.multipliers(types)
+        parts = []
+        for part in x.split(self.samples_at_once(kind, len(x))):
+            total = self.sums(part, kind, dtype)
+            axis = self.channel_axis
+            if self.bias is not None:
+                shape = [1] * total.ndim
+                shape[axis] = -1
+                total += self.bias.reshape(shape)
+            m = multiplier.along(axis, total.ndim)
+            floats = isinstance(self.type, FloatType)
+            parts.append(
+                total.to(torch.float32) * m.single if floats else rounding.requantize(total, m, self.codes_of())
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def work(self) -> Work:
+        weight, biases = self.weight, 0 if self.bias is None else self.bias.numel()
+        packed = -(-weight.codes.numel() * weight.bits // 8)
+        return Work(
+            weight_bits=weight.bits,
+            parameters=weight.codes.numel() + biases,
+            weight_bytes=packed + 4 * (weight.scale.numel() + biases),
+            macs=math.prod(self.shape_of()) * math.prod(weight.codes.shape[1:]),
+        )
+
+
+def check_weight(weight: Weight) -> None:
+    """Raise LowbitError for codes or scales that are not those of a weight."""
+    codes, scale = weight.codes, weight.scale
+    if type(weight.bits) is not int or not 1 <= weight.bits <= 8:
+        raise LowbitError(f"weights of {weight.bits} bits; there are 1 to 8")
+    if codes.dtype != torch.int8 or codes.ndim < 2 or codes.numel() == 0:
+        raise LowbitError(f"weight codes must be int8 of shape (out, in, …), not {codes.dtype} {tuple(codes.shape)}")
+    low, high = int(codes.min()), int(codes.max())
+    if weight.bits == 1:
+        if bool((codes.abs() != 1).any()):
+            raise LowbitError("1-bit weight codes are -1 and +1")
+    elif low < -(1 << (weight.bits - 1)) or high > (1 << (weight.bits - 1)) - 1:
+        raise LowbitError(f"weight codes {low} .. {high} do not fit {weight.bits} bits")
+    if scale.dtype != torch.float32 or scale.shape not in ((), codes.shape[:1]):
+        raise LowbitError(
+            f"weight scale must be float32, one value or one per output channel, not {scale.dtype} {tuple(scale.shape)}"
+        )
+    if not bool(torch.isfinite(scale).all()) or bool((scale.abs() < FLOAT32_TINY).any()):
+        raise LowbitError("a weight scale is 0 or not finite: calibrate the network again")

@@ -1,0 +1,34 @@
+"""Quantize: a float input of the graph becomes codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lowbit.integer.arithmetic import f32, to_codes
+from lowbit.integer.graph import Node, Shape, TensorType
+from lowbit.integer.roundings import Rounding
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Quantize(Node):
+    """y = clip(rint(f(x / s_y)) + z_y), whatever the rounding.
+
+    A division, not a product with 1/s_y. NaN has no code: the executor refuses it.
+    """
+
+    takes_floats: ClassVar[bool] = True
+
+    def output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        return shapes[0]
+
+    def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:
+        return 0
+
+    def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
+        y = self.codes_of()
+        return to_codes(torch.round(inputs[0] / f32(y.scale)), y)

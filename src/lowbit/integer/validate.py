@@ -1,0 +1,164 @@
+"""Whether a graph is an integer network: every rule, checked before anything runs or is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from lowbit.errors import LowbitError
+from lowbit.integer.arithmetic import FLOAT32_MAX, FLOAT32_TINY
+from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType
+from lowbit.integer.ops import OPERATIONS
+
+ACCUMULATOR_MAX = 2**31 - 1
+BITS_MAX = 16
+"""Of a code."""
+_MULTIPLIER_MAX = 2.0**29  # so that the fixed form's shift is at least 1
+_ELEMENTS_MAX = 2**31 - 1  # of one sample's tensor
+
+
+def validate(graph: Graph, *, fractional_zero_points: bool = False) -> Graph:
+    """The same graph with every type and shape filled in, after checking every rule.
+
+    Checked: names, order, number and types of inputs; grids and scales; shapes; what each operation checks of its own
+    fields; multipliers; and that no accumulator can overflow 32 bits, by its bound over the actual weights.
+
+    Args:
+        graph: any graph.
+        fractional_zero_points: accept TensorType.zero_point that is no integer (for the QONNX writer).
+
+    Raises:
+        LowbitError: naming the node and the rule it breaks.
+    """
+    known: dict[str, TensorType | FloatType] = {}
+    for name, shape in graph.inputs.items():
+        _check_name(name, known)
+        known[name] = FloatType(_checked_shape(shape, name))
+    if not known:
+        raise LowbitError("the graph has no input")
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        try:
+            node = _checked(node, known, graph, fractional_zero_points)
+        except LowbitError as error:
+            raise LowbitError(f"node {node.name!r}: {error}") from error
+        assert node.type is not None
+        known[node.name] = node.type
+        nodes.append(node)
+    for name in graph.outputs:
+        if name not in known or name in graph.inputs:
+            raise LowbitError(f"the graph's output {name!r} is made by no node")
+    if not graph.outputs or len(set(graph.outputs)) != len(graph.outputs):
+        raise LowbitError(f"the graph's outputs {graph.outputs} must be one or more names, each once")
+    return replace(graph, nodes=tuple(nodes))
+
+
+def _check_name(name: str, known: dict) -> None:
+    if not isinstance(name, str) or not name or ":" in name:
+        raise LowbitError("a name is a string that is not empty and has no colon in it")
+    if name in known:
+        raise LowbitError("the name is used twice; names of nodes and of the input must differ")
+
+
+def _checked(node: Node, known: dict[str, TensorType | FloatType], graph: Graph, fractional: bool) -> Node:
+    operation = type(node).__name__
+    if OPERATIONS.get(operation) is not type(node):
+        raise LowbitError(f"{operation} is not an operation of an integer network")
+    _check_name(node.name, known)
+    for name in node.inputs:
+        if name not in known:
+            raise LowbitError(f"its input {name!r} is made by no earlier node")
+    if (node.arity is None and len(node.inputs) < 2) or (node.arity is not None and len(node.inputs) != node.arity):
+        raise LowbitError(f"{operation} has {len(node.inputs)} inputs")
+    inputs = [known[name] for name in node.inputs]
+    types = [x for x in inputs if isinstance(x, TensorType)]
+    if node.takes_floats:
+        for name in node.inputs:
+            if name not in graph.inputs:
+                names = ", ".join(map(repr, graph.inputs))
+                raise LowbitError(f"{operation} takes the graph's float input {names}, not {name!r}")
+    elif len(types) < len(inputs):
+        raise LowbitError("its inputs must be codes, not floats: quantize the input first")
+    y = _checked_type(node, types, graph, fractional)
+    node = replace(node, type=y)
+    node.check(types)
+    shape = _checked_shape(node.output_shape([_known_shape(x) for x in inputs]), "")
+    if y.shape is not None and tuple(y.shape) != shape:
+        raise LowbitError(f"its type says shape {tuple(y.shape)}, its inputs make it {shape}")
+    node = replace(node, type=replace(y, shape=shape))
+    if types:
+        _check_arithmetic(node, types)
+    return node
+
+
+def _checked_type(node: Node, inputs: Sequence[TensorType], graph: Graph, fractional: bool) -> TensorType | FloatType:
+    """The type of the node's tensor; of an operation that moves codes, that of its inputs."""
+    y = node.type
+    if node.moves_codes:
+        if len({x.code_type for x in inputs}) > 1:
+            raise LowbitError("its inputs lie on different grids; put a Requantize before it")
+        if y is not None and not (isinstance(y, TensorType) and y.code_type == inputs[0].code_type):
+            raise LowbitError(f"{type(node).__name__} moves codes, so its type must be that of its input")
+        y = replace(inputs[0], shape=None) if y is None else y
+    if isinstance(y, FloatType):
+        if node.name not in graph.outputs or not node.may_give_floats:
+            raise LowbitError("only a convolution or linear layer at the network's end may have a float output")
+    elif isinstance(y, TensorType):
+        _check_codes(y, fractional)
+    else:
+        raise LowbitError("has no type; give it the grid of its output")
+    return y
+
+
+def _check_codes(y: TensorType, fractional: bool) -> None:
+    if type(y.bits) is not int or not (2 if y.signed else 1) <= y.bits <= BITS_MAX:
+        raise LowbitError(f"{y.bits} bits; codes have 1 to {BITS_MAX} bits, signed ones 2 to {BITS_MAX}")
+    if y.narrow and not y.signed:
+        raise LowbitError("narrow is for signed grids")
+    scale = y.scale
+    if not isinstance(scale, float) or not math.isfinite(scale) or not FLOAT32_TINY <= scale <= FLOAT32_MAX:
+        raise LowbitError(f"scale {scale}; a scale is finite and greater than 0: calibrate the network again")
+    if float(torch.tensor(scale, dtype=torch.float32)) != scale:
+        raise LowbitError(f"scale {scale!r} is not a float32 value; round it to float32 first")
+    zero = y.zero_point
+    if not isinstance(zero, int | float) or not math.isfinite(zero):
+        raise LowbitError(f"zero point {zero!r} is no number")
+    if not fractional and type(zero) is not int:
+        raise LowbitError(f"zero point {zero!r} is not an integer; snap the offset before conversion")
+    carrier = 8 if y.bits <= 8 else 16
+    if not 0 <= zero + y.carrier_offset <= (1 << carrier) - 1:
+        what = "byte" if carrier == 8 else "16 bits"
+        raise LowbitError(f"zero point {zero} with {y.bits} bits does not fit the {what} that carries the codes")
+
+
+def _check_arithmetic(node: Node, inputs: Sequence[TensorType]) -> None:
+    bound = node.accumulator_bound(inputs)
+    if bound > ACCUMULATOR_MAX:
+        raise LowbitError(
+            f"its accumulator can reach {bound}, more than 32 bits hold ({ACCUMULATOR_MAX}); give the layer fewer bits or fewer "
+            "inputs per output"
+        )
+    largest = FLOAT32_MAX if isinstance(node.type, FloatType) else _MULTIPLIER_MAX
+    for multiplier in node.multipliers(inputs):
+        size = multiplier.exact.abs()
+        if not (bool((size >= FLOAT32_TINY).all()) and bool((size <= largest).all())):
+            raise LowbitError(
+                f"the ratio of its accumulator's scale to its output's scale is {float(size.max()):g}, outside "
+                f"{FLOAT32_TINY:g} .. {largest:g}; calibrate the network again"
+            )
+
+
+def _known_shape(x: TensorType | FloatType) -> Shape:
+    assert x.shape is not None
+    return x.shape
+
+
+def _checked_shape(shape: Shape, name: str) -> Shape:
+    shape = tuple(shape)
+    if not shape or not all(type(size) is int and size >= 1 for size in shape) or math.prod(shape) > _ELEMENTS_MAX:
+        where = f"{name}: " if name else ""
+        raise LowbitError(f"{where}shape {shape} of a sample is empty, not made of whole numbers, or too large")
+    return shape
