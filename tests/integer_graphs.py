@@ -23,6 +23,8 @@ from lowbit.integer.ops import (
     Requantize,
     Reshape,
     Slice,
+    Subtract,
+    Upsample,
 )
 from lowbit.integer.ops.lookup import lookup_table
 from lowbit.integer.validate import validate
@@ -50,6 +52,8 @@ class GraphBuilder:
     def __init__(self, shape: tuple[int, ...], seed: int = 0) -> None:
         self.random = torch.Generator().manual_seed(seed)
         self.shape, self.nodes = shape, []
+        self.inputs: dict[str, tuple[int, ...]] = {"image": shape}
+        self.outputs: tuple[str, ...] = ()  # none: the newest node
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=self.random))
@@ -62,10 +66,10 @@ class GraphBuilder:
         return self.nodes[-1].name
 
     def graph(self) -> Graph:
-        return validate(Graph(inputs={"image": self.shape}, nodes=tuple(self.nodes), outputs=(self.last,)))
+        return validate(Graph(inputs=self.inputs, nodes=tuple(self.nodes), outputs=self.outputs or (self.last,)))
 
     def type_of(self, name: str) -> TensorType:
-        partial = validate(Graph(inputs={"image": self.shape}, nodes=tuple(self.nodes), outputs=(self.last,)))
+        partial = validate(Graph(inputs=self.inputs, nodes=tuple(self.nodes), outputs=(self.last,)))
         return partial.by_name[name].type
 
     def append(self, kind: type, *inputs: str, type=None, **fields) -> str:
@@ -159,8 +163,10 @@ class GraphBuilder:
         output = self.grid(float(reach) / 2, bits, signed, zero)
         return self.append(Lookup, x, type=output, table=lookup_table(function, t, output))
 
-    def input(self, batch: int = 2) -> torch.Tensor:
-        return torch.randn(batch, *self.shape, generator=self.random)
+    def input(self, batch: int = 2) -> torch.Tensor | dict[str, torch.Tensor]:
+        """A batch of random inputs: one tensor, or tensors by name where there are several inputs."""
+        found = {name: torch.randn(batch, *shape, generator=self.random) for name, shape in self.inputs.items()}
+        return found if len(found) > 1 else found["image"]
 
 
 def resnet_like(seed: int = 0, bits: int = 4, size: int = 12, per_channel: bool = False) -> GraphBuilder:
@@ -208,4 +214,30 @@ def every_operation(seed: int = 0, bits: int = 4) -> GraphBuilder:
     x = b.same_range(AveragePool, x, kernel=(2, 2), stride=(1, 1), padding=((1, 0), (0, 1)), zero=3, shrink=1.5)
     x = b.append(Reshape, x, shape=(-1,))
     b.linear(x, 10, weight_bits=bits, per_channel=True)
+    return b
+
+
+def differences(seed: int = 0, bits: int = 8, size: tuple[int, ...] = (5, 6)) -> GraphBuilder:
+    """Subtract of equal shapes and with one operand per channel on either side, of all grids; then nearest upsampling."""
+    b = GraphBuilder((4, *size), seed)
+    q = b.quantize(8, signed=bool(seed % 2), zero=3 * (seed % 5))
+    one = b.conv(q, 6, 1, bits=bits, signed=bool(seed % 3), zero=seed % 4, padding=(0, 0), narrow=bool(seed % 3))
+    other = b.conv(q, 6, 3, bits=max(bits - 1, 2), zero=1)
+    mean = b.same_range(GlobalAveragePool, other, shrink=3, zero=2, signed=bool(seed % 2))
+    for first, second in ((one, other), (other, mean), (mean, one)):
+        spread = sum(t.scale * (t.qp - t.qn) / 3 for t in map(b.type_of, (first, second)))
+        x = b.append(Subtract, first, second, type=b.grid(spread, bits, bool(seed % 2), zero=0 if seed % 2 else 5))
+    x = b.append(Upsample, x, factors=tuple(range(2, 2 + len(size))))
+    b.conv(x, 3, 1, bits=8, padding=(0, 0))
+    return b
+
+
+def two_inputs_two_outputs(seed: int = 0) -> GraphBuilder:
+    """A difference of two images, and classes of it: an output of codes and one of floats."""
+    b = GraphBuilder((3, 6, 6), seed)
+    b.inputs = {"left": (3, 6, 6), "right": (3, 6, 6)}
+    first, second = (b.append(Quantize, name, type=b.grid(1.5, 8, True)) for name in b.inputs)
+    x = b.append(Subtract, first, second, type=b.grid(3, 8, False, zero=120))
+    classes = b.linear(b.append(Reshape, x, shape=(-1,)), 4)
+    b.outputs = (b.conv(x, 5, bits=4), classes)
     return b

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from lowbit.errors import LowbitError
 
 
+BITS_MAX = 16
+"""Of a code anywhere."""
+TRAINED_BITS_MAX = 8
+"""Of a quantizer; wider codes stand between the operations of an integer network alone."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """The integer grid {qn, …, qp} of a `bits`-bit number (LSQ, Eq. 1; bounds are inclusive).
@@ -21,7 +27,7 @@ class Grid:
     A narrow grid is symmetric, as many integer processors want; narrow at 2 bits is ternary, {−1, 0, 1}.
 
     Raises:
-        LowbitError: bits outside 1…8, or `narrow` where it means nothing (unsigned, or binary).
+        LowbitError: bits outside 1…16, or `narrow` where it means nothing (unsigned, or binary).
     """
 
     bits: int
@@ -29,8 +35,7 @@ class Grid:
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise LowbitError(f"bits must be a whole number from 1 to 8, got {self.bits!r}")
+        _check(self.bits, BITS_MAX)
         for name in ("signed", "narrow"):
             if not isinstance(getattr(self, name), bool):
                 raise LowbitError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -68,3 +73,13 @@ class Grid:
     def __str__(self) -> str:
         kind = ("narrow " if self.narrow else "") + ("signed" if self.signed else "unsigned")
         return f"{self.bits}-bit {kind} [{self.qn}, {self.qp}]"
+
+
+def check_bits(bits: object) -> None:
+    """Raise LowbitError where a quantizer can't have so many bits: what is no whole number from 1 to 8."""
+    _check(bits, TRAINED_BITS_MAX)
+
+
+def _check(bits: object, most: int) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= most:
+        raise LowbitError(f"bits must be a whole number from 1 to {most}, got {bits!r}")

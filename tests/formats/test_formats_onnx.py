@@ -12,8 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, nearly, resnet_like
+from tests.integer_graphs import (
+    GraphBuilder,
+    all_pairs_of_bytes,
+    differences,
+    every_operation,
+    f32,
+    nearly,
+    resnet_like,
+    two_inputs_two_outputs,
+)
 
+from lowbit.errors import LowbitError
 from lowbit.formats import onnx as plain
 from lowbit.formats.onnx.runner import OnnxRunner
 from lowbit.formats.onnx.writer import build
@@ -33,6 +43,7 @@ from lowbit.integer.ops import (
     Requantize,
     Reshape,
     Slice,
+    Subtract,
 )
 from lowbit.verification.compare import compare
 
@@ -115,6 +126,21 @@ def test_add_and_multiply(path, seed, signed, output_signed, zero, channelwise, 
     check(b, path, batch=4)
 
 
+@settings(SETTINGS, max_examples=40)
+@given(st.integers(0, 2**16), st.integers(2, 8), st.sampled_from([(7,), (5, 6), (3, 4, 2)]))
+def test_subtract_and_upsample(path, seed, bits, size):
+    check(differences(seed, bits, size), path)
+
+
+def test_two_inputs_and_two_outputs(path):
+    b = two_inputs_two_outputs()
+    report = check(b, path, batch=3)
+    assert [row.name for row in report.rows if row.is_float] == [b.outputs[1]] and report.samples == 3
+    changed = IntegerNetwork(replace(b.graph(), outputs=b.outputs[::-1]))
+    with pytest.raises(LowbitError, match="not exported from this network"):
+        compare(changed, path, [b.input(1)])
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_add_and_multiply_at_ties(path, seed):
     """Scales a few units in the last place from simple fractions of each other: sums lie on halves, and every rounding shows."""
@@ -130,6 +156,7 @@ def test_add_and_multiply_at_ties(path, seed):
     b.append(Add, one, other, type=TensorType(nearly(0.02, b.random), zeros[2], 8, False))
     product = TensorType(nearly(scales[0] * scales[1] * 64, b.random), zeros[2], 8, False)
     b.append(Multiply, one, other, type=product)
+    b.append(Subtract, one, other, type=TensorType(nearly(0.04, b.random), zeros[2], 8, False))
     network = IntegerNetwork(b.graph())
     plain.write(network.graph, path)
     report = compare(network, path, [all_pairs_of_bytes()])

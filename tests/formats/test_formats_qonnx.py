@@ -11,14 +11,24 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, nearly, resnet_like
+from tests.integer_graphs import (
+    GraphBuilder,
+    all_pairs_of_bytes,
+    differences,
+    every_operation,
+    f32,
+    nearly,
+    resnet_like,
+    two_inputs_two_outputs,
+)
 
+import lowbit
 from lowbit.errors import LowbitError
 from lowbit.formats import qonnx
 from lowbit.formats.qonnx.writer import build
 from lowbit.integer.graph import Graph, TensorType
 from lowbit.integer.network import IntegerNetwork
-from lowbit.integer.ops import Add, AveragePool, Lookup, Multiply, Quantize, Requantize, Slice
+from lowbit.integer.ops import Add, AveragePool, Lookup, Multiply, Quantize, Requantize, Slice, Subtract
 from lowbit.integer.run import run
 from lowbit.integer.validate import validate
 
@@ -80,6 +90,19 @@ def test_residual_networks_equal_the_reference(seed):
     assert_equal(graph, x, values(graph, x))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_subtract_and_upsample_equal_the_reference(seed):
+    b = differences(seed, 3 + seed)
+    graph, x = b.graph(), b.input(2)
+    assert_equal(graph, x, values(graph, x))
+
+
+def test_two_inputs_and_two_outputs(tmp_path):
+    b = two_inputs_two_outputs()
+    report = lowbit.export(IntegerNetwork(b.graph()), tmp_path / "two.onnx", "qonnx", batches=[b.input(3)])
+    assert report.ok and report.compared == sum(row.compared for row in report.rows)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_two_tensors_at_ties(seed):
     """Every pair of bytes, at scales beside simple fractions of each other: factors must be moved, or a table take over."""
@@ -93,6 +116,7 @@ def test_two_tensors_at_ties(seed):
     other = b.append(Lookup, other, type=TensorType(scales[1], zeros[1], 8, False), table=table)
     b.append(Add, one, other, type=TensorType(nearly(0.04, b.random), zeros[2] - 128, 8, True))
     b.append(Multiply, one, other, type=TensorType(nearly(0.0003 * 64, b.random), zeros[2], 8, False))
+    b.append(Subtract, one, other, type=TensorType(nearly(0.02, b.random), zeros[2], 8, False))
     graph, x = b.graph(), all_pairs_of_bytes()
     assert_equal(graph, x, values(graph, x))
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from tests.integer_graphs import GraphBuilder, every_operation, f32, resnet_like
 
 from lowbit.errors import LowbitError
-from lowbit.integer.arithmetic import mantissa_and_shift
+from lowbit.formats import FORMATS
+from lowbit.integer.arithmetic import mantissa_and_shift, to_codes
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
+from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.ops import (
     Add,
     AveragePool,
@@ -28,6 +30,9 @@ from lowbit.integer.ops import (
     PadChannels,
     Quantize,
     Requantize,
+    Reshape,
+    Subtract,
+    Upsample,
 )
 from lowbit.integer.ops.lookup import lookup_table
 from lowbit.integer.roundings import ROUNDINGS
@@ -142,6 +147,30 @@ def test_add_float_is_fused_multiply_add(a, b, y):
         inner = float32((v + b.carrier_offset) * Fraction(rb) + Fraction(c))
         total = round(Fraction(float32((u + a.carrier_offset) * Fraction(ra) + Fraction(inner))))
         want.append(clip(total - y.carrier_offset, y))
+    assert got == want
+
+
+@SETTINGS
+@given(grids(4), grids(4), grids(), st.booleans())
+def test_subtract(a, b, y, fixed):
+    first, second = pairs(a, b)
+    got = compute(Subtract(name="d", inputs=("a", "b"), type=y), [first, second], [a, b], fixed)[0].tolist()
+    ratios = [Fraction(t.scale / y.scale) for t in (a, b)]
+    k = 0
+    while max(ratios) * Fraction(2) ** k < 2**30:
+        k += 1
+    while max(ratios) * Fraction(2) ** k >= 2**31:
+        k -= 1
+    want = []
+    for q, p in zip(first[0].tolist(), second[0].tolist()):
+        n, m = q - a.zero_point, p - b.zero_point
+        if fixed:
+            total = n * round(ratios[0] * Fraction(2) ** k) - m * round(ratios[1] * Fraction(2) ** k)
+            steps = half_away(Fraction(total) / Fraction(2) ** k)
+        else:
+            r_a, r_b = (Fraction(float32(Fraction(t.scale) / Fraction(y.scale))) for t in (a, b))
+            steps = round(Fraction(float32(Fraction(float32(n * r_a)) - Fraction(float32(m * r_b)))))
+        want.append(clip(steps + y.zero_point, y))
     assert got == want
 
 
@@ -285,6 +314,130 @@ def test_lookup_table_is_the_function_between_the_grids():
     assert np.abs(table.numpy() - np.clip(np.rint(exact / y.scale) + 9, 0, 63)).max() <= 1
     node = Lookup(name="t", inputs=("x",), type=y, table=table)
     assert compute(node, [all_codes(x)[None]], [x], False)[0].tolist() == table.tolist()
+
+
+def test_upsample_repeats_positions():
+    x = torch.arange(12, dtype=torch.uint8).reshape(1, 2, 2, 3)
+    kind = TensorType(0.5, 0, 8, False, shape=(2, 2, 3))
+    got = compute(Upsample(name="u", inputs=("x",), factors=(2, 3)), [x], [kind], False)
+    assert torch.equal(got, x.repeat_interleave(2, 2).repeat_interleave(3, 3))
+    expected = torch.nn.functional.interpolate(x.float(), scale_factor=(2, 3), mode="nearest")
+    assert torch.equal(got.float(), expected)
+
+
+def test_a_rounding_of_ones_own(monkeypatch):
+    """A registered rounding reaches every operation that computes; what only moves codes is the same in all."""
+
+    class TowardZero:
+        name = "toward-zero"
+
+        def requantize(self, n, m, y):
+            return to_codes((n * m.exact).trunc(), y)
+
+        def weighted_sum(self, steps, factors, y):
+            return to_codes(sum(n * m.exact for n, m in zip(steps, factors)).trunc(), y)
+
+    monkeypatch.setitem(ROUNDINGS, "toward-zero", TowardZero())
+    b = every_operation(1)
+    graph, x = b.graph(), b.input(2)
+    mine, theirs = dict(run(graph, x, "toward-zero")), dict(run(graph, x))
+    kind, source = graph.by_name["n1.Convolution"], mine["n0.Quantize"]
+    (m,) = kind.multipliers(graph.input_types(kind))
+    total = torch.nn.functional.conv2d(
+        source.double() - graph.by_name["n0.Quantize"].type.zero_point, kind.weight.codes.double(), kind.bias.double(),
+        kind.stride, [pair[0] for pair in kind.padding], kind.dilation, kind.groups,
+    )  # fmt: skip
+    y = kind.type
+    want = ((total * m.exact.reshape(-1, 1, 1)).trunc() + y.zero_point).clamp(y.qn, y.qp)
+    assert torch.equal(mine["n1.Convolution"].double(), want)
+    assert not torch.equal(mine["n1.Convolution"], theirs["n1.Convolution"])
+    with pytest.raises(LowbitError, match="there are 'float' and 'fixed' and 'toward-zero'"):
+        list(run(graph, x, "nearest"))
+
+
+def siamese() -> Graph:
+    """Two inputs on grids of their own, one difference; a table and a layer of it are the outputs."""
+    b = GraphBuilder((3, 6), 4)
+    first, second = (
+        b.append(Quantize, name, type=TensorType(f32(scale), zero, 8, False))
+        for name, scale, zero in (("left", 0.02, 128), ("right", 0.013, 100))
+    )
+    b.inputs = {"left": (3, 6), "right": (3, 6)}
+    difference = b.append(Subtract, first, second, type=TensorType(f32(0.03), 120, 8, False))
+    looked = b.lookup(difference, torch.abs, bits=6)
+    flat = b.append(Reshape, difference, shape=(-1,))
+    b.linear(flat, 4)
+    b.outputs = (looked, b.last)
+    return b.graph()
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    graph = siamese()
+    network = IntegerNetwork(graph)
+    x = {name: torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(graph.inputs)}
+    found = network(x)
+    assert list(found) == list(graph.outputs) and [tuple(each.shape) for each in found.values()] == [(5, 3, 6), (5, 4)]
+    codes = [
+        np.clip(np.rint(x[name].numpy() / np.float32(scale)) + zero, 0, 255) - zero
+        for name, scale, zero in (("left", 0.02, 128), ("right", 0.013, 100))
+    ]
+    real = np.float32(0.02) * codes[0] - np.float32(0.013) * codes[1]
+    gap = np.abs(found[graph.outputs[0]].numpy() - np.abs(real)).max()
+    assert gap <= 0.03 / 2 + graph.by_name[graph.outputs[0]].type.scale / 2 + 1e-6
+    network.save(tmp_path / "two.safetensors")
+    again = IntegerNetwork.load(tmp_path / "two.safetensors")
+    assert again.graph.outputs == graph.outputs and again.graph.inputs == graph.inputs
+    assert all(torch.equal(again(x)[name], found[name]) for name in found)
+    for wrong, words in (
+        (x["left"], "has 2 inputs, left, right: give a dictionary"),
+        ({"left": x["left"]}, "inputs are left, right, but tensors are given for left"),
+        (x | {"right": x["right"][:2]}, r"differ in their batch: \[5, 2\]"),
+        (x | {"right": x["right"][:, :2]}, r"input 'right' has shape \(5, 2, 6\)"),
+    ):
+        with pytest.raises(LowbitError, match=words):
+            network(wrong)
+
+
+@pytest.mark.parametrize(("bits", "signed"), [(9, False), (12, True), (16, True), (16, False)])
+def test_codes_wider_than_a_byte(bits, signed, tmp_path):
+    """A sum on a wide grid, and a layer, a table and a change of grid that take it."""
+    b = GraphBuilder((4,), bits)
+    low = -(1 << (bits - 1)) if signed else 0
+    q = b.append(Quantize, "image", type=TensorType(f32(0.001), low + 300, bits, signed))
+    total = b.append(Add, q, q, type=TensorType(f32(0.0021), low + 200, bits, signed))
+    b.append(Requantize, total, type=TensorType(f32(0.05), 3, 8, False))
+    looked = b.append(
+        Lookup, b.last, type=TensorType(1.0, 0, 12, False), table=torch.arange(256, dtype=torch.int16) * 16
+    )
+    b.outputs = (looked,)
+    graph, x = b.graph(), b.input(3).abs()
+    codes = dict(run(graph, x))
+    dtype = {(9, False): torch.int16, (16, False): torch.int32}.get((bits, signed), torch.int16)
+    assert codes[q].dtype == codes[total].dtype == dtype
+    exact = np.rint(x.numpy() / np.float32(0.001)) + low + 300
+    assert (codes[q].numpy() == np.clip(exact, low, low + 2**bits - 1)).all()
+    for how in ("float", "fixed"):
+        real = (dict(run(graph, x, how))[total].double() - low - 200) * f32(0.0021)
+        assert float((real - 2 * (codes[q].double() - low - 300) * f32(0.001)).abs().max()) <= 0.0021 * 0.51
+    IntegerNetwork(graph).save(tmp_path / "wide.safetensors")
+    assert torch.equal(dict(run(IntegerNetwork.load(tmp_path / "wide.safetensors").graph, x))[looked], codes[looked])
+    with pytest.raises(LowbitError, match=f"node '{q}': onnx holds codes of 8 bits, not {bits}"):
+        FORMATS["onnx"].checked_write(graph, tmp_path / "wide.onnx")
+
+
+def test_linear_over_leading_dimensions():
+    b = GraphBuilder((5, 2, 7), 0)
+    weight = b.weight((3, 7), 4, per_channel=True)
+    q = b.quantize(8, signed=False, zero=40)
+    bias = torch.tensor([100, -200, 5], dtype=torch.int32)
+    b.append(Linear, q, type=TensorType(f32(0.2), 0, 8, True), weight=weight, bias=bias)
+    graph, x = b.graph(), b.input(2)
+    flat = GraphBuilder((7,), 0)
+    flat.nodes = list(b.nodes)
+    alone = dict(run(flat.graph(), x.reshape(-1, 7)))[b.last]
+    for how in ("float", "fixed"):
+        assert dict(run(graph, x, how))[b.last].shape == (2, 5, 2, 3)
+    assert torch.equal(dict(run(graph, x))[b.last].reshape(-1, 3), alone)
 
 
 def test_mantissa_and_shift():

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
+from lowbit.grid import BITS_MAX
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
 from lowbit.integer.ops import OPERATIONS
-from lowbit.integer.validate import BITS_MAX, validate
+from lowbit.integer.validate import validate
 
 VERSION = 2
 _RANK_MAX = 8  # dimensions of any tensor

@@ -9,13 +9,12 @@ from dataclasses import replace
 import torch
 
 from lowbit.errors import LowbitError
+from lowbit.grid import BITS_MAX
 from lowbit.integer.arithmetic import FLOAT32_MAX, FLOAT32_TINY
 from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType
 from lowbit.integer.ops import OPERATIONS
 
 ACCUMULATOR_MAX = 2**31 - 1
-BITS_MAX = 16
-"""Of a code."""
 _MULTIPLIER_MAX = 2.0**29  # so that the fixed form's shift is at least 1
 _ELEMENTS_MAX = 2**31 - 1  # of one sample's tensor
 

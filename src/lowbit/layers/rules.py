@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowbit.errors import LowbitError
-from lowbit.grid import Grid
+from lowbit.grid import check_bits as check_number
 from lowbit.quantizer.methods import Method, get_method
 
 _KEEP: Any = object()  # a rule's field that leaves the setting as it was
@@ -64,7 +64,7 @@ def check_bits(bits: object, where: str) -> None:
     """Refuse what is neither a bit-width nor None. Raises LowbitError, beginning with `where`."""
     if bits is not None:
         try:
-            Grid(bits, signed=True)
+            check_number(bits)
         except LowbitError as error:
             raise LowbitError(f"{where}: {error}, or None for full precision") from error
 

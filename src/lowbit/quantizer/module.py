@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lowbit.errors import LowbitError
-from lowbit.grid import Grid
+from lowbit.grid import Grid, check_bits
 from lowbit.quantizer.fake_quantize import Fixed, Parameters, bounded_step, fixed_for, quantize_with, snapped_offset
 from lowbit.quantizer.init import Statistics
 from lowbit.quantizer.methods import Method, get_method
@@ -62,7 +62,7 @@ class Quantizer(nn.Module):
         name: str = "quantizer",
     ) -> None:
         super().__init__()
-        Grid(bits, signed=True)  # bits out of range are refused here, before any data is seen
+        check_bits(bits)
         self.bits, self.signed, self.narrow = bits, signed, narrow
         self.method = get_method(method)
         self.view = None if view is None else tuple(view)

@@ -43,13 +43,10 @@ class OnnxRunner:
         missing = [name for name in self.names if name not in made]
         if missing:
             raise not_this_network(path, f"it has no tensor {missing[0]!r}")
-        inputs = [value.name for value in model.graph.input]
-        self.results = [value.name for value in model.graph.output]
-        if set(inputs) != set(graph.inputs) or len(self.results) != len(graph.outputs):
-            one = len(graph.inputs) == len(graph.outputs) == 1
-            raise not_this_network(
-                path, "it has not one input and one output" if one else "its inputs or outputs differ"
-            )
+        self.results = [f"{name}:real" if name in self.names else name for name in graph.outputs]
+        inputs, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
+        if inputs != list(graph.inputs) or outputs != self.results:
+            raise not_this_network(path, f"it has the inputs {inputs} and the outputs {outputs}")
         self.rewrite(model)
         for name in self.names:
             if name not in self.results:
