@@ -16,7 +16,7 @@ from benchmarks.workload import FULL_PRECISION, TrainingStep, compiled_alone
 from torch import nn
 
 import lowbit
-from benchmarks import gradients, harness, page, peers, scaling, step
+from benchmarks import gradients, harness, page, peers, scaling
 from lowbit.saved import saved_bytes
 
 
@@ -328,4 +328,3 @@ def test_positions_are_of_their_kind():
     assert (((near < grid.qn) | (near > grid.qp)) & (np.clip(np.round(near), grid.qn, grid.qp) == np.round(near))).all()
     assert ((np.round(far) < grid.qn) | (np.round(far) > grid.qp)).all()
     assert set(np.unique(ends)) == {grid.qn, grid.qp}
-    assert step.run  # the module that names the contestants

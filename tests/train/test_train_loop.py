@@ -130,13 +130,45 @@ def test_batchnorm_reestimation_reports_both_and_keeps_as_told(low_bit: TrainCon
     assert "batch-norm re-estimated" in capsys.readouterr().out
 
 
-def test_distillation_trains(low_bit: TrainConfig) -> None:
-    assert run(replace(low_bit, task="distill")).best_accuracy > 80
+def test_distillation_trains_with_the_teachers_probabilities(low_bit: TrainConfig, tmp_path: Path) -> None:
+    """The same run by labels alone ends elsewhere."""
+    runs = {task: replace(low_bit, task=task, epochs=1, output=str(tmp_path / task)) for task in ("classify", "distill")}
+    accuracy = {task: run(config).best_accuracy for task, config in runs.items()}
+    assert min(accuracy.values()) > 80
+    plain, distilled = (weights(config.output) for config in runs.values())
+    assert plain.keys() == distilled.keys() and not same(plain, distilled)
 
 
-def test_remedies_train(low_bit: TrainConfig) -> None:
-    quantization = replace(low_bit.quantization, dampening=1e-3, freezing=0.05)
+def distance_to_levels(folder: str | Path) -> float:
+    """Mean |w − ŵ| of the weights of a run's last checkpoint, in steps."""
+    layers = [
+        m
+        for m in load(folder, "last")[0].modules()
+        if isinstance(getattr(m, "weight_quantizer", None), lowbit.Quantizer)
+    ]
+    with torch.no_grad():
+        gaps = [(m.weight_quantizer(m.weight) - m.weight).abs() / m.weight_quantizer.step for m in layers]
+    return float(torch.cat([gap.flatten().clamp_max(0.5) for gap in gaps]).mean())
+
+
+def test_dampening_draws_weights_to_their_levels(low_bit: TrainConfig, tmp_path: Path) -> None:
+    plain, dampened = (
+        replace(
+            low_bit, quantization=replace(low_bit.quantization, dampening=factor), output=str(tmp_path / str(factor))
+        )
+        for factor in (0.0, 5.0)
+    )
+    run(plain)
+    assert run(dampened).best_accuracy > 80
+    assert distance_to_levels(dampened.output) < 0.9 * distance_to_levels(plain.output)
+
+
+def test_freezing_holds_weights_that_oscillate(low_bit: TrainConfig) -> None:
+    quantization = replace(low_bit.quantization, freezing=1e-4)
     assert run(replace(low_bit, quantization=quantization)).best_accuracy > 80
+    _, state = Checkpoints(Path(low_bit.output)).training_state()["trainer"]["attached"]
+    frozen = [value for name, value in state.items() if name.endswith(".frozen")]
+    assert frozen and 0 < sum(int(each.sum()) for each in frozen) < sum(each.numel() for each in frozen)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig) -> None:
