@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from lowbit.errors import LowbitError
 
-
 BITS_MAX = 16
 """Of a code anywhere."""
 TRAINED_BITS_MAX = 8

@@ -85,7 +85,7 @@ def layer_costs(graph: Graph) -> list[LayerCost]:
 def table(rows: list[LayerCost]) -> str:
     """The rows as text with a total, for a terminal."""
     head = ("layer", "operation", "shape", "W", "A", "out", "weight bytes", "output bytes", "MACs", "bit operations")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in rows:
         shape, bits = "×".join(map(str, row.shape)), (row.weight_bits or "", row.input_bits or "", row.output_bits)
         numbers = [f"{n:,}" if n else "" for n in (row.weight_bytes, row.output_bytes, row.macs, row.bit_operations)]

@@ -178,9 +178,9 @@ class Node:
 
     def shape_of(self) -> Shape:
         """The shape of its tensor, without the batch, in a validated graph."""
-        if self.type is None or self.type.shape is None:
-            raise LowbitError(f"node {self.name!r}: its shape is not known: validate the graph first")
-        return self.type.shape
+        if self.type is None:
+            raise LowbitError(f"node {self.name!r}: its type is not known: validate the graph first")
+        return known_shape(self.type)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +204,13 @@ class Graph:
     def input_types(self, node: Node) -> list[TensorType]:
         """The types of a node's inputs, those that are codes."""
         return [self.by_name[name].codes_of() for name in node.inputs if name in self.by_name]
+
+
+def known_shape(kind: TensorType | FloatType) -> Shape:
+    """The shape of a tensor in a validated graph, without the batch. Raises LowbitError where it is not known."""
+    if kind.shape is None:
+        raise LowbitError("the shape of a tensor is not known: validate the graph first")
+    return kind.shape
 
 
 def reach(x: TensorType) -> int:

@@ -11,7 +11,7 @@ import torch
 from lowbit.errors import LowbitError
 from lowbit.grid import BITS_MAX
 from lowbit.integer.arithmetic import FLOAT32_MAX, FLOAT32_TINY
-from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType
+from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType, known_shape
 from lowbit.integer.ops import OPERATIONS
 
 ACCUMULATOR_MAX = 2**31 - 1
@@ -84,7 +84,7 @@ def _checked(node: Node, known: dict[str, TensorType | FloatType], graph: Graph,
     y = _checked_type(node, types, graph, fractional)
     node = replace(node, type=y)
     node.check(types)
-    shape = _checked_shape(node.output_shape([_known_shape(x) for x in inputs]), "")
+    shape = _checked_shape(node.output_shape([known_shape(x) for x in inputs]), "")
     if y.shape is not None and tuple(y.shape) != shape:
         raise LowbitError(f"its type says shape {tuple(y.shape)}, its inputs make it {shape}")
     node = replace(node, type=replace(y, shape=shape))
@@ -148,11 +148,6 @@ def _check_arithmetic(node: Node, inputs: Sequence[TensorType]) -> None:
                 f"the ratio of its accumulator's scale to its output's scale is {float(size.max()):g}, outside "
                 f"{FLOAT32_TINY:g} .. {largest:g}; calibrate the network again"
             )
-
-
-def _known_shape(x: TensorType | FloatType) -> Shape:
-    assert x.shape is not None
-    return x.shape
 
 
 def _checked_shape(shape: Shape, name: str) -> Shape:

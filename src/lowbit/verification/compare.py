@@ -112,8 +112,9 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor | Mapping[str, Tensor], Tensor
     """
     parts = [*batch, None][:2] if isinstance(batch, tuple | list) else [batch, None]
     x, labels = parts if len(parts) == 2 else (None, None)
-    tensors = list(x.values()) if isinstance(x, Mapping) else [x]
-    if not tensors or not all(isinstance(each, Tensor) for each in tensors) or not isinstance(labels, Tensor | None):
+    inputs = x if isinstance(x, Mapping) else {"": x}
+    tensors = [each for each in inputs.values() if isinstance(each, Tensor)]
+    if not tensors or len(tensors) < len(inputs) or not isinstance(labels, Tensor | None):
         kinds = f" of {', '.join(type(part).__name__ for part in batch)}" if isinstance(batch, tuple | list) else ""
         raise LowbitError(
             f"a batch must be a tensor of inputs or a pair of tensors, inputs and labels, not a {type(batch).__name__}{kinds}"
@@ -124,9 +125,8 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor | Mapping[str, Tensor], Tensor
             f"labels must be class numbers, one per input: {count}, but they have shape {tuple(labels.shape)}; leave them out "
             "to compare codes alone"
         )
-    if isinstance(x, Mapping):
-        return {name: each.detach() for name, each in x.items()}, labels
-    return x.detach(), labels
+    detached = dict(zip(inputs, (each.detach() for each in tensors)))
+    return detached if isinstance(x, Mapping) else detached[""], labels
 
 
 def _count(row: Row, column: str, codes: Tensor, found: Tensor | None) -> None:

@@ -90,7 +90,7 @@ class Report:
         if trained:
             # A float output differs in its last digits wherever summation order does: not a matter of codes.
             rows = [row for row in self.rows if row.trained_differ is not None and not row.is_float]
-            compared, differ = sum(row.compared for row in rows), sum(row.trained_differ for row in rows)
+            compared, differ = sum(row.compared for row in rows), sum(row.trained_differ or 0 for row in rows)
             out.append(f"trained: {differ:,} of {compared:,} codes differ from the integer reference")
             if self.trained_parts_at is not None:
                 out.append(f"trained: first differs at {self.trained_parts_at}")

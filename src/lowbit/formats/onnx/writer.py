@@ -27,7 +27,7 @@ from lowbit.formats.onnx.builder import (
     write_take,
 )
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight, known_shape
 from lowbit.integer.ops import (
     Add,
     AveragePool,
@@ -200,7 +200,7 @@ def _write_ones(builder: Builder, node: Node, kernel: list[int], attributes: dic
     Runtimes' integer average pools go by way of floats, and a QuantizeLinear after a DequantizeLinear does too; a
     convolution's arithmetic is the one that is stated for both.
     """
-    channels, name = builder.graph.input_types(node)[0].shape[0], f"{node.name}:ones"
+    channels, name = node.shape_of()[0], f"{node.name}:ones"
     inputs = [
         builder.constant(name, np.ones((channels, 1, *kernel), np.int8)),
         builder.constant(f"{name}.scale", np.float32(1) / np.float32(np.prod(kernel))),
@@ -270,7 +270,7 @@ def _pad_channels(builder: Builder, node: PadChannels) -> None:
 @LOWERINGS(Take)
 def _take(builder: Builder, node: Take) -> None:
     (x,) = builder.graph.input_types(node)
-    write_take(builder, node, {axis: list(places) for axis, places in node.indices(x.shape).items()})
+    write_take(builder, node, {axis: list(places) for axis, places in node.indices(known_shape(x)).items()})
 
 
 @LOWERINGS(Elementwise)

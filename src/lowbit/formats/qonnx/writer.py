@@ -32,7 +32,7 @@ from lowbit.formats.onnx.builder import (
 )
 from lowbit.formats.qonnx import DOMAIN
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
 from lowbit.integer.ops import (
     Add,
     AveragePool,
@@ -185,7 +185,7 @@ def _pad_channels(builder: Builder, node: PadChannels) -> None:
 @LOWERINGS(Take)
 def _take(builder: Builder, node: Take) -> None:
     (x,) = builder.graph.input_types(node)
-    write_take(builder, node, {axis: list(places) for axis, places in node.indices(x.shape).items()})
+    write_take(builder, node, {axis: list(places) for axis, places in node.indices(known_shape(x)).items()})
 
 
 @LOWERINGS(Elementwise)
@@ -259,13 +259,12 @@ def _write_multiply(builder: Builder, node: Multiply) -> None:
 
 def _pair_table(builder: Builder, node: Node, a: TensorType, b: TensorType, codes: np.ndarray) -> None:
     """The output code of every pair of input codes, by a Gather: exact where no float factors are."""
-    name, index = node.name, None
+    name, y, rows = node.name, node.codes_of(), []
     for side, each, kind, size in zip("ab", node.inputs, (a, b), (codes.shape[1], 1)):
         shift = builder.constant(f"{name}:shift_{side}", np.float32(kind.zero_point - kind.qn))
         place = builder.add("Add", [each, shift], f"{name}:place_{side}")
         stride = builder.constant(f"{name}:stride_{side}", np.float32(size))
-        place = builder.add("Mul", [place, stride], f"{name}:row_{side}")
-        index = place if index is None else builder.add("Add", [index, place], f"{name}:pair")
-    index = builder.add("Cast", [index], f"{name}:index", to=TensorProto.INT64)
-    table = builder.constant(f"{name}:table", (codes - node.codes_of().zero_point).astype(np.float32).flatten())
-    _quant(builder, builder.add("Gather", [table, index], f"{name}:value", axis=0), name, node.type)
+        rows.append(builder.add("Mul", [place, stride], f"{name}:row_{side}"))
+    index = builder.add("Cast", [builder.add("Add", rows, f"{name}:pair")], f"{name}:index", to=TensorProto.INT64)
+    table = builder.constant(f"{name}:table", (codes - y.zero_point).astype(np.float32).flatten())
+    _quant(builder, builder.add("Gather", [table, index], f"{name}:value", axis=0), name, y)

@@ -45,4 +45,4 @@ class AveragePool(Node):
         total = first.clone()
         for window in others:
             total.add_(window)
-        return rounding.requantize(total, *self.multipliers(types), self.codes_of())
+        return rounding.requantize(total, self.multipliers(types)[0], self.codes_of())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
-from lowbit.integer.graph import Pads, Shape, TensorType
+from lowbit.integer.graph import Pads, Shape, TensorType, known_shape
 from lowbit.integer.ops.layer import Layer
 from lowbit.integer.windows import padded, shifts, window_shape
 
@@ -45,8 +45,7 @@ class Convolution(Layer):
         return (codes.shape[0], *window_shape(x[1:], kernel, self.stride, self.padding, self.dilation))
 
     def samples_at_once(self, kind: TensorType, batch: int) -> int:
-        assert kind.shape is not None
-        per_sample = kind.shape[0] * math.prod(self.weight.codes.shape[2:]) * math.prod(self.shape_of()[1:])
+        per_sample = known_shape(kind)[0] * math.prod(self.weight.codes.shape[2:]) * math.prod(self.shape_of()[1:])
         return max(1, _WINDOW_ELEMENTS // per_sample)
 
     def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Tensor:

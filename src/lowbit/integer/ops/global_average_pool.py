@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.integer.arithmetic import Multiplier, global_mean_multiplier
-from lowbit.integer.graph import Node, Shape, TensorType, reach
+from lowbit.integer.graph import Node, Shape, TensorType, known_shape, reach
 from lowbit.integer.roundings import Rounding
 
 
@@ -37,9 +37,8 @@ class GlobalAveragePool(Node):
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         (x,), (kind,) = inputs, types
         total = x.sum(tuple(range(2, x.ndim)), keepdim=True, dtype=torch.int32) - _positions(kind) * kind.zero_point
-        return rounding.requantize(total, *self.multipliers(types), self.codes_of())
+        return rounding.requantize(total, self.multipliers(types)[0], self.codes_of())
 
 
 def _positions(x: TensorType) -> int:
-    assert x.shape is not None
-    return math.prod(x.shape[1:])
+    return math.prod(known_shape(x)[1:])

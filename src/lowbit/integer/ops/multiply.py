@@ -39,7 +39,7 @@ class Multiply(Node):
         a, b = (steps_of(x, t) for x, t in zip(inputs, types))
         if rounding.name == "float":
             return self.rounded_product(a * b, types)
-        return rounding.requantize(a * b, *self.multipliers(types), self.codes_of())
+        return rounding.requantize(a * b, self.multipliers(types)[0], self.codes_of())
 
     def rounded_product(self, n: Tensor, types: Sequence[TensorType]) -> Tensor:
         """The codes that "float" gives for the products n. In bytes, the zero point decides which way a half goes."""

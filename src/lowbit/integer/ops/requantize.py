@@ -24,7 +24,7 @@ class Requantize(Node):
 
     def table(self, x: TensorType, rounding: Rounding) -> Tensor:
         """The output's code for every code of x."""
-        return rounding.requantize(all_codes(x) - x.zero_point, *self.multipliers([x]), self.codes_of())
+        return rounding.requantize(all_codes(x) - x.zero_point, self.multipliers([x])[0], self.codes_of())
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         return look_up(self.table(types[0], rounding), inputs[0], types[0])
