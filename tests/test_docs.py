@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lowbit
+from lowbit.formats import coverage
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -22,6 +23,8 @@ def python_blocks(page: Path) -> list[str]:
 def run_blocks(page: Path) -> dict:
     names: dict = {}
     for block in python_blocks(page):
+        if block.startswith("# src/"):  # quoted
+            continue
         exec(compile(block, str(page), "exec"), names)
     return names
 
@@ -77,3 +80,23 @@ def test_functions_beside_formulas_exist():
 def test_every_method_is_in_the_readme():
     text = (ROOT / "README.md").read_text()
     assert [name for name in lowbit.METHODS if f"| `{name}` |" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["add-a-format", "add-an-operation"])
+def test_what_a_page_quotes_stands_in_the_file(name):
+    """Blocks that begin with a file's name are parts of that file."""
+    blocks = [block for block in python_blocks(ROOT / "docs" / f"{name}.md") if block.startswith("# src/")]
+    assert len(blocks) >= 4
+    for block in blocks:
+        head, _, quoted = block.partition("\n")
+        assert quoted.rstrip() in (ROOT / head.removeprefix("# ")).read_text(), f"{name}.md quotes {head} as it is no more"
+
+
+def test_adding_a_format(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(ROOT / "docs" / "add-a-format.md")
+    assert names["report"].ok and (tmp_path / "network.json").read_text().startswith('{"lowbit": 1,')
+
+
+def test_the_table_of_coverage_is_that_of_the_registry():
+    assert coverage.table() in (ROOT / "docs" / "integer.md").read_text(), "print it: python -m lowbit.formats.coverage"
