@@ -8,11 +8,13 @@ images are decoded once and augmented a batch at a time (`InMemoryImages`); larg
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lowbit.data.config import DataConfig
+from lowbit.data.holdout import Part, hold_out
 from lowbit.data.loader import Loader
 from lowbit.data.memory import InMemoryImages
 from lowbit.data.shard_stream import StreamedShards
@@ -27,6 +29,7 @@ __all__ = [
     "InMemoryImages",
     "Loader",
     "Shards",
+    "Splits",
     "StreamedImages",
     "StreamedShards",
     "eval_loader",
@@ -35,8 +38,21 @@ __all__ = [
     "num_classes",
     "open_dataset",
     "open_shards",
+    "split_loaders",
     "training_split",
 ]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The loaders of a training run."""
+
+    train: Loader
+    validation: Loader | None
+    """What choices are made by; None where the config holds nothing out and names no split for it."""
+    test: Loader
+    held_out: str | None
+    """A hash of which training images are held out for validation, or None."""
 
 
 def loaders(
@@ -45,20 +61,26 @@ def loaders(
     """The training and the test loader of a data set.
 
     `seed` fixes order and augmentation. `rank` of `world_size` processes gets its part of every training batch and of
-    the test images. Batches come on `device`.
+    the test images. Batches come on `device`. Images held out for validation are in neither.
 
     Raises:
         LowbitError: the path, a split, the labels or an image is unusable (see `open_dataset`); too few images
-            for one batch; test labels that the training split does not have; images that don't fit in memory.
+            for one batch; test labels that the training split does not have; images that don't fit in memory; a
+            validation part that can't be held out.
     """
-    train, test = _open(config, config.train_split), _open_test(config)
-    if isinstance(train, ImageSource):
-        _check_labels(train, test)
-    place = dict(rank=rank, world_size=world_size, device=device)
-    return (
-        _loader(train, config, train=True, num_classes=train.num_classes, seed=seed, **place),
-        _loader(test, config, train=False, num_classes=train.num_classes, seed=seed, **place),
-    )
+    splits = _load(config, seed=seed, with_validation=False, rank=rank, world_size=world_size, device=device)
+    return splits.train, splits.test
+
+
+def split_loaders(
+    config: DataConfig, *, seed: int = 0, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+) -> Splits:
+    """`loaders`, and the validation loader where the config wants one.
+
+    Raises:
+        LowbitError: as `loaders` does; also a validation split that is not there, or is the test split.
+    """
+    return _load(config, seed=seed, with_validation=True, rank=rank, world_size=world_size, device=device)
 
 
 def eval_loader(
@@ -80,8 +102,55 @@ def num_classes(config: DataConfig) -> int:
 
 
 def training_split(config: DataConfig) -> ImageSource | Shards:
-    """The training split, opened: its length is the number of images. Raises as `open_dataset` and `open_shards` do."""
-    return _open(config, config.train_split)
+    """The training images, opened, without those held out for validation.
+
+    Its length is the number of images. Raises as `open_dataset`, `open_shards` and `loaders` do.
+    """
+    return _open_train(config)[0]
+
+
+def _load(config: DataConfig, *, seed: int, with_validation: bool, **place: Any) -> Splits:
+    (train, held_out), test = _open_train(config), _open_test(config)
+    validation = _open_validation(config, test) if held_out is None else held_out
+    if isinstance(train, ImageSource):
+        _check_labels(train, test)
+        if validation is not None:
+            _check_labels(train, validation)
+
+    common = dict(num_classes=train.num_classes, seed=seed, **place)
+    return Splits(
+        train=_loader(train, config, train=True, **common),
+        validation=_loader(validation, config, train=False, **common)
+        if with_validation and validation is not None
+        else None,
+        test=_loader(test, config, train=False, **common),
+        held_out=None if held_out is None else held_out.fingerprint,
+    )
+
+
+def _open_train(config: DataConfig) -> tuple[ImageSource | Shards, Part | None]:
+    """What to train on, and what is held out of the training split."""
+    source = _open(config, config.train_split)
+    if config.validation is None:
+        return source, None
+    if isinstance(source, Shards):
+        raise LowbitError(
+            f"{config.path}: data.validation cannot hold out a class-balanced part of shards, whose labels are known "
+            "only when they are read: write shards of a split of their own, and name it with data.validation_split"
+        )
+    _check_labels(source, source)
+    return hold_out(source, config.validation)
+
+
+def _open_validation(config: DataConfig, test: ImageSource | Shards) -> ImageSource | Shards | None:
+    if config.validation_split is None:
+        return None
+    if config.validation_split == test.split:
+        raise LowbitError(
+            f"{config.path}: data.validation_split {test.split!r} is also the split to test on: name another with "
+            "data.test_split, or hold out training images with data.validation"
+        )
+    return _open(config, config.validation_split)
 
 
 def _open(config: DataConfig, *splits: str) -> ImageSource | Shards:

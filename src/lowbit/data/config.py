@@ -26,6 +26,11 @@ class DataConfig:
     """The split to train on."""
     test_split: str | None = None
     """The split to evaluate on; by default the first that exists of test, validation, val."""
+    validation: float | None = None
+    """Training images to hold out and to choose by (best checkpoint, batch-norm statistics) instead of the test images:
+    how many, or below 1 which fraction. The same share of every class, and the same images in every run."""
+    validation_split: str | None = None
+    """A split of the data set to choose by, instead of holding out a part of the training images."""
     batch_size: int = 128
     """Training images in one step, all ranks together."""
     eval_batch_size: int = 256
@@ -64,6 +69,7 @@ class DataConfig:
                 raise LowbitError(f"data.{name} must be at least 1, got {value}")
         if self.workers is not None and self.workers < 0:
             raise LowbitError(f"data.workers must not be negative, got {self.workers}")
+        self._check_validation()
         for name, choices in (
             ("augment", ("none", "cifar", "imagenet", "imagenet-crop")),
             ("channels", (1, 3)),
@@ -79,6 +85,20 @@ class DataConfig:
                 )
         if min(self.std) <= 0:
             raise LowbitError(f"data.std must be positive, got {self.std}")
+
+    def _check_validation(self) -> None:
+        amount = self.validation
+        if amount is not None and not (0 < amount < 1 or (1 <= amount < math.inf and amount == int(amount))):
+            raise LowbitError(
+                f"data.validation must be a number of training images, or a fraction between 0 and 1, got {amount}"
+            )
+        if amount is not None and self.validation_split is not None:
+            raise LowbitError("data.validation and data.validation_split are both given: keep one of the two")
+        if self.validation_split is not None and self.validation_split in (self.train_split, self.test_split):
+            raise LowbitError(
+                f"data.validation_split {self.validation_split!r} is the training or the test split: name another, or "
+                "hold out training images with data.validation"
+            )
 
     @property
     def in_memory(self) -> bool:

@@ -67,7 +67,7 @@ def _figure(run: Run, panels: int, width: float) -> tuple[Figure, Sequence[Axes]
 
 def _curves(run: Run, quantity: str, label: str) -> Figure:
     figure, (ax,) = _figure(run, 1, 7)
-    for split, colour in (("train", _TRAIN), ("test", _TEST)):
+    for split, colour in (("train", _TRAIN), ("validation", _TEST), ("test", _TEST)):
         values = [(epoch["epoch"] + 1, epoch.get(f"{split}_{quantity}")) for epoch in run.epochs]
         values = [(x, y) for x, y in values if y is not None]
         if values:

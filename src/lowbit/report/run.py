@@ -20,9 +20,11 @@ class Run:
         config: the resolved config of the run.
         versions: of the libraries it ran with; empty if the file is not there.
         epochs: one dict per finished epoch, in order: epoch, train_loss, train_accuracy, test_loss, test_accuracy (in
-            percent), lr, seconds, and steps (mean step by quantizer). A number that was not finite is None.
+            percent; validation_loss and validation_accuracy instead where images are held out for validation), lr,
+            seconds, and steps (mean step by quantizer). A number that was not finite is None.
         start_steps: the mean step by quantizer before the first epoch; empty where the log does not have it.
-        final: the last event of a finished run, or None: its test_accuracy is that of the weights at the end.
+        final: the last event of a finished run, or None: its test_accuracy is that of the weights at the end, or of
+            the checkpoint with the best validation accuracy.
     """
 
     path: Path

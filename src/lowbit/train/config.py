@@ -184,7 +184,8 @@ class TrainConfig:
     bn_batches: int = 0
     """Training batches from which batch-norm statistics are re-estimated after training; 0 leaves them."""
     bn_keep: Literal["better", "always"] = "better"
-    """When the re-estimated statistics replace the trained ones: if the test accuracy is higher, or always."""
+    """When the re-estimated statistics replace the trained ones: always, or if the accuracy is higher, on the
+    images for validation where there are such (`data.validation`), else on the test images."""
     output: str | None = None
     """The run folder."""
 

@@ -21,7 +21,7 @@ from torch import nn
 
 import lowbit
 from lowbit import models
-from lowbit.data import Loader, eval_loader, loaders, num_classes
+from lowbit.data import Loader, Splits, eval_loader, num_classes, split_loaders
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
 from lowbit.processes import agreed, lost, named
@@ -35,7 +35,11 @@ from lowbit.train.trainer import CALMER, Trainer, evaluate
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with; accuracies are on the test set, in percent."""
+    """What a run ended with; accuracies are in percent.
+
+    The first three are on the images that choices are made by: those for validation, or the test images where the
+    config has none for validation.
+    """
 
     folder: Path
     accuracy: float
@@ -44,6 +48,8 @@ class Result:
     """Of the best checkpoint."""
     reestimated_accuracy: float | None
     """With batch-norm re-estimated after training, kept or not; None if that was not tried."""
+    test_accuracy: float | None = None
+    """Of the best checkpoint on the test images, where choices are made by others; else None."""
 
 
 @dataclass
@@ -54,10 +60,22 @@ class Progress:
     accuracy: float = math.nan
     best_accuracy: float = -math.inf
     reestimated_accuracy: float | None = None
+    test_accuracy: float | None = None
     finished: bool = False
+    held_out: str | None = None
+    """Which training images are held out for validation, as a hash."""
 
     def result(self, folder: Path) -> Result:
-        return Result(folder, self.accuracy, self.best_accuracy, self.reestimated_accuracy)
+        return Result(folder, self.accuracy, self.best_accuracy, self.reestimated_accuracy, self.test_accuracy)
+
+    def outcome(self) -> str:
+        """The accuracy on the test images, for the reader."""
+        if self.test_accuracy is None:
+            return f"test accuracy {self.accuracy:.2f} %, best {self.best_accuracy:.2f} %"
+        return (
+            f"test accuracy {self.test_accuracy:.2f} % of the checkpoint with the best validation accuracy, "
+            f"{self.best_accuracy:.2f} %"
+        )
 
 
 def run(config: TrainConfig, *, resume: bool = False) -> Result:
@@ -94,7 +112,7 @@ def _run(config: TrainConfig, resume: bool) -> Result:
     main = accelerator.is_main_process
     with _determinism(config.deterministic), progress(config.epochs, state.epochs_done, speak=main) as bar:
         if state.finished:
-            bar.say(f"{folder}: this run is finished (test accuracy {state.accuracy:.2f} %); nothing to resume")
+            bar.say(f"{folder}: this run is finished ({state.outcome()}); nothing to resume")
             return state.result(folder)
 
         # From the config to a network in training. Nothing is written before all of this has worked.
@@ -106,10 +124,17 @@ def _run(config: TrainConfig, resume: bool) -> Result:
             original = build_float(start)
             task = make_task(config, original, accelerator.device)
             model = prepare(original, config.quantization)
-            train, test = loaders(config.data, seed=config.seed, **_place(accelerator))
+            splits = split_loaders(config.data, seed=config.seed, **_place(accelerator))
+            train = splits.train
             check_classes(config, train.num_classes)
-            for shape in {train.image_shape, test.image_shape}:
+            for shape in {train.image_shape, splits.test.image_shape}:
                 check_shape(config, original, shape)
+            if saved and state.held_out != splits.held_out:
+                raise LowbitError(
+                    f"{config.data.path}: not the images that the run was started with, so others would be held "
+                    "out for validation; continue it with those, or train anew"
+                )
+            state = replace(state, held_out=splits.held_out)
             if len(train) < config.accumulate:
                 raise LowbitError(
                     f"accumulate is {config.accumulate}, but an epoch has only {len(train)} batches: lower it, or data.batch_size"
@@ -127,7 +152,7 @@ def _run(config: TrainConfig, resume: bool) -> Result:
         with _started(config, folder, absent, main=main, fresh=not resume), \
              Metrics(folder, epochs_done=state.epochs_done, active=main) as metrics:  # fmt: skip
             metrics.write("resume" if saved else "start", epochs_done=state.epochs_done, steps=mean_steps(model))
-            bar.say(_opening(config, train, test, accelerator))
+            bar.say(_opening(config, splits, accelerator))
 
             for epoch in range(state.epochs_done, config.epochs):
                 began = time.monotonic()
@@ -135,12 +160,14 @@ def _run(config: TrainConfig, resume: bool) -> Result:
                 set_seed((config.seed * 1_000_003 + epoch + 1) % 2**32, device_specific=True)
                 train.set_epoch(epoch)
                 numbers = trainer.train_epoch(epoch, train, bar.update)
-                loss, accuracy = _tested(trainer, test, state)
-                numbers |= {"test_loss": loss, "test_accuracy": accuracy, "seconds": time.monotonic() - began}
+                chosen_by, loader = _choice(splits)
+                loss, accuracy = _evaluated(trainer, loader, chosen_by, state)
+                numbers |= {f"{chosen_by}_loss": loss, f"{chosen_by}_accuracy": accuracy}
+                numbers["seconds"] = time.monotonic() - began
                 if config.data.corrupt == "skip":
-                    numbers["skipped"] = len(_skipped(train, test))
+                    numbers["skipped"] = len(_skipped(train, loader))
                 metrics.epoch(epoch, steps=mean_steps(trainer.network), **numbers)
-                bar.say(_epoch_line(epoch, config.epochs, numbers))
+                bar.say(_epoch_line(epoch, config.epochs, chosen_by, numbers))
                 best = accuracy > state.best_accuracy
                 state = replace(
                     state,
@@ -150,7 +177,7 @@ def _run(config: TrainConfig, resume: bool) -> Result:
                 )
                 _save(checkpoints, f"epoch-{epoch + 1:04d}", trainer, state, best=best)
 
-            state = _finish(config, trainer, state, train, test, checkpoints, metrics, bar.say)
+            state = _finish(config, trainer, state, splits, checkpoints, metrics, bar.say)
         return state.result(folder)
 
 
@@ -163,18 +190,23 @@ def _warn_unless_integer(model: nn.Module, shape: tuple[int, ...], say: Callable
         say(f"warning: this network could not be exported as it starts: {error}")
 
 
-def _tested(trainer: Trainer, test: Loader, state: Progress) -> tuple[float, float]:
-    """(loss, accuracy in percent) on the test images after one more epoch than `state` has.
+def _choice(splits: Splits) -> tuple[str, Loader]:
+    """The images that checkpoints and statistics are chosen by, and what they are called."""
+    return ("test", splits.test) if splits.validation is None else ("validation", splits.validation)
+
+
+def _evaluated(trainer: Trainer, loader: Loader, name: str, state: Progress) -> tuple[float, float]:
+    """(loss, accuracy in percent) on the images called `name` after one more epoch than `state` has.
 
     Raises:
         LowbitError: the loss is not finite, or a weight is not, which low bits may hide; on every process. A training
             loss tells that only a step later, and after the last step there is none.
     """
-    loss, accuracy = evaluate(trainer.network, test, trainer.accelerator, trainer.config.memory_format)
+    loss, accuracy = evaluate(trainer.network, loader, trainer.accelerator, trainer.config.memory_format)
     with agreed():
         broken = trainer.not_finite()
         if broken is not None or not math.isfinite(loss):
-            what = f"the test loss is {loss}" if broken is None else f"{broken} holds NaN or infinity"
+            what = f"the {name} loss is {loss}" if broken is None else f"{broken} holds NaN or infinity"
             kept = f"; the checkpoint of epoch {state.epochs_done} stays as it is" if state.epochs_done else ""
             raise LowbitError(f"{what} after epoch {state.epochs_done + 1}: {CALMER}{kept}")
     return loss, accuracy
@@ -298,23 +330,24 @@ def _finish(
     config: TrainConfig,
     trainer: Trainer,
     state: Progress,
-    train: Loader,
-    test: Loader,
+    splits: Splits,
     checkpoints: Checkpoints,
     metrics: Metrics,
     say: Callable[[str], None],
 ) -> Progress:
-    """Batch-norm re-estimation, the last lines and plots, and the checkpoint that says the run is finished."""
+    """Batch-norm re-estimation, the test, the last lines and plots, and the checkpoint that says it is finished."""
     accuracy, reestimated = state.accuracy, None
+    train = splits.train
+    chosen_by, loader = _choice(splits)
     if config.bn_batches:
         before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
         set_seed(config.seed, device_specific=True)
         train.set_epoch(config.epochs)
         trainer.reestimate_batchnorm(itertools.islice(train, config.bn_batches))
-        loss, reestimated = evaluate(trainer.network, test, trainer.accelerator, config.memory_format)
+        loss, reestimated = evaluate(trainer.network, loader, trainer.accelerator, config.memory_format)
         keep = math.isfinite(loss) and (config.bn_keep == "always" or reestimated > accuracy)
         say(
-            f"batch-norm re-estimated: test accuracy {accuracy:.2f} % -> {reestimated:.2f} %, "
+            f"batch-norm re-estimated: {chosen_by} accuracy {accuracy:.2f} % -> {reestimated:.2f} %, "
             f"{'kept' if keep else 'left as trained'}"
         )
         if keep:
@@ -329,12 +362,15 @@ def _finish(
         reestimated_accuracy=reestimated,
         finished=True,
     )
-    metrics.write(
-        "final",
-        test_accuracy=state.accuracy,
-        best_accuracy=state.best_accuracy,
-        reestimated_accuracy=state.reestimated_accuracy,
-    )
+    numbers = {
+        f"{chosen_by}_accuracy": state.accuracy,
+        "best_accuracy": state.best_accuracy,
+        "reestimated_accuracy": state.reestimated_accuracy,
+    }
+    if splits.validation is not None:
+        numbers["test_loss"], state.test_accuracy = _test(trainer, splits.test, metrics.folder, now=best)
+        numbers["test_accuracy"] = state.test_accuracy
+    metrics.write("final", **numbers)
     with agreed():
         if trainer.accelerator.is_main_process:
             from lowbit.report import plot_run
@@ -342,8 +378,22 @@ def _finish(
             with writable(metrics.folder):
                 plot_run(metrics.folder)
     _save(checkpoints, "final", trainer, state, best=best)
-    say(f"{metrics.folder}: test accuracy {state.accuracy:.2f} %, best {state.best_accuracy:.2f} %")
+    say(f"{metrics.folder}: {state.outcome()}")
     return state
+
+
+def _test(trainer: Trainer, test: Loader, folder: Path, *, now: bool) -> tuple[float, float]:
+    """(loss, accuracy in percent) of the best checkpoint on the test images; `now` if that is what the trainer holds.
+
+    Raises:
+        LowbitError: the checkpoint can't be read; on every process.
+    """
+    network, config = trainer.network, trainer.config
+    if not now:
+        with agreed():
+            network, _ = load(folder, "best")
+        network.to(trainer.accelerator.device, memory_format=config.memory_format)
+    return evaluate(network, test, trainer.accelerator, config.memory_format)
 
 
 def _save(checkpoints: Checkpoints, name: str, trainer: Trainer, state: Progress, *, best: bool) -> None:
@@ -446,16 +496,17 @@ def _determinism(wanted: bool) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
-def _opening(config: TrainConfig, train: Loader, test: Loader, accelerator: Accelerator) -> str:
+def _opening(config: TrainConfig, splits: Splits, accelerator: Accelerator) -> str:
     """Two lines on what is trained, on what, and how."""
     q = config.quantization
     kind = "full precision" if q is None else f"W{q.weights or 32}A{q.activations or 32} by {q.method}"
     start = config.model.init or ("timm's weights" if config.model.pretrained else "random weights")
     ranks = accelerator.num_processes
+    validation = "" if splits.validation is None else f", {splits.validation.num_images:,} validation"
     held = ", sharded" if config.shard and torch.distributed.is_initialized() else ""
     return (
         f"{config.recipe}: {config.model.name}, {kind}, from {start}; "
-        f"{train.num_images:,} training and {test.num_images:,} test images\n"
+        f"{splits.train.num_images:,} training{validation} and {splits.test.num_images:,} test images\n"
         f"on {accelerator.device}{f' with {ranks} processes' if ranks > 1 else ''}{held}, "
         f"{'channels-last' if config.channels_last else 'contiguous'}, precision {config.precision}, "
         f"{'compiled step' if config.compile and not held else 'eager step'}; {config.output}"
@@ -467,10 +518,10 @@ def _skipped(*loaders: Loader) -> set[str]:
     return set(gather_object([image for loader in loaders for image in loader.skipped]))
 
 
-def _epoch_line(epoch: int, epochs: int, numbers: dict[str, float]) -> str:
+def _epoch_line(epoch: int, epochs: int, chosen_by: str, numbers: dict[str, float]) -> str:
     return (
         f"epoch {epoch + 1}/{epochs}  train loss {numbers['train_loss']:.4f} accuracy {numbers['train_accuracy']:.2f} %  "
-        f"test loss {numbers['test_loss']:.4f} accuracy {numbers['test_accuracy']:.2f} %  "
+        f"{chosen_by} loss {numbers[f'{chosen_by}_loss']:.4f} accuracy {numbers[f'{chosen_by}_accuracy']:.2f} %  "
         f"lr {numbers['lr']:.4g}  {numbers['seconds']:.1f} s"
         + (f"  {numbers['skipped']} images that cannot be read so far" if numbers.get("skipped") else "")
     )

@@ -1,0 +1,94 @@
+"""A class-balanced part of the training images, held out to make choices by."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowbit.data.sources import ImageSource
+from lowbit.errors import LowbitError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SEED = 0
+"""Of the draw. It is the same in every run, so that runs with different seeds are compared on the same images."""
+
+
+class Part(ImageSource):
+    """Some of the images of a source.
+
+    Args:
+        source: where the images are.
+        indices: int64 [n], which of them, in ascending order.
+    """
+
+    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
+        self._source, self._indices = source, indices
+        super().__init__(source.split, source.labels[indices], source.class_names)
+        self.num_classes = source.num_classes
+
+    def where(self, index: int) -> str:
+        return self._source.where(int(self._indices[index]))
+
+    def read(self, index: int) -> Image:
+        return self._source.read(int(self._indices[index]))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of which images of how many these are, and of the labels of all."""
+        found = hashlib.sha256()
+        for array in (self._source.labels, self._indices):
+            found.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+            found.update(b"|")
+        return found.hexdigest()
+
+
+def hold_out(source: ImageSource, amount: float) -> tuple[Part, Part]:
+    """Divide a training split into (images to train on, images held out).
+
+    Args:
+        source: the training split; every class has an image.
+        amount: how many images to hold out, or, below 1, which fraction of them.
+
+    Raises:
+        LowbitError: fewer images than classes would be held out, or all images of a class.
+    """
+    chosen = held_out_indices(source.labels, source.num_classes, amount)
+    rest = np.setdiff1d(np.arange(len(source)), chosen, assume_unique=True)
+    counts = np.bincount(source.labels[rest], minlength=source.num_classes)
+    if not counts.all():
+        number = int(np.flatnonzero(counts == 0)[0])
+        name = f" ({source.class_names[number]})" if source.class_names else ""
+        raise LowbitError(
+            f"data.validation {amount:g} leaves no image of class {number}{name} to train on: hold out fewer"
+        )
+    return Part(source, rest), Part(source, chosen)
+
+
+def held_out_indices(labels: np.ndarray, num_classes: int, amount: float) -> np.ndarray:
+    """The images to hold out (int64, ascending): of each class its share, drawn at random.
+
+    A share is the class's part of all images, rounded so that the shares add up. The draw depends on the labels and
+    the amount alone.
+
+    Raises:
+        LowbitError: fewer images than classes, or more than there are.
+    """
+    total = len(labels)
+    wanted = int(amount) if amount >= 1 else round(amount * total)
+    if not num_classes <= wanted < total:
+        raise LowbitError(
+            f"data.validation {amount:g} holds out {wanted} of {total} training images: hold out at least as many as "
+            f"there are classes ({num_classes}), and leave some to train on"
+        )
+    counts = np.bincount(labels, minlength=num_classes)
+    shares, remainders = np.divmod(wanted * counts, total)
+    # The largest remainders round up; of equal ones those of the first classes.
+    shares[np.argsort(-remainders, kind="stable")[: wanted - shares.sum()]] += 1
+    # numpy promises that the numbers of this generator, unlike those of its newer ones, never change.
+    draw = np.random.RandomState(_SEED)
+    chosen = [draw.permutation(np.flatnonzero(labels == number))[:share] for number, share in enumerate(shares)]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
