@@ -1,0 +1,91 @@
+"""The command: `python -m campaigns.accuracy`."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from campaigns.accuracy import __doc__ as about
+from campaigns.accuracy import results
+from campaigns.accuracy.report import report
+from campaigns.accuracy.run import Places, run, run_again, state
+from campaigns.accuracy.tables import TABLES, plan
+from campaigns.accuracy.tables.table import Table
+from lowbit.errors import LowbitError
+from lowbit.files import atomic_write
+
+PAGE = """# Accuracy
+
+    python -m campaigns.accuracy --page
+
+Every row of a table has the same budget, full precision included, and starts from the same weights. 5,000 of the
+training images are held out: what is chosen within a run is chosen by them ("validation"), and the test images are
+evaluated once a run. Accuracy is in percent, mean ± standard deviation over seeds. A difference is the mean of the
+differences between runs of the same seed, ± its standard error; one that is not larger than that is marked "none".
+CIFAR-10 is stored as JPEG here, on which accuracy is lower than on the original images: compare within a table only.
+
+The results are in [accuracy/](accuracy/), a line for each run with its config, seed, versions, seconds, steps, and the
+command that runs it again.
+
+"""
+
+
+def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TABLES) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m campaigns.accuracy", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", metavar="PATH", help="CIFAR-10 as lowbit reads it; needed to run cells")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PATTERN", help="cells whose name fits one of these, as in a shell"
+    )
+    parser.add_argument("--again", action="store_true", help="run the cells of --only from scratch and compare")
+    parser.add_argument("--list", action="store_true", help="name the cells and what is there of each")
+    parser.add_argument("--report", action="store_true", help="print the tables, from recorded results alone")
+    parser.add_argument("--page", action="store_true", help="write the tables into the page beside the results")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/accuracy"), metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=results.FOLDER, metavar="FOLDER", help="of the recorded results"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        cells = _chosen(plan(tables), options.only)
+        done = results.read(options.results)
+        if options.list:
+            for cell in cells:
+                print(f"{cell.name}: {state(cell, done, options.runs)}")
+        elif options.report:
+            print(report(tables, done), end="")
+        elif options.page:
+            with atomic_write(options.results.with_suffix(".md")) as temporary:
+                temporary.write_text(PAGE + report(tables, done))
+        elif options.data is None:
+            raise LowbitError("--data: name the folder of the images")
+        elif options.again and not options.only:
+            raise LowbitError("--again: name the cells to run again with --only")
+        else:
+            (run_again if options.again else run)(cells, Places(options.data, options.runs, options.results))
+    except LowbitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on")
+        return 130
+    return 0
+
+
+def _chosen(cells: list, patterns: Sequence[str] | None) -> list:
+    if patterns is None:
+        return cells
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
+            raise LowbitError(f"--only {pattern}: no cell fits; --list names them all")
+    return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""One run of a table, and the config that a user would train it with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lowbit.recipes.cifar10 import full_precision, low_bit
+from lowbit.train import DataConfig, TrainConfig
+
+CIFAR10 = DataConfig(path="", batch_size=128, augment="cifar", validation=5000.0)
+"""CIFAR-10, of whose training images 5,000 decide what there is to decide. The path is an option of the command."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table.
+
+    Attributes:
+        table: which table it belongs to; its file of results has this name.
+        network: by its name in `lowbit.models`.
+        row: what the table compares; not part of the name in full precision.
+        bits: of weights and activations, or None for full precision.
+        epochs: how long it trains.
+        seed: of order and augmentation. Runs of one seed see the same batches, so that rows can be paired by it.
+        method: an entry of `lowbit.METHODS`.
+        start: the name of the cell whose best checkpoint it starts from; None is random weights.
+        lr: another learning rate than the recipe's.
+        data: how images are read; the path is filled in when it runs.
+        ships: keep its weights with the results, for other cells to start from.
+        waiting: why it can't run yet, or None.
+    """
+
+    table: str
+    network: str
+    row: str
+    bits: int | None
+    epochs: int
+    seed: int
+    method: str = "lsq"
+    start: str | None = None
+    lr: float | None = None
+    data: DataConfig = CIFAR10
+    ships: bool = False
+    waiting: str | None = None
+
+    @property
+    def name(self) -> str:
+        """TABLE/NETWORK-WIDTHS-ROW-EPOCHS-SEED: the run folder below `--runs`, and the key of its result."""
+        widths = self.row if self.bits is None else f"w{self.bits}a{self.bits}-{self.row}"
+        return f"{self.table}/{self.network}-{widths}-{self.epochs}ep-s{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """What runs this cell from scratch, whatever results are there."""
+        return f"python -m campaigns.accuracy --data CIFAR10_JPEG --only '{self.name}' --again"
+
+    def config(self, *, data: str, init: str | None, output: Path) -> TrainConfig:
+        """The run: the recipe of CIFAR-10's networks at low bits, or from random weights that of full precision.
+
+        Args:
+            data: where the images are.
+            init: the weights of `start`.
+            output: the run folder.
+        """
+        recipe = f"accuracy/{self.name}"
+        if self.start is None:
+            config = full_precision(recipe, self.network)
+        else:
+            # In full precision too: what more training alone brings is the line that low bits are measured by.
+            config = low_bit(recipe, self.network, weights=self.bits, activations=self.bits, method=self.method)
+        config = replace(
+            config,
+            model=replace(config.model, init=init),
+            data=replace(self.data, path=data),
+            epochs=self.epochs,
+            seed=self.seed,
+            output=str(output),
+        )
+        return config if self.lr is None else replace(config, optimizer=replace(config.optimizer, lr=self.lr))

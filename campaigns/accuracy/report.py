@@ -1,0 +1,94 @@
+"""The tables, from recorded results alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from campaigns.accuracy.results import Line
+from campaigns.accuracy.tables.table import Table
+from lowbit.report import render
+
+FULL_PRECISION = "fp"
+
+
+def report(tables: Iterable[Table], done: dict[str, Line]) -> str:
+    """Every table that has results, as Markdown."""
+    parts = []
+    for table in tables:
+        lines = [done[cell.name] for _, cell in table.cells if cell.name in done]
+        if lines:
+            parts.append(
+                f"## {table.title}\n\n{len(lines)} of {len(table.cells)} cells are there.\n\n{_body(table, lines)}"
+            )
+    return "\n".join(parts)
+
+
+def _body(table: Table, lines: Sequence[Line]) -> str:
+    """One block for each network and number of epochs, in each the rows of every width."""
+    blocks = []
+    for network, epochs in dict.fromkeys((line["network"], line["epochs"]) for line in lines):
+        block = [line for line in lines if (line["network"], line["epochs"]) == (network, epochs)]
+        groups: dict[tuple[int, str], list[Line]] = {}
+        for line in block:
+            groups.setdefault((line["bits"] or 32, line["row"]), []).append(line)
+        rows = [row(table, key, groups) for key in sorted(groups, key=lambda key: -key[0])]
+        blocks.append(f"{network}, {epochs} epochs\n\n{render(rows, markdown=True)}")
+    return "\n".join(blocks)
+
+
+def row(table: Table, key: tuple[int, str], groups: dict[tuple[int, str], list[Line]]) -> dict[str, Any]:
+    """What is said of one row at one width.
+
+    Args:
+        key: (bits, row).
+        groups: the results of all rows by such keys, one for each seed.
+    """
+    bits, name = key
+    mine = groups[key]
+    finished = [line for line in mine if line["test"] is not None]
+    diverged = len(mine) - len(finished)
+    columns = {
+        "bits": "FP" if bits == 32 else f"W{bits}A{bits}",
+        "row": name,
+        "seeds": f"{len(mine)}, {diverged} diverged" if diverged else str(len(mine)),
+        "validation %": spread([line["validation"] for line in finished]),
+        "test %": spread([line["test"] for line in finished]),
+        "test − full precision": difference(mine, groups.get((32, FULL_PRECISION), ())),
+    }
+    if table.reference is not None:
+        columns[f"test − {table.reference}"] = difference(mine, groups.get((bits, table.reference), ()))
+    seconds = [line["seconds"] for line in finished]
+    return columns | {"minutes": f"{statistics.mean(seconds) / 60:.1f}" if seconds else "-"}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation; of one value the value."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def difference(mine: Iterable[Line], others: Iterable[Line]) -> str:
+    """The mean difference in test accuracy between runs of the same seeds, with its standard error.
+
+    It is called a difference only where it is larger than its standard error, for which it takes two seeds.
+    """
+    other = {line["seed"]: line for line in others}
+    pairs = [
+        line["test"] - other[line["seed"]]["test"]
+        for line in mine
+        if line["seed"] in other and None not in (line["test"], other[line["seed"]]["test"])
+    ]
+    if not pairs or all(line is other.get(line["seed"]) for line in mine):
+        return "-"
+    mean = statistics.mean(pairs)
+    if len(pairs) == 1:
+        return f"{mean:+.2f} (one seed)"
+    error = statistics.stdev(pairs) / math.sqrt(len(pairs))
+    verdict = "" if abs(mean) > error else ", none"
+    return f"{mean:+.2f} ± {error:.2f}{verdict}"

@@ -1,0 +1,113 @@
+"""From a cell to its result."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from campaigns.accuracy import results
+from campaigns.accuracy.cell import Cell
+from lowbit import train
+from lowbit.errors import LowbitError
+from lowbit.report import read_run
+from lowbit.train.checkpoint import Checkpoints
+from lowbit.train.trainer import CALMER
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a campaign reads and writes."""
+
+    data: str
+    runs: Path
+    results: Path
+
+
+def state(cell: Cell, done: dict[str, results.Line], runs: Path) -> str:
+    """What is there of a cell, for the reader."""
+    if cell.name in done:
+        line = done[cell.name]
+        return "diverged" if line["test"] is None else f"test {line['test']:.2f} %"
+    if cell.waiting is not None:
+        return f"waits: {cell.waiting}"
+    folder = runs / cell.name
+    if Checkpoints(folder).exists:
+        return f"{len(read_run(folder).epochs)} of {cell.epochs} epochs"
+    return "missing"
+
+
+def run(cells: Sequence[Cell], places: Places) -> None:
+    """Run the cells that have no result, in their order, and record each as soon as it is finished.
+
+    Raises:
+        LowbitError: a cell can't be run; those before it are recorded.
+    """
+    for number, cell in enumerate(cells, 1):
+        if cell.name in results.read(places.results) or cell.waiting is not None:
+            continue
+        print(f"\n{cell.name} ({number} of {len(cells)})", flush=True)
+        line = run_cell(cell, places, places.runs / cell.name)
+        results.append(places.results, line)
+
+
+def run_again(cells: Sequence[Cell], places: Places) -> None:
+    """Run the cells from scratch and print what they gave beside what is recorded; record nothing.
+
+    Raises:
+        LowbitError: a cell can't be run.
+    """
+    recorded = results.read(places.results)
+    for cell in cells:
+        if cell.waiting is not None:
+            raise LowbitError(f"{cell.name}: waits: {cell.waiting}")
+        folder = places.runs / "again" / cell.name
+        shutil.rmtree(folder, ignore_errors=True)
+        now = run_cell(cell, places, folder, keep=False)
+        before = recorded.get(cell.name, {})
+        for what in ("validation", "test"):
+            print(f"{cell.name}: {what} accuracy {_percent(now[what])}, recorded {_percent(before.get(what))}")
+
+
+def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True) -> results.Line:
+    """Train a cell, or what is missing of it, and return its result.
+
+    Args:
+        keep: put the weights of a cell that ships them beside the results.
+
+    Raises:
+        LowbitError: the cell it starts from is not finished, or its weights are not those of its result; or training
+            refuses, for another reason than a loss that is not finite.
+    """
+    start, init = _start(cell, places)
+    config = cell.config(data=places.data, init=init, output=folder)
+    try:
+        train.run(config, resume=(folder / "config.json").exists())
+    except LowbitError as error:
+        if CALMER not in str(error):
+            raise
+        return results.diverged_line(cell, config, start=start, error=str(error))
+    weights = Checkpoints(folder).weights("best") if cell.ships else None
+    if weights is not None and keep:
+        kept = results.weights_file(places.results, cell.name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(weights, kept)
+    return results.line_of(cell, read_run(folder), start=start, weights=weights)
+
+
+def _start(cell: Cell, places: Places) -> tuple[results.Line | None, str | None]:
+    """The result and the weights of the cell that this one starts from."""
+    if cell.start is None:
+        return None, None
+    line = results.read(places.results).get(cell.start)
+    if line is None:
+        raise LowbitError(f"{cell.name}: starts from {cell.start}, which has no result: run that first")
+    file = results.weights_file(places.results, cell.start)
+    if not file.exists() or results.sha256(file) != line["weights"]:
+        raise LowbitError(f"{file}: not the weights that the result of {cell.start} is of")
+    return line, str(file)
+
+
+def _percent(accuracy: float | None) -> str:
+    return "none" if accuracy is None else f"{accuracy:.2f} %"

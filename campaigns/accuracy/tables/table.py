@@ -1,0 +1,25 @@
+"""What a table is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from campaigns.accuracy.cell import Cell
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells that are compared with each other.
+
+    Attributes:
+        name: of its file of results.
+        title: what it shows.
+        cells: (stage, cell). Cells of an earlier stage are run before those of a later one, whatever their table;
+            within a stage their order here counts.
+        reference: the row that others are compared with, or None.
+    """
+
+    name: str
+    title: str
+    cells: tuple[tuple[int, Cell], ...]
+    reference: str | None = None

@@ -1,0 +1,312 @@
+"""The campaign of accuracy: cells of the digits, run, recorded and reported as those of its tables are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from campaigns.accuracy import results
+from campaigns.accuracy.__main__ import main
+from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.report import difference, spread
+from campaigns.accuracy.tables import TABLES, initialization, plan
+from campaigns.accuracy.tables.table import Table
+
+import lowbit.report
+from lowbit import METHODS, train
+from lowbit.data import DataConfig
+from lowbit.errors import LowbitError
+from lowbit.grid import Grid
+from lowbit.quantizer.init import Statistics
+from lowbit.train import TrainConfig
+from lowbit.train.trainer import CALMER, Trainer
+
+DIGITS = DataConfig(
+    path="", batch_size=64, limit=128, channels=1, mean=(0.3,), std=(0.35,), validation=100.0, workers=0
+)
+START = Cell("fp", "digits-cnn", "fp", bits=None, epochs=2, seed=0, data=DIGITS, ships=True)
+
+
+def cell(row: str = "lsq+lsq", seed: int = 0, bits: int | None = 3, **more) -> Cell:
+    method = initialization.method(*row.split("+")) if bits else "lsq"
+    return Cell("init", "digits-cnn", row, bits, 1, seed, method=method, start=START.name, data=DIGITS, **more)
+
+
+WAITING = cell("lsq+least-squares", waiting="not built")
+TABLES_OF_DIGITS = (
+    Table("fp", "Full precision", ((0, START),)),
+    Table("init", "Rules", ((2, cell(seed=1)), (1, cell("fp", bits=None)), (1, cell()), (3, WAITING)), "lsq+lsq"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """(recipe, whether it was resumed) of every run; the digits take longer to compile and to plot than to learn."""
+    runs = []
+    real = train.run
+
+    def run(config: TrainConfig, *, resume: bool = False) -> train.Result:
+        runs.append((config.recipe, resume))
+        return real(replace(config, compile=False, bn_batches=1), resume=resume)
+
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(lowbit.report, "plot_run", lambda folder: None)
+    torch.set_num_threads(1)
+    return runs
+
+
+@pytest.fixture
+def command(tmp_path: Path, trained) -> Callable[..., int]:
+    places = ["--data", "sklearn:digits", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    return lambda *options: main([*options, *places], TABLES_OF_DIGITS)
+
+
+def test_cells_run_in_order_once_and_are_recorded(command, trained, tmp_path, capsys) -> None:
+    assert command() == 0
+    order = [START.name, cell("fp", bits=None).name, cell().name, cell(seed=1).name]
+    assert [recipe.removeprefix("accuracy/") for recipe, _ in trained] == order
+    done = results.read(tmp_path / "results")
+    assert list(done) == order  # and not the one that waits
+    line = done[cell().name]
+    assert line["config"]["quantization"]["method"] == "lsq initialized by lsq+lsq"
+    assert line["config"]["data"]["validation"] == 100 and line["config"]["epochs"] == 1
+    assert line["start"] == {"cell": START.name, "weights": done[START.name]["weights"]}
+    assert str(tmp_path) not in json.dumps(done) and "sklearn" not in json.dumps(done)
+    assert len(line["steps"]) == 10 and all(len(pair) == 2 for pair in line["steps"].values())
+    for line in done.values():
+        run = lowbit.report.read_run(tmp_path / "runs" / line["cell"])
+        assert line["test"] == run.final["test_accuracy"] and line["validation"] == run.final["best_accuracy"]
+        assert line["seconds"] == round(sum(epoch["seconds"] for epoch in run.epochs), 1)
+        assert line["versions"]["torch"] == torch.__version__
+        assert f"--only '{line['cell']}' --again" in line["command"]
+    assert done[START.name]["weights"] == results.sha256(results.weights_file(tmp_path / "results", START.name))
+
+    before = (tmp_path / "results" / "init.jsonl").read_bytes()
+    assert command() == 0 and len(trained) == 4  # nothing is run again
+    capsys.readouterr()
+    assert command("--list") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[0] == f"{START.name}: test {done[START.name]['test']:.2f} %"
+    assert listed[-1] == f"{WAITING.name}: waits: not built"
+    assert (tmp_path / "results" / "init.jsonl").read_bytes() == before
+
+
+def test_an_interrupted_cell_goes_on(command, trained, tmp_path, monkeypatch, capsys) -> None:
+    real = Trainer._set_progress
+
+    def stop(self, epochs_done):
+        if epochs_done >= 1.5:
+            raise KeyboardInterrupt
+        real(self, epochs_done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_set_progress", stop)
+        assert command() == 130
+    assert results.read(tmp_path / "results") == {}
+    capsys.readouterr()
+    command("--list")
+    assert f"{START.name}: 1 of 2 epochs" in capsys.readouterr().out
+    assert command("--only", START.name) == 0
+    assert trained == [(f"accuracy/{START.name}", False), (f"accuracy/{START.name}", True)]
+    resumed = results.read(tmp_path / "results")[START.name]
+    assert command("--only", START.name, "--again") == 0
+    assert f"test accuracy {resumed['test']:.2f} %, recorded {resumed['test']:.2f} %" in capsys.readouterr().out
+
+
+def test_a_result_that_was_not_recorded_in_time_is_recorded_without_training(command, trained, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "append", killed)
+        assert command("--only", START.name) == 130
+    epochs = []
+    monkeypatch.setattr(Trainer, "train_epoch", lambda *a, **k: epochs.append(a))
+    assert command("--only", START.name) == 0
+    assert epochs == [] and START.name in results.read(tmp_path / "results")
+
+
+def test_running_again_records_nothing(command, tmp_path, capsys) -> None:
+    command("--only", START.name, cell().name)
+    files = {file: file.read_bytes() for file in (tmp_path / "results").rglob("*.*")}
+    recorded = results.read(tmp_path / "results")[cell().name]
+    capsys.readouterr()
+    assert command("--only", cell().name, "--again") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"{cell().name}: test accuracy {recorded['test']:.2f} %, recorded {recorded['test']:.2f} %"
+    assert {file: file.read_bytes() for file in (tmp_path / "results").rglob("*.*")} == files
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_that_diverges_is_a_result(command, tmp_path, monkeypatch, capsys, epoch: int) -> None:
+    def fail(self, number, *others):
+        if number == epoch:
+            raise LowbitError(f"the loss is nan at epoch {number + 1}: {CALMER}")
+        return real(self, number, *others)
+
+    real = Trainer.train_epoch
+    monkeypatch.setattr(Trainer, "train_epoch", fail)
+    assert command("--only", START.name) == 0
+    line = results.read(tmp_path / "results")[START.name]
+    assert line["test"] is None and "the loss is nan" in line["diverged"]
+    capsys.readouterr()
+    command("--list", "--only", START.name)
+    command("--report")
+    said = capsys.readouterr().out
+    assert f"{START.name}: diverged" in said and "1, 1 diverged" in said
+
+
+def test_what_keeps_a_cell_from_running_is_said(command, tmp_path, capsys) -> None:
+    assert command("--only", cell().name) == 2
+    assert f"starts from {START.name}, which has no result: run that first" in capsys.readouterr().err
+    command("--only", START.name)
+    results.weights_file(tmp_path / "results", START.name).write_bytes(b"others")
+    assert command("--only", cell().name) == 2
+    assert "not the weights that the result of" in capsys.readouterr().err
+    assert command("--only", WAITING.name, "--again") == 2
+    assert "waits: not built" in capsys.readouterr().err
+    assert command("--only", "nothing*") == 2
+    assert "--only nothing*: no cell fits" in capsys.readouterr().err
+    assert command("--again") == 2
+    assert "--only" in capsys.readouterr().err
+    assert main(["--results", str(tmp_path)], TABLES_OF_DIGITS) == 2
+    assert "--data: name the folder" in capsys.readouterr().err
+
+
+def test_results_that_contradict_each_other_are_refused(tmp_path) -> None:
+    line = {"cell": "t/a", "table": "t"}
+    results.append(tmp_path, line)
+    results.append(tmp_path, {"cell": "t/b", "table": "t"})
+    with pytest.raises(LowbitError, match="t/a: has a result"):
+        results.append(tmp_path, line)
+    assert list(results.read(tmp_path)) == ["t/a", "t/b"]
+    assert [file.name for file in tmp_path.iterdir()] == ["t.jsonl"]
+    (tmp_path / "u.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(LowbitError, match=r"u\.jsonl line 1: a second result of t/a"):
+        results.read(tmp_path)
+    (tmp_path / "u.jsonl").write_text('{"table": "u"}\n')
+    with pytest.raises(LowbitError, match=r"u\.jsonl line 1: not a result"):
+        results.read(tmp_path)
+
+
+def made_up(values: dict[tuple[str, int | None, int], float | None], tmp_path: Path) -> None:
+    """Results with these test accuracies of (row, bits, seed); validation is one point above."""
+    for (row, bits, seed), test in values.items():
+        found = {"cell": cell(row, seed, bits).name, "table": "init", "network": "digits-cnn", "row": row, "bits": bits}
+        found |= {
+            "epochs": 1,
+            "seed": seed,
+            "test": test,
+            "validation": None if test is None else test + 1,
+            "seconds": 90.0,
+        }
+        results.append(tmp_path, found)
+
+
+def test_report_is_of_recorded_results_alone(tmp_path, capsys) -> None:
+    rows = {
+        "lsq+lsq": (50.0, 54.0, 52.0),
+        "least-squares+lsq": (61.0, 63.0, 62.0),
+        "three-sigma+lsq": (50.5, 53.0, None),
+    }
+    values = {(row, 3, seed): test for row, tests in rows.items() for seed, test in enumerate(tests)}
+    made_up(values | {("fp", None, 0): 70.0, ("lsq+lsq", 2, 0): 40.0}, tmp_path)
+    cells = [cell(row, seed, bits) for row, bits, seed in values]
+    cells += [cell("fp", 0, None), cell("lsq+lsq", 0, 2), cell("least-squares+lsq", 0, 2)]
+    tables = (Table("init", "Rules", tuple((0, c) for c in cells), "lsq+lsq"), TABLES_OF_DIGITS[0])
+    assert main(["--report", "--results", str(tmp_path)], tables) == 0
+    said = capsys.readouterr().out
+    assert (
+        "## Rules\n\n11 of 12 cells are there." in said and "Full precision" not in said
+    )  # what has no result has no table
+    table = [[part.strip() for part in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
+    head, _, *body = table
+    assert head[:5] == ["bits", "row", "seeds", "validation %", "test %"]
+    found = {(row[0], row[1]): row[2:] for row in body}
+    assert list(found) == [("FP", "fp"), *(("W3A3", row) for row in rows), ("W2A2", "lsq+lsq")]
+    assert found["W3A3", "lsq+lsq"] == ["3", "53.00 ± 2.00", "52.00 ± 2.00", "-20.00 (one seed)", "-", "1.5"]
+    assert found["W3A3", "least-squares+lsq"][3:5] == ["-9.00 (one seed)", "+10.00 ± 0.58"]
+    # Paired: 0.5 and -1.0 over seeds 0 and 1, which is no difference.
+    assert found["W3A3", "three-sigma+lsq"] == [
+        "3, 1 diverged", "52.75 ± 1.77", "51.75 ± 1.77", "-19.50 (one seed)", "-0.25 ± 0.75, none", "1.5",
+    ]  # fmt: skip
+    assert found["W2A2", "lsq+lsq"] == ["1", "41.00", "40.00", "-30.00 (one seed)", "-", "1.5"]
+    assert found["FP", "fp"][3:5] == ["-", "-"]
+    assert main(["--page", "--results", str(tmp_path)], tables) == 0
+    page = tmp_path.with_suffix(".md").read_text()
+    assert page.startswith("# Accuracy\n") and page.endswith(said)
+
+
+def test_spread_and_difference_of_nothing() -> None:
+    assert spread([]) == "-" and difference([], []) == "-"
+
+
+def test_the_page_shows_what_is_recorded(tmp_path) -> None:
+    """The page in the repository is the report of the results in it."""
+    page = results.FOLDER.with_suffix(".md")
+    (tmp_path / "accuracy").symlink_to(results.FOLDER)
+    assert main(["--page", "--results", str(tmp_path / "accuracy")]) == 0
+    assert (tmp_path / "accuracy.md").read_text() == page.read_text()
+
+
+def test_recorded_results_are_of_cells_that_exist() -> None:
+    done = results.read(results.FOLDER)
+    cells = {cell.name: cell for cell in plan()}
+    assert done.keys() <= cells.keys()
+    for name, line in done.items():
+        assert line["config"]["data"]["validation"] == 5000 and line["seed"] == cells[name].seed
+        if cells[name].ships:
+            assert results.sha256(results.weights_file(results.FOLDER, name)) == line["weights"]
+        if cells[name].start is not None:
+            assert line["start"] == {"cell": cells[name].start, "weights": done[cells[name].start]["weights"]}
+
+
+def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> None:
+    cells = plan()
+    names = [cell.name for cell in cells]
+    assert len(set(names)) == len(names) > 300
+    assert cells[0].ships and cells[0].bits is None and cells[0].start is None  # full precision comes first
+    for number, cell in enumerate(cells):
+        assert cell.start is None or cell.start in names[:number]
+        assert cell.config(data="somewhere", init=None, output=Path("runs")).data.validation == 5000
+    budgets = {(cell.network, cell.epochs, cell.seed) for cell in cells if cell.table == "init"}
+    for network, epochs, seed in budgets:  # every budget has full precision's
+        assert f"init/{network}-fp-{epochs}ep-s{seed}" in names
+    assert [table.name for table in TABLES] == ["fp", "init"]
+
+
+def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start() -> None:
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    for (activations, weights), name in ((row, initialization.method(*row)) for row in initialization.ROWS):
+        method, base = METHODS[name], METHODS["lsq"]
+        assert (
+            method.init is initialization.RULES[weights]
+            and method.activations.init is initialization.RULES[activations]
+        )
+        for part in (method, method.activations):
+            assert replace(part, name="lsq", init=base.init, activations=None) == base
+    assert len({(METHODS[initialization.method(*row)].init, METHODS[initialization.method(*row)].activations.init)
+                for row in initialization.ROWS}) == 9  # fmt: skip
+
+    signed, _ = initialization.three_sigma_init(Statistics.of(x), Grid(3, signed=True), False)
+    assert float(signed) == pytest.approx(3 / 4, rel=0.1)
+    # As calibration gathers activations: without moments.
+    statistics = Statistics()
+    statistics.update(x.abs())
+    unsigned, _ = initialization.three_sigma_init(statistics, Grid(3, signed=False), False)
+    mean, std = float(x.abs().mean()), float(x.abs().std())
+    assert float(unsigned) == pytest.approx((mean + 3 * std) / 7, rel=1e-3)
+
+
+def test_full_precision_of_the_table_is_trained_as_low_bits_are() -> None:
+    low, full = (
+        cell(row, bits=bits).config(data="d", init="weights", output=Path("runs"))
+        for row, bits in (("lsq+lsq", 4), ("fp", None))
+    )
+    assert full.quantization is None and full.model.init == "weights"
+    assert replace(full, recipe="", quantization=None) == replace(low, recipe="", quantization=None)
+    assert cell(lr=0.05).config(data="d", init="w", output=Path("runs")).optimizer.lr == 0.05
