@@ -9,7 +9,7 @@ from tests.data.images import encoded, write_folder, write_parquet
 from tests.data.shards import digit_files, write_index, write_split
 
 from lowbit.data import DataConfig, loaders, num_classes, open_dataset, split_loaders, training_split
-from lowbit.data.holdout import held_out_indices, hold_out
+from lowbit.data.holdout import Part, held_out_indices, hold_out
 from lowbit.errors import LowbitError
 
 PLAIN = {"mean": (0.0,), "std": (1.0,), "workers": 0}
@@ -154,11 +154,18 @@ def test_parts_that_cannot_be_held_out(numbered, amount, message):
 
 def test_other_images_have_another_fingerprint(numbered):
     source = open_dataset(numbered / "parquet", "train")
-    part = hold_out(source, 6)[1]
-    assert part.fingerprint == hold_out(source, 6)[1].fingerprint
-    assert part.fingerprint != hold_out(source, 7)[1].fingerprint
-    source.labels = source.labels[::-1].copy()
-    assert part.fingerprint != hold_out(source, 6)[1].fingerprint
+    found = hold_out(source, 6)[1].fingerprint
+    assert found == hold_out(source, 6)[1].fingerprint != hold_out(source, 7)[1].fingerprint
+    part = Part(source, np.arange(6))
+    before = part.fingerprint
+    source.labels = np.append(source.labels, 0)  # an image more, though not among those held out
+    assert part.fingerprint != before
+
+
+def test_a_part_has_the_classes_of_the_whole(numbered):
+    source = open_dataset(numbered / "parquet", "train")
+    part = Part(source, np.array([3, 14]))
+    assert part.class_names is None and part.labels.tolist() == [0, 1] and part.num_classes == 3
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, float("nan"), float("inf"), 5000.5])

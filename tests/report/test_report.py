@@ -91,6 +91,18 @@ def test_steps_are_relative_to_the_start(tmp_path):
     assert labels == ["layer1  x3.20", "layer0  x3.00"]  # what moved most comes first
 
 
+def test_curves_of_a_run_that_chose_by_validation(tmp_path):
+    from lowbit.report import plots
+
+    folder = write_run(tmp_path / "a", final=44.0)
+    log = (folder / "metrics.jsonl").read_text().splitlines()
+    log = [line.replace("test_", "validation_") if '"epoch"' in line else line for line in log]
+    (folder / "metrics.jsonl").write_text("\n".join(log))
+    (axes,) = plots._curves(read_run(folder), "accuracy", "accuracy (%)").axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["train, last 32.00", "validation, last 42.00", "test, at the end 44.00"]
+
+
 @pytest.mark.parametrize(("epochs", "quantizers", "count"), [(0, 2, 0), (1, 1, 3), (2, 0, 2)])
 def test_plots_of_little(tmp_path, epochs, quantizers, count):
     assert len(plot_run(write_run(tmp_path / "a", epochs=epochs, quantizers=quantizers))) == count
