@@ -111,6 +111,10 @@ def test_dry_run_counts_the_teacher_the_average_and_the_data_there_is(capsys, tm
     _, averaged = dry_run(capsys, "digits-cnn", "--ema", "0.9", "--data.limit", "100")
     assert "20 epochs of 100 images" in averaged
     assert weights(averaged) == pytest.approx(2 * weights(plain), abs=0.2)
+    _, held_out = dry_run(capsys, "digits-cnn", "--data.validation", "0.1")
+    assert "20 epochs of 1,293 images (sklearn:digits)" in held_out
+    _, elsewhere = dry_run(capsys, "cifar10-resnet20", "--data.validation", "5000", "--data.batch-size", "16")
+    assert "90 epochs of 45,000 images (the recipe's data set)" in elsewhere
     _, full = dry_run(capsys, "digits-cnn-fp", "--optimizer.name", "adam")
     assert "float" in full and "1/1.0 of float32's" in full and "steps and offsets" not in full
     assert re.search(r"111\.5 KiB gradients, 223\.0 KiB optimizer", full)
@@ -160,6 +164,8 @@ def test_dry_run_refuses_what_training_would(capsys, arguments: list[str], messa
         (["--bits", "none"], {"quantization": None, "output": "runs/digits-cnn-fp"}),
         (["--optimizer.lr", "0.5", "--compile"], {"optimizer.lr": 0.5, "compile": True}),
         (["--quantization.granularity=channel"], {"quantization.granularity": "channel"}),
+        (["--data.validation", "200"], {"data.validation": 200.0, "data.validation_split": None}),
+        (["--data.validation-split", "val"], {"data.validation": None, "data.validation_split": "val"}),
         (["--ema", "0.99", "--task", "distill", "--init", "x"], {"ema": 0.99, "task": "distill", "model.init": "x"}),
         (
             ["--rule", "conv[23]", "weights=8", "activations=none", "--rule", "linear", "skip=true"],
@@ -288,6 +294,8 @@ BAD = {
     "last part of a field": (["train", "digits-cnn", "--lr", "3"], "'--lr'. Did you mean '--optimizer.lr'? "),
     "field of another type": (["train", "digits-cnn", "--optimizer.lr", "fast"], "optimizer.lr"),
     "field out of range": (["train", "digits-cnn", "--optimizer.lr", "-1"], "optimizer.lr must be positive"),
+    "validation that is no amount": (["train", "digits-cnn", "--data.validation", "1.5"], "data.validation must be a number of"),
+    "validation of too few images": (["train", "digits-cnn-fp", "--data.validation", "9"], "holds out 9 of 1437 training images"),
     "bits no number": (["train", "digits-cnn", "--bits", "few"], "expected a number of bits or none, got 'few'"),
     "bits out of range": (["train", "digits-cnn", "--bits", "9", "--model.from-scratch"], "from 1 to 8, got 9"),
     "option without value": (["train", "digits-cnn", "--bits"], "--bits"),

@@ -129,7 +129,13 @@ def test_shares_are_rounded_so_that_they_add_up():
         counts = np.bincount(labels[held_out_indices(labels, 3, wanted)], minlength=3)
         assert counts.sum() == wanted
         assert (np.abs(counts - wanted * np.array([5, 5, 4]) / 14) < 1).all()
-    assert len(held_out_indices(labels, 3, 0.3)) == 4
+
+
+def test_a_fraction_is_rounded():
+    config = DataConfig("somewhere")
+    assert config.held_out_of(14) == 0
+    for amount, wanted in ((0.3, 4), (0.25, 4), (0.99, 14), (3, 3), (14.0, 14)):
+        assert DataConfig("somewhere", validation=amount).held_out_of(14) == wanted
 
 
 def test_the_draw_stays_what_it_was():
@@ -142,9 +148,9 @@ def test_the_draw_stays_what_it_was():
     ("amount", "message"),
     [
         (2, r"holds out 2 of 24 training images: hold out at least as many as there are classes \(3\)"),
-        (0.01, "holds out 0 of 24"),
+        (0, "holds out 0 of 24"),
         (24, "and leave some to train on"),
-        (23, r"leaves no image of class 1 \(b\) to train on: hold out fewer"),
+        (23, r"23 images held out leave none of class 1 \(b\) to train on: hold out fewer"),
     ],
 )
 def test_parts_that_cannot_be_held_out(numbered, amount, message):

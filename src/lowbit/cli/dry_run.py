@@ -126,6 +126,8 @@ def _images(config: TrainConfig) -> tuple[int | None, str]:
         images, known = len(training_split(config.data)), config.data.path
     elif config.recipe in RECIPES:
         images, known = RECIPES[config.recipe].images, "the recipe's data set"
+        if images is not None:
+            images -= config.data.held_out_of(images)
     else:
         return None, ""
     return (images if config.data.limit is None else min(images, config.data.limit)), known

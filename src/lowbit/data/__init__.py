@@ -139,7 +139,7 @@ def _open_train(config: DataConfig) -> tuple[ImageSource | Shards, Part | None]:
             "only when they are read: write shards of a split of their own, and name it with data.validation_split"
         )
     _check_labels(source, source)
-    return hold_out(source, config.validation)
+    return hold_out(source, config.held_out_of(len(source)))
 
 
 def _open_validation(config: DataConfig, test: ImageSource | Shards) -> ImageSource | Shards | None:

@@ -100,6 +100,11 @@ class DataConfig:
                 "hold out training images with data.validation"
             )
 
+    def held_out_of(self, images: int) -> int:
+        """How many of so many training images are held out for validation."""
+        amount = self.validation or 0
+        return int(amount) if amount >= 1 else round(amount * images)
+
     @property
     def in_memory(self) -> bool:
         """Whether images are decoded once and kept in memory."""

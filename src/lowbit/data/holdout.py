@@ -46,42 +46,41 @@ class Part(ImageSource):
         return found.hexdigest()
 
 
-def hold_out(source: ImageSource, amount: float) -> tuple[Part, Part]:
+def hold_out(source: ImageSource, wanted: int) -> tuple[Part, Part]:
     """Divide a training split into (images to train on, images held out).
 
     Args:
         source: the training split; every class has an image.
-        amount: how many images to hold out, or, below 1, which fraction of them.
+        wanted: how many images to hold out.
 
     Raises:
         LowbitError: fewer images than classes would be held out, or all images of a class.
     """
-    chosen = held_out_indices(source.labels, source.num_classes, amount)
+    chosen = held_out_indices(source.labels, source.num_classes, wanted)
     rest = np.setdiff1d(np.arange(len(source)), chosen, assume_unique=True)
     counts = np.bincount(source.labels[rest], minlength=source.num_classes)
     if not counts.all():
         number = int(np.flatnonzero(counts == 0)[0])
         name = f" ({source.class_names[number]})" if source.class_names else ""
         raise LowbitError(
-            f"data.validation {amount:g} leaves no image of class {number}{name} to train on: hold out fewer"
+            f"data.validation: {wanted} images held out leave none of class {number}{name} to train on: hold out fewer"
         )
     return Part(source, rest), Part(source, chosen)
 
 
-def held_out_indices(labels: np.ndarray, num_classes: int, amount: float) -> np.ndarray:
+def held_out_indices(labels: np.ndarray, num_classes: int, wanted: int) -> np.ndarray:
     """The images to hold out (int64, ascending): of each class its share, drawn at random.
 
     A share is the class's part of all images, rounded so that the shares add up. The draw depends on the labels and
-    the amount alone.
+    the number alone.
 
     Raises:
         LowbitError: fewer images than classes, or more than there are.
     """
     total = len(labels)
-    wanted = int(amount) if amount >= 1 else round(amount * total)
     if not num_classes <= wanted < total:
         raise LowbitError(
-            f"data.validation {amount:g} holds out {wanted} of {total} training images: hold out at least as many as "
+            f"data.validation holds out {wanted} of {total} training images: hold out at least as many as "
             f"there are classes ({num_classes}), and leave some to train on"
         )
     counts = np.bincount(labels, minlength=num_classes)
