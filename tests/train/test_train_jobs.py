@@ -183,6 +183,19 @@ def test_a_sharded_run_goes_on_in_one(tmp_path: Path) -> None:
     assert [epoch["epoch"] for epoch in read_run(folder).epochs] == [0, 1]
 
 
+def test_processes_choose_by_validation_and_test_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--data.validation", "201", "--shard", "--output", str(folder)]
+    done = launch(["-m", "lowbit", *DIGITS, *options])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("201 validation and 360 test images") == 1
+    read = read_run(folder)
+    for epoch in read.epochs:  # each image on one of the two
+        assert round(epoch["validation_accuracy"] * 201 / 100, 6).is_integer() and "test_accuracy" not in epoch
+    assert read.final["best_accuracy"] == max(epoch["validation_accuracy"] for epoch in read.epochs)
+    assert read.final["test_accuracy"] == evaluate_run(folder)[1]
+
+
 def test_a_process_that_fails_alone_stops_the_job(tmp_path: Path) -> None:
     done = launch([KILLED, "fail", "0.25", *DIGITS, "--output", str(tmp_path / "run")], timeout=120)
     assert done.returncode != 0
