@@ -7,24 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lowbit.integer.check import validate
-from lowbit.integer.ir import (
+from hypothesis import given, settings
+from tests.format_graphs import differences, over_the_range, two_inputs_and_two_outputs, upsampling
+from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
+
+from lowbit.errors import LowbitError
+from lowbit.integer.graph import Graph, TensorType, Weight
+from lowbit.integer.network import IntegerNetwork
+from lowbit.integer.ops import (
     Add,
     Convolution,
-    Graph,
     Lookup,
     MaxPool,
     Multiply,
     Quantize,
     Reshape,
     Slice,
-    TensorType,
-    Weight,
+    Subtract,
+    Upsample,
 )
-from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
-
-from lowbit.errors import LowbitError
-from lowbit.integer.network import IntegerNetwork
+from lowbit.integer.validate import validate
 from lowbit.verification.compare import compare
 
 with warnings.catch_warnings():
@@ -32,20 +34,26 @@ with warnings.catch_warnings():
     pytest.importorskip("executorch.exir")
     from executorch.runtime import Runtime
 
-    from lowbit.formats import executorch
+    from lowbit.formats.executorch.runner import ExecutorchRunner
+
+from lowbit.formats.executorch import writer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def assert_equal(graph: Graph, x: torch.Tensor) -> None:
-    """Every code of every node, and the output, sample by sample."""
+def assert_equal(graph: Graph, x: torch.Tensor | dict[str, torch.Tensor]) -> None:
+    """Every code of every node, and the outputs, sample by sample."""
     kinds = {node.name: node.type for node in graph.nodes if isinstance(node.type, TensorType)}
-    program = executorch.build(graph, outputs=tuple(kinds))
+    program = writer.build(graph, shown=tuple(kinds))
     method = Runtime.get().load_program(program.buffer).load_method("forward")
     network = IntegerNetwork(graph)
-    for sample in x.split(1):
-        output, *carriers = method.execute([sample])
-        assert torch.equal(output, network(sample))
+    x = dict.fromkeys(graph.inputs, x) if isinstance(x, torch.Tensor) else x
+    for parts in zip(*(x[name].split(1) for name in graph.inputs)):
+        sample = dict(zip(graph.inputs, parts))
+        found = method.execute([part.contiguous() for part in parts])
+        results, carriers = found[: len(graph.outputs)], found[len(graph.outputs) :]
+        for result, expected in zip(results, network.outputs(sample).items(), strict=True):
+            assert torch.equal(result, expected[1]), expected[0]
         reference = network.codes(sample)
         for (name, kind), carrier in zip(kinds.items(), carriers, strict=True):
             differ = int((carrier.int() + 128 - kind.carrier_offset != reference[name].int()).sum())
@@ -94,6 +102,58 @@ def test_every_pair_of_codes_of_additions_and_products(scales: tuple[float, floa
     assert_equal(b.graph(), torch.stack([pairs[:, :256], pairs[:, 256:]])[None])
 
 
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(differences())
+def test_differences(b) -> None:
+    assert_equal(b.graph(), over_the_range(b, 20))
+
+
+def test_every_pair_of_codes_of_a_difference() -> None:
+    b = GraphBuilder((256, 256))
+    b.inputs = {"image": b.shape, "other": b.shape}
+    kinds = (TensorType(f32(0.031), 17, 8, False), TensorType(f32(0.0155), -3, 8, True))
+    operands = [b.append(Quantize, name, type=kind) for name, kind in zip(b.inputs, kinds)]
+    b.append(Subtract, *operands, type=TensorType(f32(0.062), 9, 8, False))
+    codes = torch.arange(256.0)
+    a, c = ((codes + kind.qn - kind.zero_point) * kind.scale for kind in kinds)
+    assert_equal(b.graph(), {"image": a.expand(1, 256, 256), "other": c[:, None].expand(1, 256, 256)})
+
+
+@pytest.mark.parametrize("factors", [(3,), (2, 3), (1, 1)])
+def test_upsampling(factors) -> None:
+    b = upsampling(factors)
+    assert_equal(b.graph(), over_the_range(b))
+
+
+def test_upsampling_in_three_dimensions() -> None:
+    b = GraphBuilder((2, 3, 2, 2))
+    b.append(Upsample, b.quantize(5), factors=(2, 1, 3))
+    assert_equal(b.graph(), over_the_range(b))
+
+
+def test_two_inputs_and_two_outputs(tmp_path) -> None:
+    b = two_inputs_and_two_outputs()
+    graph, x = b.graph(), over_the_range(b)
+    assert_equal(graph, x)
+    writer.write(graph, tmp_path / "network.pte")
+    report = compare(IntegerNetwork(graph), tmp_path / "network.pte", [x])
+    assert report.ok, report.text()
+    runner, expected = ExecutorchRunner(tmp_path / "network.pte", graph), IntegerNetwork(graph).outputs(x)
+    for given_in in (x, dict(reversed(x.items()))):
+        found = runner(given_in).outputs
+        assert list(found) == list(graph.outputs)
+        assert all(torch.equal(found[name], expected[name]) for name in graph.outputs)
+    with pytest.raises(LowbitError, match=r"it has 2 outputs, not 1"):
+        ExecutorchRunner(tmp_path / "network.pte", replace(graph, outputs=graph.outputs[:1]))(x)
+
+
+@pytest.mark.parametrize("float_output", [False, True])
+def test_a_linear_layer_over_leading_dimensions(float_output) -> None:
+    b = GraphBuilder((6, 6))
+    b.linear(b.quantize(8), 5, float_output=float_output)
+    assert_equal(b.graph(), b.input(3))
+
+
 @pytest.mark.parametrize("zero", [0, 30])
 def test_maximum_pooling_with_padding(zero) -> None:
     b = GraphBuilder((3, 9, 9))
@@ -106,7 +166,7 @@ def test_writes_a_file_that_the_runtime_loads(tmp_path) -> None:
     b = GraphBuilder((3, 4, 4))
     b.conv(b.quantize(8), 4)
     graph, x = b.graph(), b.input(3)
-    executorch.write(graph, tmp_path / "network.pte")
+    writer.write(graph, tmp_path / "network.pte")
     assert [path.name for path in tmp_path.iterdir()] == ["network.pte"]
     # A loader's images may lie in memory with the channels last.
     report = compare(IntegerNetwork(graph), tmp_path / "network.pte", [x, x.to(memory_format=torch.channels_last)])
@@ -129,15 +189,15 @@ def _one_convolution(**changes) -> Graph:
 def test_refuses_what_it_cannot_write_exactly() -> None:
     lowest = Weight(torch.full((4, 3, 3, 3), -128, dtype=torch.int8), -torch.full((4,), 0.01), 8)
     with pytest.raises(LowbitError, match=r"n1.Convolution.*narrow"):
-        executorch.build(_one_convolution(weight=lowest))
+        writer.build(_one_convolution(weight=lowest))
     with pytest.raises(LowbitError, match=r"n1.Convolution.*bias"):
-        executorch.build(_one_convolution(bias=torch.tensor([1 << 25 | 1, 0, 0, 0], dtype=torch.int32)))
+        writer.build(_one_convolution(bias=torch.tensor([1 << 25 | 1, 0, 0, 0], dtype=torch.int32)))
     with pytest.raises(LowbitError, match=r"n1.Convolution.*256"):
-        executorch.build(_one_convolution(type=TensorType(f32(1e-7), 0, 4, False)))
+        writer.build(_one_convolution(type=TensorType(f32(1e-7), 0, 4, False)))
     b = GraphBuilder((20_000,))  # beyond what two sums hold
     b.linear(b.quantize(8), 2)
     with pytest.raises(LowbitError, match=r"n1.Linear.*float32"):
-        executorch.build(validate(replace(b.graph(), nodes=(b.nodes[0], _heavy(b.nodes[1])))))
+        writer.build(validate(replace(b.graph(), nodes=(b.nodes[0], _heavy(b.nodes[1])))))
 
 
 def _heavy(node):

@@ -6,11 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lowbit.integer.check import validate
-from lowbit.integer.ir import (
+from hypothesis import given, settings
+from tests.format_graphs import differences, over_the_range, two_inputs_and_two_outputs, upsampling
+from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
+
+from lowbit.errors import LowbitError
+from lowbit.integer.graph import Graph, Node, TensorType, Weight
+from lowbit.integer.network import IntegerNetwork
+from lowbit.integer.ops import (
     Add,
     Convolution,
-    Graph,
     Linear,
     Lookup,
     MaxPool,
@@ -20,23 +25,20 @@ from lowbit.integer.ir import (
     Requantize,
     Reshape,
     Slice,
-    TensorType,
-    Weight,
+    Subtract,
 )
-from lowbit.integer.runners import LitertRunner
-from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
-
-from lowbit.errors import LowbitError
-from lowbit.integer.network import IntegerNetwork
+from lowbit.integer.validate import validate
 from lowbit.verification.compare import compare
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
-from lowbit.formats import litert, xnnpack  # noqa: E402
+from lowbit.formats import xnnpack  # noqa: E402
+from lowbit.formats.litert import writer  # noqa: E402
+from lowbit.formats.litert.runner import LitertRunner  # noqa: E402
 
 
-def assert_equal(graph: Graph, x: torch.Tensor, folder) -> None:
-    """Every code of every node, and the output."""
-    litert.write(graph, folder / "network.tflite")
+def assert_equal(graph: Graph, x: torch.Tensor | dict[str, torch.Tensor], folder) -> None:
+    """Every code of every node, and the outputs."""
+    writer.write(graph, folder / "network.tflite")
     report = compare(IntegerNetwork(graph), folder / "network.tflite", [x])
     assert report.ok, report.text()
     assert report.compared == sum(row.compared for row in report.rows)
@@ -104,6 +106,55 @@ def test_every_pair_of_codes_of_additions_and_products(scales, plain, tmp_path) 
     assert_equal(graph, torch.stack([pairs[:, :256], pairs[:, 256:]])[None], tmp_path)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("litert")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(differences())
+def test_differences(folder, b) -> None:
+    assert_equal(b.graph(), over_the_range(b, 40), folder)
+
+
+def test_every_pair_of_codes_of_a_difference(tmp_path) -> None:
+    b = GraphBuilder((256, 256))
+    b.inputs = {"image": b.shape, "other": b.shape}
+    kinds = (TensorType(f32(0.031), 17, 8, False), TensorType(f32(0.0155), -3, 8, True))
+    operands = [b.append(Quantize, name, type=kind) for name, kind in zip(b.inputs, kinds)]
+    b.append(Subtract, *operands, type=TensorType(f32(0.062), 9, 8, False))
+    codes = torch.arange(256.0)
+    a, c = ((codes + kind.qn - kind.zero_point) * kind.scale for kind in kinds)
+    assert_equal(b.graph(), {"image": a.expand(1, 256, 256), "other": c[:, None].expand(1, 256, 256)}, tmp_path)
+
+
+@pytest.mark.parametrize("factors", [(3,), (2, 3), (1, 2), (2, 1), (1, 1), (1,)])
+def test_upsampling(factors, tmp_path) -> None:
+    b = upsampling(factors)
+    assert_equal(b.graph(), over_the_range(b), tmp_path)
+
+
+def test_two_inputs_and_two_outputs(tmp_path) -> None:
+    b = two_inputs_and_two_outputs()
+    graph, x = b.graph(), over_the_range(b)
+    assert_equal(graph, x, tmp_path)
+    runner, expected = LitertRunner(tmp_path / "network.tflite", graph), IntegerNetwork(graph).outputs(x)
+    for given_in in (x, dict(reversed(x.items()))):
+        found = runner(given_in).outputs
+        assert list(found) == list(graph.outputs)
+        assert all(torch.equal(found[name], expected[name]) for name in graph.outputs)
+    renamed = validate(replace(graph, inputs={"second": b.shape, "third": b.shape}, nodes=_renamed(graph, "third")))
+    with pytest.raises(LowbitError, match=r"inputs or outputs differ"):
+        LitertRunner(tmp_path / "network.tflite", renamed)
+    with pytest.raises(LowbitError, match=r"inputs or outputs differ"):
+        LitertRunner(tmp_path / "network.tflite", replace(graph, outputs=graph.outputs[:1]))
+
+
+def _renamed(graph: Graph, name: str) -> tuple[Node, ...]:
+    """The nodes, with the input "first" called by another name."""
+    return tuple(replace(node, inputs=tuple({"first": name}.get(x, x) for x in node.inputs)) for node in graph.nodes)
+
+
 @pytest.mark.parametrize("kind", [Linear, Convolution])
 def test_a_float_output_whose_sum_passes_24_bits(kind, tmp_path) -> None:
     b = GraphBuilder((1300,) if kind is Linear else (1300, 1, 1), seed=2)
@@ -117,7 +168,7 @@ def test_a_float_output_whose_sum_passes_24_bits(kind, tmp_path) -> None:
     nodes = (b.nodes[0], replace(b.nodes[1], weight=Weight(heavy, b.nodes[1].weight.scale, 8)))
     graph = validate(replace(b.graph(), nodes=nodes))
     scale = graph.nodes[0].type.scale
-    ends = torch.randint(250, 260, (5, *graph.input_shape), generator=b.random) * scale
+    ends = torch.randint(250, 260, (5, *graph.inputs["image"]), generator=b.random) * scale
     assert int(IntegerNetwork(graph)(ends).abs().max() / float((scale * b.nodes[1].weight.scale).max())) > 1 << 25
     assert_equal(graph, ends, tmp_path)
 
@@ -136,7 +187,7 @@ def test_the_input_is_divided_not_multiplied(tmp_path) -> None:
 
 def test_the_file_starts_its_buffers_at_multiples_of_16_bytes() -> None:
     b = resnet_like()
-    content = litert.build(b.graph())
+    content = writer.build(b.graph())
     model = schema.Model.GetRootAs(content)
     starts = []
     for place in range(model.BuffersLength()):
@@ -163,22 +214,26 @@ def test_a_bias_that_float32_does_not_hold(tmp_path) -> None:
 def test_refuses_what_it_cannot_write_exactly() -> None:
     lowest = Weight(torch.full((4, 3, 3, 3), -128, dtype=torch.int8), -torch.full((4,), 0.01), 8)
     with pytest.raises(LowbitError, match=r"n1.Convolution.*narrow"):
-        litert.build(_one_convolution(weight=lowest))
+        writer.build(_one_convolution(weight=lowest))
     with pytest.raises(LowbitError, match=r"n1.Convolution.*256"):
-        litert.build(_one_convolution(type=TensorType(f32(1e-7), 0, 4, False)))
+        writer.build(_one_convolution(type=TensorType(f32(1e-7), 0, 4, False)))
     b = GraphBuilder((3, 9, 9))
     b.append(MaxPool, b.quantize(8), kernel=(2, 2), stride=(1, 1), padding=((0, 0),) * 2, dilation=(2, 2))
     with pytest.raises(LowbitError, match=r"n1.MaxPool.*dilation"):
-        litert.build(b.graph())
+        writer.build(b.graph())
+    b = GraphBuilder((5, 5))
+    b.linear(b.quantize(8), 4)
+    with pytest.raises(LowbitError, match=r"n1.Linear.*flat"):
+        writer.build(b.graph())
     b = GraphBuilder((3, 4, 4, 4))
     b.conv(b.quantize(8), 4)
     with pytest.raises(LowbitError, match=r"n0.Quantize.*three"):
-        litert.build(b.graph())
+        writer.build(b.graph())
 
 
 def test_a_file_of_another_network_is_named(tmp_path) -> None:
     path = tmp_path / "network.tflite"
-    litert.write(_one_convolution(), path)
+    writer.write(_one_convolution(), path)
     b = GraphBuilder((3, 4, 4))
     b.conv(b.quantize(8), 5)
     with pytest.raises(LowbitError, match=r"n1.Convolution.*has shape.*export it again"):
@@ -193,7 +248,7 @@ def test_a_file_of_another_network_is_named(tmp_path) -> None:
 
 def test_an_altered_weight_is_found(tmp_path) -> None:
     graph, path = _one_convolution(), tmp_path / "network.tflite"
-    content = litert.build(graph)
+    content = writer.build(graph)
     codes = graph.nodes[1].weight.codes.permute(0, 2, 3, 1).numpy().tobytes()
     assert content.count(codes) == 1
     path.write_bytes(content.replace(codes, codes[:-1] + bytes([(codes[-1] + 5) % 16])))

@@ -1,0 +1,61 @@
+"""Networks that the tests of several formats share: differences, upsampling, and more than one input and output."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from lowbit.integer.graph import TensorType
+from lowbit.integer.ops import Quantize, Reshape, Subtract, Upsample
+from tests.integer_graphs import GraphBuilder, f32
+
+
+@st.composite
+def grids(draw, scales: tuple[float, ...]) -> TensorType:
+    """Any grid of 1 to 8 bits, with any zero point that its byte holds, in or out of the range of its codes."""
+    signed = draw(st.booleans())
+    bits = draw(st.integers(2 if signed else 1, 8))
+    zero = draw(st.integers(0, 255)) - (1 << (bits - 1) if signed else 0)
+    return TensorType(f32(draw(st.sampled_from(scales))), zero, bits, signed, signed and draw(st.booleans()))
+
+
+@st.composite
+def differences(draw) -> GraphBuilder:
+    """Subtract of two inputs on grids of their own: of equal shape, or either of the two per channel; ties included."""
+    shape = draw(st.sampled_from([(7,), (5, 9), (5, 4, 3), (1, 6, 6)]))
+    channels = (shape[0],) + (1,) * (len(shape) - 1)
+    b = GraphBuilder(shape, draw(st.integers(0, 2**16)))
+    first, second = draw(st.sampled_from([(shape, shape), (channels, shape), (shape, channels)]))
+    b.inputs = {"image": first, "other": second}
+    operands = [b.append(Quantize, name, type=draw(grids((0.031, 0.25, 0.0522)))) for name in b.inputs]
+    b.append(Subtract, *operands, type=draw(grids((0.5, 0.071, 0.9))))
+    return b
+
+
+def upsampling(factors: tuple[int, ...], channels: int = 3) -> GraphBuilder:
+    """Upsample of 2, 3, … positions per dimension, between two convolutions."""
+    b = GraphBuilder((2, *range(2, 2 + len(factors))), seed=sum(factors))
+    x = b.conv(b.quantize(8, signed=False, zero=100), channels, bits=4, signed=True, zero=3, narrow=True)
+    b.conv(b.append(Upsample, x, factors=factors), 4, bits=8)
+    return b
+
+
+def two_inputs_and_two_outputs() -> GraphBuilder:
+    """Two inputs of one shape on different grids; as outputs a float one, then codes that a later node takes."""
+    b = GraphBuilder((3, 6, 5), seed=4)
+    b.inputs = {"second": b.shape, "first": b.shape}
+    operands = [b.append(Quantize, name, type=b.grid(1.5, bits, True)) for name, bits in (("first", 8), ("second", 5))]
+    x = b.conv(b.append(Subtract, *operands, type=b.grid(2.0, 8, True, 4)), 8, bits=6, signed=True, zero=-2)
+    b.outputs = (b.linear(b.append(Reshape, x, shape=(-1,)), 4), x)
+    return b
+
+
+def over_the_range(b: GraphBuilder, batch: int = 3) -> dict[str, torch.Tensor]:
+    """Inputs that take every code of what quantizes them, where there is room, and values beyond."""
+    found = {}
+    for node in b.nodes:
+        if isinstance(node, Quantize):
+            y, shape = node.type, (batch, *b.inputs[node.inputs[0]])
+            codes = y.qn - 1.5 + (y.qp - y.qn + 3) * torch.rand(shape, generator=b.random)
+            found[node.inputs[0]] = (codes - y.zero_point) * y.scale
+    return found
