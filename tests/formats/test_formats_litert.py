@@ -26,11 +26,14 @@ from lowbit.integer.ops import (
     Reshape,
     Slice,
     Subtract,
+    Upsample,
 )
 from lowbit.integer.validate import validate
 from lowbit.verification.compare import compare
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+from ai_edge_litert.interpreter import Interpreter, OpResolverType  # noqa: E402
+
 from lowbit.formats import xnnpack  # noqa: E402
 from lowbit.formats.litert import writer  # noqa: E402
 from lowbit.formats.litert.runner import LitertRunner  # noqa: E402
@@ -126,6 +129,23 @@ def test_every_pair_of_codes_of_a_difference(tmp_path) -> None:
     codes = torch.arange(256.0)
     a, c = ((codes + kind.qn - kind.zero_point) * kind.scale for kind in kinds)
     assert_equal(b.graph(), {"image": a.expand(1, 256, 256), "other": c[:, None].expand(1, 256, 256)}, tmp_path)
+
+
+@pytest.mark.parametrize("first", [(5, 1, 1), (5, 4, 3)])
+def test_the_file_states_the_shapes_that_litert_computes(first) -> None:
+    b = GraphBuilder((5, 4, 3))
+    b.inputs = {"image": first, "other": b.shape}
+    operands = [b.append(Quantize, name, type=b.grid(1.5, 8, True)) for name in b.inputs]
+    x = b.append(Subtract, *operands, type=b.grid(2.0, 4, True))
+    b.append(Upsample, b.conv(x, 6), factors=(3, 2))
+    content = writer.build(b.graph())
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # a delegate hides what it computes
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=plain)
+    interpreter.allocate_tensors()
+    (part,) = schema.ModelT.InitFromPackedBuf(content).subgraphs
+    stated = {tensor.name.decode(): list(tensor.shape) for tensor in part.tensors}
+    computed = {each["name"]: each["shape"].tolist() for each in interpreter.get_tensor_details()}
+    assert len(stated) > 30 and stated == {name: computed[name] for name in stated}
 
 
 @pytest.mark.parametrize("factors", [(3,), (2, 3), (1, 2), (2, 1), (1, 1), (1,)])

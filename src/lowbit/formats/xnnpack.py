@@ -1,13 +1,13 @@
 """What ExecuTorch's and LiteRT's files share: the integer graph in the arithmetic of XNNPACK, which runs both.
 
-Codes travel as signed bytes c = code + offset − 128 (offset 2^(bits−1) for signed codes, else 0), and every one of those
-tensors is declared with scale 1: the multipliers that the operations state are the weights' scales, so that XNNPACK's
-requantization multiplier f(f(1 · s_w') / 1) is M itself. The lowest code is the lowest byte, which a narrow range apart
-saturates by itself; what else bounds the codes' range is up to the writer.
+Codes travel as signed bytes c = code + offset − 128 (offset 2^(bits−1) for signed codes, else 0), and every one of
+those tensors is declared with scale 1: the multipliers that the operations state are the weights' scales, so that
+XNNPACK's requantization multiplier f(f(1 · s_w') / 1) is M itself. The lowest code is the lowest byte, which saturates
+by itself unless the range is narrow; what else bounds the codes' range is up to the writer.
 
-What XNNPACK computes in another way than the operations state is written as float32 operators on integers, one rounding each:
-additions (XNNPACK's integer addition rounds its factors to about 21 bits) and products. A float output is a float32 sum of
-integers small enough to be exact.
+What XNNPACK computes in another way than the operations state is written as float32 operators on integers, one rounding
+each: additions (XNNPACK's integer addition rounds its factors to about 21 bits) and products. A float output is a
+float32 sum of integers small enough to be exact.
 """
 
 from __future__ import annotations
@@ -110,16 +110,16 @@ def _folded(node: Node, x: TensorType, codes: Tensor, bias: Tensor | None, **whe
     m = multiplier.single.expand(len(codes)).clone()
     if not bool((m.abs() < _MULTIPLIER_LIMIT).all()):
         raise LowbitError(
-            f"node {node.name!r}: one step of its accumulator is {float(m.abs().max()):g} steps of its output; XNNPACK takes "
-            f"less than {_MULTIPLIER_LIMIT:g}: calibrate the network again"
+            f"node {node.name!r}: one step of its accumulator is {float(m.abs().max()):g} steps of its output; XNNPACK "
+            f"takes less than {_MULTIPLIER_LIMIT:g}: calibrate the network again"
         )
-    # XNNPACK's scales are positive: a negative one (batch-norm with γ < 0) changes the sign of the channel's integers.
+    # XNNPACK's scales are positive: a negative one (batch-norm with γ < 0) changes the sign of a channel's integers.
     sign = m.sign().to(torch.int16)
     signed = codes.to(torch.int16) * sign.reshape(-1, *[1] * (codes.ndim - 1))
     if int(signed.max()) > 127:
         raise LowbitError(
-            f"node {node.name!r}: a channel with a negative scale has the weight code −128, whose negative int8 does not "
-            "hold; train with narrow weights"
+            f"node {node.name!r}: a channel with a negative scale has the weight code −128, whose negative int8 does "
+            "not hold; train with narrow weights"
         )
     return FoldedLayer(signed.to(torch.int8), m.abs(), None if bias is None else bias * sign, **where)
 
@@ -127,9 +127,9 @@ def _folded(node: Node, x: TensorType, codes: Tensor, bias: Tensor | None, **whe
 def float_layer(node: Layer, x: TensorType) -> tuple[list[Summand], Tensor]:
     """The layer's float output as f(f(Σ summands) · scale).
 
-    The partial sums of a summand are exact in float32. There is one summand if the sum stays below 2^24. Otherwise there are
-    two, the codes' multiples of 16 and the rest: sums of multiples of 16 are exact up to 2^28, and adding the two rounds once, as
-    f(n) does.
+    The partial sums of a summand are exact in float32. There is one summand if the sum stays below 2^24. Otherwise
+    there are two, the codes' multiples of 16 and the rest: sums of multiples of 16 are exact up to 2^28, and adding the
+    two rounds once, as f(n) does.
 
     Returns:
         The summands, and the scale: float32 (out,), f(s_x · s_w).
@@ -147,8 +147,8 @@ def float_layer(node: Layer, x: TensorType) -> tuple[list[Summand], Tensor]:
         bound = _reached(part, part_bias, farthest)
         if bound >= _EXACT:
             raise LowbitError(
-                f"node {node.name!r}: the sum behind its float output can reach {factor * bound}, and is made in float32, "
-                f"exactly only below {factor * _EXACT}: give the layer fewer bits"
+                f"node {node.name!r}: the sum behind its float output can reach {factor * bound}, and is made in "
+                f"float32, exactly only below {factor * _EXACT}: give the layer fewer bits"
             )
         summands.append(Summand(part, factor, None if part_bias is None else part_bias * factor))
     return summands, scale
@@ -175,8 +175,9 @@ def table(node: Lookup, x: TensorType) -> Tensor:
 
 
 def plain_factors(node: Add, a: TensorType, b: TensorType) -> list[Tensor] | None:
-    """Float32 factors near s_a / s_y and s_b / s_y for which rint(f(f(x_a · r_a) + f(x_b · r_b))), on codes less their zero
-    points, is the sum that `Add` states for every pair of codes; None where there are none nearby.
+    """Float32 factors near s_a / s_y and s_b / s_y with which float operators give what `Add` states, for all codes.
+
+    They compute rint(f(f(x_a · r_a) + f(x_b · r_b))) of codes less their zero points. None where there are none nearby.
     """
     y, first, second = node.codes_of(), pairs.steps(a)[:, None], pairs.steps(b)[None, :]
 

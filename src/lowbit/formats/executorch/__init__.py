@@ -1,4 +1,4 @@
-"""ExecuTorch for phones: a .pte file whose layers run in XNNPACK's integer kernels, with the codes of the integer reference."""
+"""ExecuTorch for phones: a .pte file that runs in XNNPACK's integer kernels, with the integer reference's codes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """An integer graph as torch operators in the patterns that ExecuTorch's XNNPACK backend knows.
 
-The codes' carriers and the arithmetic are those of `xnnpack`. A hardtanh before each quantization holds the codes' range, which
-XNNPACK would otherwise take to be the whole byte. Changes of grid are float32 operators on integers. An addition for which no
-pair of float32 factors gives the code that `Add` states for every pair of input codes is computed in float64, outside XNNPACK;
-so are tables, by an index. The file takes one sample at a time; its inputs and outputs are those of the graph, in order.
+The codes' carriers and the arithmetic are those of `xnnpack`. A hardtanh before each quantization holds the codes'
+range, which XNNPACK would otherwise take to be the whole byte. Changes of grid are float32 operators on integers. An
+addition for which no pair of float32 factors gives the code that `Add` states for every pair of input codes is computed
+in float64, outside XNNPACK; tables are an index, outside it too. The file takes one sample at a time; its inputs and
+outputs are those of the graph, in order.
 """
 
 from __future__ import annotations
@@ -184,8 +185,8 @@ def _folded_layer(node: Node, x: TensorType, layer: FoldedLayer) -> _Step:
         real = layer.bias.to(torch.float32) * layer.scale
         if not torch.equal(torch.round(real * (1.0 / layer.scale)).to(torch.int32), layer.bias):
             raise LowbitError(
-                f"node {node.name!r}: its bias reaches {int(layer.bias.abs().max())}, which ExecuTorch, where a bias is a "
-                "float32, does not hold exactly; give the layer's input fewer bits"
+                f"node {node.name!r}: its bias reaches {int(layer.bias.abs().max())}, which ExecuTorch, where a bias "
+                "is a float32, does not hold exactly; give the layer's input fewer bits"
             )
         constants["bias"] = real
     same = all(before == after for before, after in layer.padding)
@@ -318,7 +319,8 @@ class _Operators:
     """
 
     def __init__(self, constants: Iterator[Tensor] | None = None) -> None:
-        self._given, self.collected = constants, []
+        self._given = constants
+        self.collected: list[Tensor] = []
 
     def constant(self, value: float) -> Tensor:
         if self._given is not None:

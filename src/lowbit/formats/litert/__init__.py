@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite): a .tflite file whose codes, through the XNNPACK delegate, are those of the integer reference."""
+"""LiteRT (TensorFlow Lite): a .tflite file that has the integer reference's codes through the XNNPACK delegate."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _VERSIONS = {
     Operator.MAX_POOL_2D: 2, Operator.MINIMUM: 2, Operator.MAXIMUM: 2, Operator.CONCATENATION: 2, Operator.PAD: 2,
     Operator.PADV2: 2, Operator.STRIDED_SLICE: 2, Operator.TRANSPOSE: 2, Operator.GATHER: 2,
 }  # fmt: skip
-"""The operators' versions that take signed bytes (and groups, and scales per channel); the others are at their first."""
+"""The operators' versions that take signed bytes (and groups, and scales per channel); others are at their first."""
 _OPTIONS = {Operator.ADD: schema.AddOptionsT, Operator.MUL: schema.MulOptionsT, Operator.DIV: schema.DivOptionsT}
 
 

@@ -1,12 +1,12 @@
 """An integer graph as LiteRT operators on signed bytes.
 
-The codes' carriers and the arithmetic are those of `xnnpack`. LiteRT applies the delegate by default; its other kernels round
-in other ways, so that codes differ by 1 there. Codes of fewer than 8 bits are held in their range by MINIMUM and MAXIMUM on
-bytes. A table is a GATHER; so is an addition for which no pair of float32 factors gives the code that `Add` states for every
-pair of input codes, from a table of all pairs.
+The codes' carriers and the arithmetic are those of `xnnpack`. LiteRT applies the delegate by default; its other
+kernels round in other ways, so that codes differ by 1 there. Codes of fewer than 8 bits are held in their range by
+MINIMUM and MAXIMUM on bytes. A table is a GATHER; so is an addition for which no pair of float32 factors gives the code
+that `Add` states for every pair of input codes, from a table of all pairs.
 
-Inputs and outputs are float32 in the network's own order of axes; in between, channels come last. The batch may be resized.
-The tensor that holds a node's codes carries the node's name; every other name has a colon in it.
+Inputs and outputs are float32 in the network's own order of axes; in between, channels come last. The batch may be
+resized. The tensor that holds a node's codes carries the node's name; every other name has a colon in it.
 """
 
 from __future__ import annotations
