@@ -23,8 +23,6 @@ from lowbit.integer.ops import (
     Requantize,
     Reshape,
     Slice,
-    Subtract,
-    Upsample,
 )
 from lowbit.integer.ops.lookup import lookup_table
 from lowbit.integer.validate import validate
@@ -214,30 +212,4 @@ def every_operation(seed: int = 0, bits: int = 4) -> GraphBuilder:
     x = b.same_range(AveragePool, x, kernel=(2, 2), stride=(1, 1), padding=((1, 0), (0, 1)), zero=3, shrink=1.5)
     x = b.append(Reshape, x, shape=(-1,))
     b.linear(x, 10, weight_bits=bits, per_channel=True)
-    return b
-
-
-def differences(seed: int = 0, bits: int = 8, size: tuple[int, ...] = (5, 6)) -> GraphBuilder:
-    """Subtract of equal shapes and with one operand per channel on either side, of all grids; then nearest upsampling."""
-    b = GraphBuilder((4, *size), seed)
-    q = b.quantize(8, signed=bool(seed % 2), zero=3 * (seed % 5))
-    one = b.conv(q, 6, 1, bits=bits, signed=bool(seed % 3), zero=seed % 4, padding=(0, 0), narrow=bool(seed % 3))
-    other = b.conv(q, 6, 3, bits=max(bits - 1, 2), zero=1)
-    mean = b.same_range(GlobalAveragePool, other, shrink=3, zero=2, signed=bool(seed % 2))
-    for first, second in ((one, other), (other, mean), (mean, one)):
-        spread = sum(t.scale * (t.qp - t.qn) / 3 for t in map(b.type_of, (first, second)))
-        x = b.append(Subtract, first, second, type=b.grid(spread, bits, bool(seed % 2), zero=0 if seed % 2 else 5))
-    x = b.append(Upsample, x, factors=tuple(range(2, 2 + len(size))))
-    b.conv(x, 3, 1, bits=8, padding=(0, 0))
-    return b
-
-
-def two_inputs_two_outputs(seed: int = 0) -> GraphBuilder:
-    """A difference of two images, and classes of it: an output of codes and one of floats."""
-    b = GraphBuilder((3, 6, 6), seed)
-    b.inputs = {"left": (3, 6, 6), "right": (3, 6, 6)}
-    first, second = (b.append(Quantize, name, type=b.grid(1.5, 8, True)) for name in b.inputs)
-    x = b.append(Subtract, first, second, type=b.grid(3, 8, False, zero=120))
-    classes = b.linear(b.append(Reshape, x, shape=(-1,)), 4)
-    b.outputs = (b.conv(x, 5, bits=4), classes)
     return b

@@ -89,7 +89,9 @@ def test_what_a_page_quotes_stands_in_the_file(name):
     assert len(blocks) >= 4
     for block in blocks:
         head, _, quoted = block.partition("\n")
-        assert quoted.rstrip() in (ROOT / head.removeprefix("# ")).read_text(), f"{name}.md quotes {head} as it is no more"
+        assert quoted.rstrip() in (ROOT / head.removeprefix("# ")).read_text(), (
+            f"{name}.md quotes {head} as it is no more"
+        )
 
 
 def test_adding_a_format(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from tests.integer_graphs import every_operation, two_inputs_two_outputs
+from tests.format_graphs import two_inputs_and_two_outputs
+from tests.integer_graphs import every_operation
 
 import lowbit
 from lowbit import LowbitError
@@ -26,12 +27,12 @@ def test_round_trip(bits, tmp_path):
 
 
 def test_the_text_has_the_numbers(tmp_path):
-    b = two_inputs_two_outputs()
+    b = two_inputs_and_two_outputs()
     graph = b.graph()
     path = tmp_path / "network.json"
     format_json.write(graph, path)
     content = json.loads(path.read_text())
-    assert content["lowbit"] == 2 and content["graph"]["inputs"] == {"left": [3, 6, 6], "right": [3, 6, 6]}
+    assert content["lowbit"] == 2 and content["graph"]["inputs"] == {"second": [3, 6, 5], "first": [3, 6, 5]}
     layer = next(node for node in graph.nodes if hasattr(node, "weight"))
     stored = content["tensors"][f"{layer.name}:weight"]
     codes = torch.tensor(stored["values"]).reshape(stored["shape"] or -1) - 2 ** (layer.weight.bits - 1)

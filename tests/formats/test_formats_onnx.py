@@ -12,15 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
+from tests.format_graphs import differences, over_the_range, two_inputs_and_two_outputs, upsampling
 from tests.integer_graphs import (
     GraphBuilder,
     all_pairs_of_bytes,
-    differences,
     every_operation,
     f32,
     nearly,
     resnet_like,
-    two_inputs_two_outputs,
 )
 
 from lowbit.errors import LowbitError
@@ -126,16 +125,24 @@ def test_add_and_multiply(path, seed, signed, output_signed, zero, channelwise, 
     check(b, path, batch=4)
 
 
-@settings(SETTINGS, max_examples=40)
-@given(st.integers(0, 2**16), st.integers(2, 8), st.sampled_from([(7,), (5, 6), (3, 4, 2)]))
-def test_subtract_and_upsample(path, seed, bits, size):
-    check(differences(seed, bits, size), path)
+@settings(SETTINGS, max_examples=60)
+@given(differences())
+def test_differences(path, b):
+    network = IntegerNetwork(b.graph())
+    plain.write(network.graph, path)
+    report = compare(network, path, [over_the_range(b)])
+    assert report.ok, report.text()
+
+
+@pytest.mark.parametrize("factors", [(3,), (2, 3), (1, 1), (2, 1, 3)])
+def test_upsampling(path, factors):
+    check(upsampling(factors), path)
 
 
 def test_two_inputs_and_two_outputs(path):
-    b = two_inputs_two_outputs()
+    b = two_inputs_and_two_outputs()
     report = check(b, path, batch=3)
-    assert [row.name for row in report.rows if row.is_float] == [b.outputs[1]] and report.samples == 3
+    assert [row.name for row in report.rows if row.is_float] == [b.outputs[0]] and report.samples == 3
     changed = IntegerNetwork(replace(b.graph(), outputs=b.outputs[::-1]))
     with pytest.raises(LowbitError, match="not exported from this network"):
         compare(changed, path, [b.input(1)])

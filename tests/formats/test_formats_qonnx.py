@@ -9,17 +9,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from tests.format_graphs import differences, over_the_range, two_inputs_and_two_outputs, upsampling
 from tests.integer_graphs import (
     GraphBuilder,
     all_pairs_of_bytes,
-    differences,
     every_operation,
     f32,
     nearly,
     resnet_like,
-    two_inputs_two_outputs,
 )
 
 import lowbit
@@ -90,15 +90,22 @@ def test_residual_networks_equal_the_reference(seed):
     assert_equal(graph, x, values(graph, x))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_subtract_and_upsample_equal_the_reference(seed):
-    b = differences(seed, 3 + seed)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(differences())
+def test_differences(tmp_path_factory, b):
+    folder = tmp_path_factory.mktemp("differences", numbered=True)
+    assert lowbit.export(IntegerNetwork(b.graph()), folder / "d.onnx", "qonnx", batches=[over_the_range(b)]).ok
+
+
+@pytest.mark.parametrize("factors", [(3,), (2, 3), (2, 1, 3)])
+def test_upsampling_equals_the_reference(factors):
+    b = upsampling(factors)
     graph, x = b.graph(), b.input(2)
     assert_equal(graph, x, values(graph, x))
 
 
 def test_two_inputs_and_two_outputs(tmp_path):
-    b = two_inputs_two_outputs()
+    b = two_inputs_and_two_outputs()
     report = lowbit.export(IntegerNetwork(b.graph()), tmp_path / "two.onnx", "qonnx", batches=[b.input(3)])
     assert report.ok and report.compared == sum(row.compared for row in report.rows)
 

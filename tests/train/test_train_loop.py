@@ -132,7 +132,9 @@ def test_batchnorm_reestimation_reports_both_and_keeps_as_told(low_bit: TrainCon
 
 def test_distillation_trains_with_the_teachers_probabilities(low_bit: TrainConfig, tmp_path: Path) -> None:
     """The same run by labels alone ends elsewhere."""
-    runs = {task: replace(low_bit, task=task, epochs=1, output=str(tmp_path / task)) for task in ("classify", "distill")}
+    runs = {
+        task: replace(low_bit, task=task, epochs=1, output=str(tmp_path / task)) for task in ("classify", "distill")
+    }
     accuracy = {task: run(config).best_accuracy for task, config in runs.items()}
     assert min(accuracy.values()) > 80
     plain, distilled = (weights(config.output) for config in runs.values())
