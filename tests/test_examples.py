@@ -53,7 +53,7 @@ def test_huggingface_trainer(tmp_path):
     quantizers = [quantizer for _, quantizer in lowbit.quantizers(again)]
     assert all(quantizer.started for quantizer in quantizers)
     assert any(quantizer.shared for quantizer in quantizers)  # the ResNet's shortcut and its first layer share an input
-    assert all(not torch.equal(quantizer.step, quantizer.start_step) for quantizer in quantizers)
+    assert all(not torch.equal(quantizer.step, quantizer.initial_step) for quantizer in quantizers)
     evaluated = module.trainer(again, tmp_path / "again", epochs=1).evaluate()
     assert evaluated["eval_accuracy"] > 0.85
     # The optimizer of the example's comment: no step is decayed. Trainer's own, asked to decay, decays them all.

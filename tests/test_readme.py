@@ -44,7 +44,7 @@ def test_the_training_loop_works_as_printed(blocks, tmp_path, monkeypatch):
     # The loop learned: training without it would leave every step where it started.
     steps = [quantizer for _, quantizer in lowbit.quantizers(quantized)]
     assert len(steps) == 8
-    assert all(not torch.equal(quantizer.step, quantizer.start_step) for quantizer in steps)
+    assert all(not torch.equal(quantizer.step, quantizer.initial_step) for quantizer in steps)
 
 
 def test_the_loop_has_fifteen_lines(blocks):

@@ -15,7 +15,7 @@ from lowbit.qat.oscillation import OscillationFreezer, dampening_loss
 from lowbit.qat.prepare import prepare
 from lowbit.qat.summary import layer_table, model_size_bits
 from lowbit.qat.training import attach, parameter_groups, set_progress, snap_offsets
-from lowbit.quantizer.fake_quantize import fake_quantize
+from lowbit.quantizer.functional import fake_quantize
 from lowbit.quantizer.methods import METHODS, Method
 from lowbit.quantizer.module import Quantizer
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lowbit import METHODS, LowbitError, Quantizer
 from lowbit.grid import Grid
-from lowbit.quantizer.init import Statistics, least_squares_init
+from lowbit.quantizer.initialization import Statistics, least_squares_init
 from lowbit.quantizer.methods import lsq_plus
 
 
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_grid_is_refused():
 @pytest.mark.parametrize("convert", [lambda q: q.half(), lambda q: q.to(torch.bfloat16), lambda q: q.double()])
 def test_state_stays_float32(convert):
     quantizer = convert(started(method=lsq_plus(4).for_activations))
-    assert {t.dtype for t in (*quantizer.parameters(), quantizer.start_step)} == {torch.float32}
+    assert {t.dtype for t in (*quantizer.parameters(), quantizer.initial_step)} == {torch.float32}
 
 
 def test_works_under_autocast():

@@ -8,12 +8,13 @@ submodules, `weight_quantizer` and `input_quantizer` (an `nn.Identity` where a s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
-from lowbit.layers.product import Convolution, Linear, product
+from lowbit.layers.product import product
 from lowbit.layers.rules import Setting
 from lowbit.quantizer.module import Quantizer
 
@@ -28,6 +29,18 @@ class QuantizedLayer(nn.Module):
         None  # in an integer-only network: a function of the layer that gives its bias on the accumulator's grid
     )
 
+    def forward(self, input: Tensor, *options: Any) -> Tensor:
+        # One sample without a batch dimension gets one, which the quantizer expects.
+        batched = input.dim() >= self.weight.dim()
+        x_hat = self.input_quantizer(input if batched else input[None])
+        w_hat = self.weight_quantizer(self.weight)
+        y = product(self.compute, x_hat, w_hat, self.used_bias(), *options)
+        return y if batched else y[0]
+
+    def compute(self, x: Tensor, w: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+        """The float layer's computation with x and w in place of its input and weight."""
+        raise NotImplementedError
+
     def used_bias(self) -> Tensor | None:
         """The bias that the layer computes with."""
         if self.bias is None or self.bias_rounding is None or not getattr(self.input_quantizer, "started", False):
@@ -35,19 +48,9 @@ class QuantizedLayer(nn.Module):
         return self.bias_rounding(self)
 
 
-class _Linear(QuantizedLayer, nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return _batched(lambda x: product(Linear(), x, self, self.used_bias()), input, 2)
-
-
 class _Convolution(QuantizedLayer):
-    def forward(self, input: Tensor) -> Tensor:
-        return _batched(self._convolve, input, self.weight.dim())
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            return product(Convolution(self), x, self, self.used_bias())
-        return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.used_bias())
+    def compute(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, w, bias)
 
 
 class _TransposedConvolution(QuantizedLayer):
@@ -56,17 +59,16 @@ class _TransposedConvolution(QuantizedLayer):
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
         )
-        operation = Convolution(self, output_padding)
-        return _batched(lambda x: product(operation, x, self, self.bias), input, self.weight.dim())
+        return super().forward(input, output_padding)
+
+    def compute(self, x: Tensor, w: Tensor, bias: Tensor | None, output_padding: list[int]) -> Tensor:
+        convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(self.kernel_size)]
+        return convolve(x, w, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
 
 
-def _batched(function: Callable[[Tensor], Tensor], input: Tensor, dimensions: int) -> Tensor:
-    """function(input); one sample without a batch dimension gets one, which the quantizer expects."""
-    return function(input) if input.dim() >= dimensions else function(input[None])[0]
-
-
-class QuantizedLinear(_Linear):
-    pass
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    def compute(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, w, bias)
 
 
 class QuantizedConv1d(_Convolution, nn.Conv1d):

@@ -48,7 +48,6 @@ from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import trace as t
 from lowbit.lowering.folding import ALONE_CODE, fold, fold_alone
 from lowbit.lowering.placement import folds_into
-from lowbit.quantizer.fake_quantize import round_to_grid
 from lowbit.quantizer.module import Quantizer
 
 
@@ -643,13 +642,7 @@ def _type_of(quantizer: Quantizer) -> TensorType:
 
 def _weight_codes(layer: QuantizedLayer) -> Tensor:
     """The weight's codes, int8 in its own shape."""
-    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
-    step = quantizer.step_for(weight)
-    with torch.no_grad():
-        x_hat = quantizer(weight)
-    x_hat = x_hat if quantizer.view is None else x_hat.reshape(quantizer.view)
-    codes = round_to_grid((x_hat / step).clamp(quantizer.grid.qn, quantizer.grid.qp), quantizer.grid)
-    return codes.reshape(weight.shape).to(torch.int8).cpu()
+    return layer.weight_quantizer.codes(layer.weight).to(torch.int8).cpu()
 
 
 def _int32(where: str, bias: Tensor) -> Tensor:
@@ -700,6 +693,4 @@ def trained_runner(model: fx.GraphModule, graph: Graph, traced: Mapping[str, Tra
 
 
 def _codes_of(quantizer: Quantizer, x: Tensor) -> Tensor:
-    zero_point = quantizer.zero_point
-    codes = (quantizer(x).float() / quantizer.step + zero_point).round()
-    return codes.to(torch.int32)
+    return quantizer.codes(x)

@@ -1,4 +1,4 @@
-"""Starting every quantizer from data."""
+"""Initialization of every quantizer from data."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
 from lowbit.layers.sites import Site, input_sites, quantized_layers
 from lowbit.processes import agreed
-from lowbit.quantizer.init import Statistics
+from lowbit.quantizer.initialization import Statistics, find_initial
 from lowbit.quantizer.module import Quantizer
 
 
 def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
-    """Start every quantizer that has no step yet, in place; returns the model.
+    """Initialize every quantizer that has no step yet, in place; returns the model.
 
-    Weight quantizers start from their weights, input quantizers from what the float network (batch-norm in evaluation
-    mode) feeds its layers on the batches. Layers that take the same tensor, with the same setting, get one quantizer
-    between them. With several processes each gives its own batches and all start equal, from all the data. When an
-    error is raised, no quantizer has been started.
+    Weight quantizers are initialized from their weights, input quantizers from what the float network (batch-norm in
+    evaluation mode) feeds its layers on the batches. Layers that take the same tensor, with the same setting, get one
+    quantizer between them. With several processes each gives its own batches, and all get the same steps, from all the
+    data. When an error is raised, no quantizer has been initialized.
 
     Args:
         model: what `lowbit.prepare` returned.
@@ -40,10 +40,10 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     if isinstance(batches, Tensor):
         raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")
     waiting = [site for site in sites if not site.quantizer.started]
-    plans = []
+    found = []
     for layer in layers.values():
         if isinstance(layer.weight_quantizer, Quantizer) and not layer.weight_quantizer.started:
-            plans.append((layer.weight_quantizer, layer.weight_quantizer.plan_start(layer.weight)))
+            found.append((layer.weight_quantizer, find_initial(layer.weight_quantizer, layer.weight)))
 
     shared: list[list[Site]] = []
     if waiting:
@@ -53,10 +53,10 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         for observer in observers.values():
             observer.statistics.synchronise()
         with agreed():
-            plans += [(quantizer, quantizer.plan_start(o.statistics)) for quantizer, o in observers.items()]
+            found += [(quantizer, find_initial(quantizer, o.statistics)) for quantizer, o in observers.items()]
 
-    for quantizer, plan in plans:
-        quantizer.apply_start(*plan)
+    for quantizer, initial in found:
+        quantizer.initialize(initial)
     number = max((site.quantizer.shared for site in sites), default=0)
     for group in shared:
         number += 1

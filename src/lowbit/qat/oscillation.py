@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lowbit.errors import LowbitError
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.sites import quantized_layers
-from lowbit.quantizer.fake_quantize import round_to_grid
+from lowbit.quantizer.functional import round_to_grid
 from lowbit.quantizer.module import Quantizer
 
 
@@ -21,10 +21,9 @@ def dampening_loss(model: nn.Module) -> Tensor:
     terms = []
     for layer in _learned(model):
         quantizer = layer.weight_quantizer
-        step = quantizer.step_for(layer.weight)
+        step, w = quantizer.step_for(layer.weight), quantizer.transform(layer.weight)
         low, high = step * quantizer.grid.qn, step * quantizer.grid.qp
-        w = quantizer._prepared(layer.weight)
-        w_hat = round_to_grid((w.detach() / step).clamp(quantizer.grid.qn, quantizer.grid.qp), quantizer.grid) * step
+        w_hat = quantizer.codes(layer.weight).reshape(w.shape) * step
         terms.append((w_hat - w.clamp(low, high)).square().sum())
     if not terms:
         raise LowbitError("the model has no quantized weights to dampen")
@@ -39,7 +38,7 @@ class OscillationFreezer:
     frozen at the running average of its codes, rounded.
 
     Args:
-        model: a prepared and started network.
+        model: a prepared and calibrated network.
         optimizer: the optimizer that trains it.
         threshold: frequency (oscillations per step) above which an element freezes; may be lowered during training.
         memory: of the running averages.
@@ -107,11 +106,11 @@ class OscillationFreezer:
         }
 
     @staticmethod
-    @torch.no_grad()
     def _codes(layer: QuantizedLayer) -> Tensor:
+        """The weight's codes in the shape in which it is quantized."""
         quantizer = layer.weight_quantizer
-        v = quantizer._prepared(layer.weight) / quantizer.step_for(layer.weight)
-        return round_to_grid(v.clamp(quantizer.grid.qn, quantizer.grid.qp), quantizer.grid)
+        codes = quantizer.codes(layer.weight).float()
+        return codes if quantizer.view is None else codes.reshape(quantizer.view)
 
     @staticmethod
     def _nearest(layer: QuantizedLayer, average: Tensor) -> Tensor:

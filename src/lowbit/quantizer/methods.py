@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.grid import Grid
-from lowbit.quantizer.init import (
+from lowbit.quantizer.initialization import (
     Init,
     least_squares_init,
     lsq_init,

@@ -11,8 +11,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lowbit.quantizer.module import Quantizer
-
 
 def stages(model: nn.Module) -> list[nn.Module]:
     """The blocks that a network is a sequence of: the members of its top-level `Sequential`s and `ModuleList`s."""
@@ -47,23 +45,14 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
 
 @contextmanager
 def _pass(stage: nn.Module, *, again: bool = False) -> Iterator[None]:
-    """Around a pass through a stage: each must do what the other does, and batch-norm count its batch once.
-
-    An input that two layers share is quantized for each: whether it is still there for the second one depends on who
-    keeps tensors, which differs between the passes.
-    """
-    sharing = [m for m in stage.modules() if isinstance(m, Quantizer) and m._is_shared]
+    """Around a pass through a stage: batch-norm counts its batch once."""
     norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for quantizer in sharing:
-        quantizer._is_shared = False
     for norm in norms if again else ():
         norm.momentum = 0.0  # what is tracked stays, to the bit
     try:
         yield
     finally:
-        for quantizer in sharing:
-            quantizer._is_shared = True
         for norm, (momentum, count) in zip(norms, before) if again else ():
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)

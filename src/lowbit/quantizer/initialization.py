@@ -1,8 +1,8 @@
-"""Where step and offset start.
+"""The values from which grid, step and offset are learned on: what is observed, and the rules that find them from it.
 
-A starting rule is a function `(statistics, grid, offset: bool) -> (step, offset)`; it returns float32 tensors with one
-entry per step ("row"). `Statistics` is all it may look at, gathered over one tensor (weights) or over batches
-(activations), and over all processes.
+A rule is a function `(statistics, grid, offset: bool) -> (step, offset)`; it returns float32 tensors with one entry per
+step. `Statistics` is all it may look at, gathered over one tensor (weights) or over batches (activations), and over all
+processes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lowbit.errors import LowbitError
 from lowbit.grid import Grid
+
+if TYPE_CHECKING:
+    from lowbit.quantizer.module import Quantizer
 
 Init = Callable[["Statistics", Grid, bool], tuple[Tensor, Tensor]]
 
@@ -23,20 +28,20 @@ _SAMPLE_PER_BATCH = 4096
 
 
 class Statistics:
-    """Range, mean absolute value, moments and a sample of data, per row of elements that share a step.
+    """Range, mean absolute value, moments and a sample of data, for each group of elements that share a step.
 
     Args:
-        step_shape: the step's shape, which broadcasts against the data; () is one row.
+        step_shape: the step's shape, which broadcasts against the data; () is one group.
         moments: also gather mean and standard deviation.
 
-    `low`, `high`, `mean_abs`, `mean`, `std` have one entry per row; `sample` is [rows, m].
+    `low`, `high`, `mean_abs`, `mean`, `std` have one entry per group; `sample` is [groups, m].
     """
 
     def __init__(self, step_shape: Sequence[int] = (), moments: bool = False) -> None:
         self.step_shape = tuple(step_shape)
         self.moments = moments
         self.count = 0
-        self._sums: Tensor | None = None  # [3, rows]: |x|, x, x²
+        self._sums: Tensor | None = None  # [3, groups]: |x|, x, x²
         self.low: Tensor | None = None
         self.high: Tensor | None = None
         self._samples: list[Tensor] = []
@@ -52,21 +57,21 @@ class Statistics:
     def update(self, x: Tensor) -> None:
         """Add the elements of one tensor."""
         x = x.detach().float()
-        # One row is reduced as it lies in memory; as a matrix, another layout than the contiguous one would be copied.
+        # One group is reduced as it lies in memory; as a matrix, another order than the contiguous one would be copied.
         one = math.prod(self.step_shape) == 1
-        rows = x if one else _rows(x, self.step_shape)
+        groups = x if one else _groups(x, self.step_shape)
         over = None if one else 1
 
         def total(each: Tensor) -> Tensor:
             return each.sum(over).reshape(-1)
 
-        low, high = (reduce(rows, () if one else 1).reshape(-1) for reduce in (torch.amin, torch.amax))
+        low, high = (reduce(groups, () if one else 1).reshape(-1) for reduce in (torch.amin, torch.amax))
         sums = torch.zeros(3, len(low), dtype=torch.float64, device=x.device)
-        sums[0] = total(rows.abs())  # not a norm, whose plain running sum is off by 5e-5 after a million elements
+        sums[0] = total(groups.abs())  # not a norm, whose plain running sum is off by 5e-5 after a million elements
         if self.moments:
-            sums[1] = total(rows)
-            sums[2] = total(rows.double().square())
-        self._samples.append(_sample(rows, len(low)))
+            sums[1] = total(groups)
+            sums[2] = total(groups.double().square())
+        self._samples.append(_sample(groups, len(low)))
         if self._sums is None:
             self._sums, self.low, self.high = sums, low, high
         else:
@@ -116,6 +121,59 @@ class Statistics:
         return torch.cat(self._samples, dim=1)
 
 
+class Initial(NamedTuple):
+    """What a quantizer is initialized with; step and offset have the step's shape."""
+
+    grid: Grid
+    uses_offset: bool
+    step: Tensor
+    offset: Tensor
+
+
+def find_initial(quantizer: Quantizer, data: Tensor | Statistics) -> Initial:
+    """Grid, step and offset for the data, by the rule of the quantizer's method; the quantizer stays as it is.
+
+    Raises:
+        LowbitError: the data is empty, holds NaN or infinity, or is all zero, so that no step can be found.
+    """
+    name, method = quantizer.name, quantizer.method
+    if isinstance(data, Tensor):
+        if data.numel() == 0:
+            raise LowbitError(f"{name} is empty: there is nothing to quantize; skip the layer by a rule")
+        statistics = Statistics.of(quantizer.transform(data.detach()), quantizer.raw_step.shape)
+    else:
+        statistics = data
+    if not bool(torch.isfinite(statistics.low).all() and torch.isfinite(statistics.high).all()):
+        raise LowbitError(
+            f"{name} holds NaN or infinity: look for it in the network's weights and in the calibration data"
+        )
+    if not bool((statistics.max_abs > 0).any()):
+        raise LowbitError(
+            f"{name} is all zero: no step can be found from it; give calibration data that reaches it, start from a "
+            "trained network (a batch-norm that starts with γ = 0 makes zeros), or skip the layer by a rule"
+        )
+    negative = bool((statistics.low < 0).any())
+    uses_offset = method.offset == "always" or (method.offset == "negative" and negative)
+    signed = next(s for s in (quantizer.signed, method.signed, negative and not uses_offset) if s is not None)
+    grid = Grid(quantizer.bits, signed, quantizer.narrow and signed and quantizer.bits > 1)
+    if not signed and not uses_offset and not bool((statistics.high > 0).any()):
+        raise LowbitError(
+            f"{name}: an unsigned grid without offset holds none of its data, which is all negative: use a signed grid"
+        )
+    step, offset = method.init(statistics, grid, uses_offset)
+    # Beyond these the step's bounds, a factor 1024 away, would leave float32.
+    usable = (step > 2.0**-100) & (step < 2.0**100)
+    if not bool(usable.any()):
+        raise LowbitError(
+            f"{name}: no positive step for the {grid} grid fits data in [{float(statistics.low.min()):.4g}, "
+            f"{float(statistics.high.max()):.4g}]; use a grid with the data's sign, or skip the layer by a rule"
+        )
+    # A channel that is all zero (pruned) takes any step; the others' mean keeps it alive if it grows back.
+    step = torch.where(usable, step, step[usable].mean())
+    shape = quantizer.raw_step.shape
+    return Initial(grid, uses_offset, step.reshape(shape), offset.reshape(shape))
+
+
 def lsq_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
     """s = 2·mean|x| / sqrt(qp), β = 0 (LSQ, §2.1)."""
     step = 2 * statistics.mean_abs / math.sqrt(grid.qp)
@@ -146,8 +204,8 @@ def least_squares_init(statistics: Statistics, grid: Grid, offset: bool) -> tupl
     cannot diverge, and needs no learning rate.
     """
     found = [
-        _search(row, float(low), float(high), grid, offset)
-        for row, low, high in zip(statistics.sample, statistics.low, statistics.high)
+        _search(group, float(low), float(high), grid, offset)
+        for group, low, high in zip(statistics.sample, statistics.low, statistics.high)
     ]
     step, beta = torch.tensor(found, dtype=torch.float32, device=statistics.high.device).unbind(1)
     return step, beta
@@ -200,25 +258,25 @@ def _error(x: Tensor, step: Tensor, beta: Tensor, grid: Grid) -> Tensor:
     return ((index * grid.spacing + grid.qn) * step + beta - x).square_().mean(dim=1)
 
 
-def _rows(x: Tensor, step_shape: Sequence[int]) -> Tensor:
-    """x as [rows, elements]: the dimensions along which the step varies come first."""
+def _groups(x: Tensor, step_shape: Sequence[int]) -> Tensor:
+    """x as [groups, elements]: the dimensions along which the step varies come first."""
     aligned = (1,) * (x.dim() - len(step_shape)) + tuple(step_shape)
     kept = [dim for dim, size in enumerate(aligned) if size > 1]
     shared = [dim for dim, size in enumerate(aligned) if size == 1]
     return x.permute(kept + shared).reshape(math.prod(step_shape), -1) if kept else x.reshape(1, -1)
 
 
-def _sample(rows: Tensor, number: int) -> Tensor:
-    """[number, m]: a few thousand elements of each row, the same ones for the same size (no random state is touched).
+def _sample(groups: Tensor, number: int) -> Tensor:
+    """[number, m]: a few thousand elements of each group, the same ones for the same size (no random state is touched).
 
-    `rows` is [number, elements], or any shape where it is one row.
+    `groups` is [number, elements], or any shape where it is one group.
     """
-    count = rows.numel() // number
+    count = groups.numel() // number
     if count <= _SAMPLE_PER_BATCH:
-        return rows.reshape(number, count).clone()
+        return groups.reshape(number, count).clone()
     if number > 1:
-        return rows[:, _places((count,))[0].to(rows.device)]
-    return rows[tuple(place.to(rows.device) for place in _places(tuple(rows.shape)))][None]
+        return groups[:, _places((count,))[0].to(groups.device)]
+    return groups[tuple(place.to(groups.device) for place in _places(tuple(groups.shape)))][None]
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,322 @@
+"""The quantizer itself: one forward and one backward for every method.
+
+    v = (x − β) / s      c = clip(v, qn, qp)      q = round_half_even(c)      x̂ = s·q + β          (methods.md §1)
+
+With G = ∂L/∂x̂ arriving, "inside" meaning qn < v < qp, and a method giving slope d, pull and `inside_step`:
+
+    ∂L/∂x = G · [inside] · d(c) · pull(c − q, G)
+    ∂L/∂s = g · Σ G · (inside_step(q, v, d) if inside; qn if v ≤ qn; qp if v ≥ qp)
+    ∂L/∂β = g · Σ G · [not inside]                         (LSQ+, Eq. 6)
+
+The sums run over the elements that share the step. Arithmetic is float32, or float64 for a float64 input, whatever the
+input's type; the result has the input's type. Between forward and backward only x, s and β are kept: the rest is
+elementwise and cheaper to compute again than to store.
+
+`values` and `gradients` are the whole mathematics. They run as they stand, inside a compiled network, or fused into one
+kernel each (`kernels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowbit.errors import LowbitError
+from lowbit.grid import Grid
+from lowbit.quantizer import kernels
+from lowbit.quantizer.methods import Method, get_method
+from lowbit.quantizer.step import elements_sharing
+
+Bound = Tensor | float
+
+_counted = cache(elements_sharing)
+
+
+class Parameters(NamedTuple):
+    """The tensors that a quantizer computes with besides its input.
+
+    Attributes:
+        step: s, as it is learned.
+        initial_step: the value around which the step is bounded, or None to take the step as it is.
+        offset: β, or None for zero.
+        slope: the parameter of the method's slope.
+        slope_norm: the factor that goes with that parameter.
+        pull: the parameter of the method's pull.
+    """
+
+    step: Tensor
+    initial_step: Tensor | None
+    offset: Tensor | None
+    slope: Tensor | None
+    slope_norm: Tensor | None
+    pull: Tensor | None
+
+    def bounded(self) -> Parameters:
+        """The same with the step within its bounds.
+
+        It comes before any loop over x, because a compiler would put the computation of the bounds into that loop.
+        """
+        if self.initial_step is None:
+            return self
+        return self._replace(step=bounded_step(self.step, self.initial_step), initial_step=None)
+
+
+class Settings(NamedTuple):
+    """What a quantizer computes with that is not a tensor.
+
+    Attributes:
+        grid: the integers that codes are taken from.
+        method: the method, for its gradients.
+        sharing: N, the number of elements that share a step.
+        view: the shape in which x is quantized, or None for its own.
+    """
+
+    grid: Grid
+    method: Method
+    sharing: int
+    view: tuple[int, ...] | None
+
+    @classmethod
+    def of(
+        cls,
+        shape: torch.Size,
+        parameters: Parameters,
+        grid: Grid,
+        method: Method,
+        *,
+        batch_dim: int | None = None,
+        view: tuple[int, ...] | None = None,
+    ) -> Settings:
+        """The settings for an input of that shape.
+
+        Raises:
+            LowbitError: a step or offset that does not broadcast against the input, or no such batch dimension.
+        """
+        count = elements_sharing if torch.compiler.is_compiling() else _counted  # a compiler's sizes may be symbols
+        step, offset = parameters.step, parameters.offset
+        shape = shape if view is None else view
+        sharing = count(shape, step.shape, batch_dim)
+        if offset is not None and offset.shape != step.shape:
+            count(shape, offset.shape, batch_dim)
+        return cls(grid, method, sharing, view)
+
+    def viewed(self, x: Tensor) -> Tensor:
+        """x in the shape in which it is quantized."""
+        return x if self.view is None else x.reshape(self.view)
+
+
+def fake_quantize(
+    x: Tensor,
+    step: Tensor,
+    grid: Grid,
+    *,
+    offset: Tensor | None = None,
+    method: str | Method = "lsq",
+    batch_dim: int | None = None,
+) -> Tensor:
+    """x̂ = s·round(clip((x − β)/s, qn, qp)) + β, with the gradients of `method` for x, step and offset.
+
+    Args:
+        x: any floating-point tensor.
+        step: s > 0 (not checked, because that would wait for the device), a tensor whose shape broadcasts against x;
+            a scalar is one step per tensor.
+        grid: the integers there are.
+        offset: β, of the step's shape; None is zero.
+        method: a name in `lowbit.METHODS`, or a `Method`. Its rounding and its step gradient are used. What a method
+            does otherwise is the `Quantizer`'s: its initialization, its range and transform of weights (PACT, DoReFa,
+            min-max), and its other method for activations (`Method.activations`).
+        batch_dim: the dimension of x that is not counted in N, the number of elements that share a step. Give it for
+            activations, leave it None for weights.
+
+    Raises:
+        LowbitError: x is not a floating-point tensor, an unknown method, a step or offset that does not broadcast
+            against x, no such batch dimension.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise LowbitError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    for name, value in (("step", step), ("offset", offset)):
+        if not isinstance(value, Tensor) and not (name == "offset" and value is None):
+            raise LowbitError(f"{name} must be a tensor, got {type(value).__name__}: torch.tensor({value}) is one")
+    method = get_method(method)
+    slope = None if method.slope is None else step.new_tensor(method.slope.value)
+    norm = None if slope is None else method.slope.norm_of(slope)
+    pull = None if method.pull is None else step.new_tensor(method.pull.value)
+    parameters = Parameters(step, None, offset, slope, norm, pull)
+    return FakeQuantize.apply(x, *parameters, Settings.of(x.shape, parameters, grid, method, batch_dim=batch_dim))
+
+
+class FakeQuantize(torch.autograd.Function):
+    """x̂ of (x, *parameters, settings), by `values`; the gradients of x, step and offset, by `gradients`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *arguments: Tensor | Settings | None) -> Tensor:
+        *parameters, settings = arguments
+        ctx.save_for_backward(x, *parameters)
+        ctx.settings = settings
+        step, _, offset, *_ = Parameters(*parameters).bounded()
+        viewed, grid = settings.viewed(x), settings.grid
+        x_hat = kernels.fused_values(values, viewed, step, offset, grid)
+        if x_hat is None:
+            x_hat = values(viewed, step, offset, grid.qn, grid.qp, grid=grid)
+        # A copy, because autograd lets nobody change a view that one of its functions returns.
+        return x_hat if settings.view is None else x_hat.reshape(x.shape).clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = _unpacked(ctx)
+        (grid, method, sharing, _), shape = ctx.settings, x.shape
+        learned = method.step_gradient is not None
+        wants_x, wants_step, _, wants_offset, *_ = ctx.needs_input_grad
+        wanted = (wants_x, learned and wants_step, learned and wants_offset)
+        g = method.step_gradient.scale(sharing, grid.qp) if learned else 1.0
+        x, gradient = ctx.settings.viewed(x), ctx.settings.viewed(gradient)
+        step, _, *others = Parameters(*parameters).bounded()
+        found = kernels.fused_gradients(gradients, x, step, *others, gradient, g, grid, method, wanted)
+        if found is None:
+            found = gradients(
+                x, step, *others, gradient, g, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
+                total=lambda each: each.sum_to_size(step.shape),
+            )  # fmt: skip
+        grad_x, grad_step, grad_offset = found
+        grad_x = None if grad_x is None else grad_x.reshape(shape)
+        return grad_x, *Parameters(grad_step, None, grad_offset, None, None, None), None
+
+
+def is_fake_quantized(x: Tensor) -> bool:
+    """Whether x is what `FakeQuantize` returned, unchanged, with a graph behind it; then `recomputed` gives it again."""
+    return isinstance(getattr(x.grad_fn, "settings", None), Settings) and x._version == 0
+
+
+@torch.no_grad()
+def recomputed(node: torch.autograd.graph.Node) -> Tensor:
+    """The same bits as the x̂ whose `grad_fn` is `node`, from what the node saved. To be called in a backward pass.
+
+    Raises:
+        RuntimeError: what the node saved has been changed in place since then.
+    """
+    saved = node.saved_tensors
+    # A saved tensor can be unpacked once in a backward pass, if torch.utils.checkpoint has it, so the node's own
+    # backward takes it from here.
+    node.unpacked = (torch._C._current_graph_task_id(), saved)
+    return FakeQuantize.apply(*saved, node.settings)
+
+
+def _unpacked(node: torch.autograd.graph.Node) -> tuple[Tensor | None, ...]:
+    """What the node saved; if `recomputed` has unpacked it in this backward pass, what that found."""
+    if torch.compiler.is_compiling() or not hasattr(node, "unpacked"):
+        return node.saved_tensors
+    backward_pass, saved = node.unpacked
+    del node.unpacked
+    return saved if backward_pass == torch._C._current_graph_task_id() else node.saved_tensors
+
+
+def bounded_step(step: Tensor, initial: Tensor) -> Tensor:
+    """The step brought into [initial/1024, initial·1024]; NaN becomes the lower bound.
+
+    Far beyond anything training does, and near enough that neither a runaway learning rate nor a NaN in the parameter
+    makes the step zero, negative or infinite.
+    """
+    # A selection, false for NaN: of fmax the compiler makes a dozen operations, and inlines them into every loop over x.
+    # Literals: as a global, the factor becomes a symbol under torch.compile(dynamic=True), which it can't handle here.
+    low = initial * 0.0009765625
+    return torch.minimum(torch.where(step > low, step, low), initial * 1024.0)
+
+
+def round_to_grid(c: Tensor, grid: Grid) -> Tensor:
+    """The level nearest to c, already clipped; ties go to the even level (binary grid: 0 goes to +1)."""
+    if grid.binary:
+        return torch.where(c >= 0, 1.0, -1.0).to(c.dtype)
+    return torch.round(c)
+
+
+def codes(x: Tensor, step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
+    """q, in the floating-point type that is computed in."""
+    s, beta = _arithmetic(x, step, offset)
+    return round_to_grid(_position(x.to(s.dtype), s, beta).clamp(grid.qn, grid.qp), grid)
+
+
+def values(x: Tensor, step: Tensor, offset: Tensor | None, qn: Bound, qp: Bound, *, grid: Grid) -> Tensor:
+    """x̂, of x's type. The grid's bounds come apart from it, as numbers or 0-dim tensors."""
+    s, beta = _arithmetic(x, step, offset)
+    c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
+    x_hat = round_to_grid(c, grid) * s
+    if beta is not None:
+        x_hat = x_hat + beta
+    return x_hat.to(x.dtype)
+
+
+def gradients(
+    x: Tensor,
+    step: Tensor,
+    offset: Tensor | None,
+    slope_value: Tensor | None,
+    slope_norm: Tensor | None,
+    pull_value: Tensor | None,
+    gradient: Tensor,
+    g: Bound,
+    qn: Bound,
+    qp: Bound,
+    *,
+    grid: Grid,
+    method: Method,
+    wanted: tuple[bool, bool, bool],
+    total: Callable[[Tensor], Tensor],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(∂L/∂x, ∂L/∂s, ∂L/∂β), each None where it is not `wanted`; `total` sums over the elements that share a step."""
+    s, beta = _arithmetic(x, step, offset)
+    G = gradient.to(s.dtype)
+    c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
+    q = round_to_grid(c, grid)
+    # G inside the range and 0 elsewhere. Selected twice, and products instead of a selection below: on a processor half
+    # the time of one mask.
+    inside = torch.where(c > qn, torch.where(c < qp, G, 0), 0)
+    slope = None
+    if method.slope is not None:
+        slope = method.slope.function((c - qn) / grid.spacing, slope_value.to(s.dtype))
+        if slope_norm is not None:
+            slope = slope * slope_norm.to(s.dtype)
+
+    grad_x = grad_step = grad_offset = None
+    wants_x, wants_step, wants_offset = wanted
+    if wants_x:
+        grad_x = inside if slope is None else inside * slope
+        if method.pull is not None:
+            grad_x = grad_x * method.pull.function((c - q) / grid.spacing, G, pull_value.to(s.dtype))
+        grad_x = grad_x.to(x.dtype)
+    if wants_step:
+        # Outside, c is the bound itself; inside, c is v.
+        toward = method.step_gradient.inside(q, c, 1.0 if slope is None else slope)
+        grad_step = (total(inside * toward + (G - inside) * c) * g).to(step.dtype)
+    if wants_offset:
+        grad_offset = (total(G - inside) * g).to(offset.dtype)
+    return grad_x, grad_step, grad_offset
+
+
+def _arithmetic(x: Tensor, step: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(s, β) in the type that is computed in."""
+    arithmetic = torch.promote_types(x.dtype, torch.float32)
+    return step.to(arithmetic), None if offset is None else offset.to(arithmetic)
+
+
+class _RoundZeroPoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, offset, step):
+        return -(torch.round(-offset / step) * step)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def with_integer_zero_point(offset: Tensor, step: Tensor) -> Tensor:
+    """−s·round(−β/s), the offset whose zero point is an integer; its gradient goes to β unchanged."""
+    return _RoundZeroPoint.apply(offset, step.detach())
+
+
+def _position(x: Tensor, s: Tensor, beta: Tensor | None) -> Tensor:
+    """v = (x − β)/s. A division, not a product with 1/s: it is what QuantizeLinear computes."""
+    return (x if beta is None else x - beta) / s

@@ -1,0 +1,229 @@
+"""What a quantizer remembers: its learned tensors, and what was decided when it was initialized.
+
+All of it is parameters and buffers. Whatever copies those (a checkpoint, data-parallel training, an average of the
+weights) therefore copies the quantizer; nothing beside them has to be brought in line. The decisions, such as the grid,
+stand in the buffer `configuration`. Python needs them as numbers, and reading a buffer may wait for the device, so they
+are read again only where the buffer has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.grid import Grid
+from lowbit.quantizer.functional import bounded_step
+from lowbit.quantizer.initialization import Initial
+from lowbit.quantizer.methods import Method, get_method
+
+_NO_OFFSET, _OFFSET, _INTEGER_ZERO_POINT = range(3)
+
+# The names that buffers had in version 0.1.0.
+_OLD_NAMES = {"layout": "configuration", "start_step": "initial_step"}
+
+
+class Configuration(NamedTuple):
+    """What the buffer `configuration` holds: `bits`, `signed` and `narrow` of the grid, `offset` and `group`, in this order.
+
+    Attributes:
+        grid: the grid; None until the quantizer is initialized, when the buffer is all zero.
+        offset: 0 where there is none, 1 where one is learned, 2 where its zero point is rounded to an integer as well.
+        group: the number of the group of layers that share this quantizer, or 0.
+    """
+
+    grid: Grid | None = None
+    offset: int = _NO_OFFSET
+    group: int = 0
+
+    @classmethod
+    def read(cls, buffer: Tensor) -> Configuration:
+        bits, signed, narrow, offset, group = (round(number) for number in buffer.tolist())
+        return cls(Grid(bits, bool(signed), bool(narrow)) if bits else None, offset, group)
+
+    def write(self, buffer: Tensor) -> None:
+        grid = (0, 0, 0) if self.grid is None else (self.grid.bits, self.grid.signed, self.grid.narrow)
+        buffer.copy_(torch.tensor([*grid, self.offset, self.group], dtype=torch.float32))
+
+
+class QuantizerState(nn.Module):
+    """The state of a quantizer, as parameters and buffers. All of them are float32, also in a half-precision model.
+
+    Parameters and buffers:
+        raw_step: the learned step. `step` is what is computed with: `raw_step` kept within a factor 1024 of its initial
+            value, so positive and finite whatever an optimizer does; its gradient goes to `raw_step` unchanged.
+        offset: β, a parameter of the same shape, or None.
+        initial_step: the step that the quantizer was initialized with.
+        configuration: see `Configuration`. It is float32 so that an average of equal values is that value.
+        slope_value, slope_norm, pull_value: the parameters of the method's rounding gradient, or None.
+    """
+
+    def __init__(self, bits: int, method: str | Method, narrow: bool, step_shape: Sequence[int], name: str) -> None:
+        super().__init__()
+        Grid(bits, signed=True)  # bits out of range are refused here, before any data is seen
+        self.bits, self.narrow, self.name = bits, narrow, name
+        self.method = get_method(method)
+        shape, learned = tuple(step_shape), self.method.step_gradient is not None
+        self.raw_step = nn.Parameter(torch.ones(shape), requires_grad=learned)
+        offset = nn.Parameter(torch.zeros(shape), requires_grad=learned)
+        self.register_parameter("offset", None if self.method.offset == "never" else offset)
+        self.register_buffer("initial_step", torch.ones(shape))
+        self.register_buffer("configuration", torch.zeros(5))
+        for side in ("slope", "pull"):
+            factor = getattr(self.method, side)
+            self.register_buffer(f"{side}_value", None if factor is None else torch.tensor(float(factor.value)))
+        # Kept, because a compiler would put its computation into the loop over elements.
+        norm = None if self.method.slope is None else self.method.slope.norm_of(self.slope_value)
+        self.register_buffer("slope_norm", norm)
+        self._configuration = Configuration()
+        self._read_from: tuple[Tensor | None, int | None] = (None, None)  # the buffer, and its version at that time
+
+    @torch.compiler.assume_constant_result
+    def _read(self) -> None:
+        """Bring `_configuration` in line with the buffer. A compiler runs this once, while it traces."""
+        buffer = self.configuration
+        version = None if buffer.is_inference() else buffer._version
+        if version is not None and self._read_from[0] is buffer and self._read_from[1] == version:
+            return
+        if type(buffer) is not Tensor or buffer.is_meta:
+            return  # a tensor without values, in whose place the module had one with values
+        self._read_from = (buffer, version)
+        before, self._configuration = self._configuration, Configuration.read(buffer)
+        if self.offset is not None and self._configuration != before:
+            self.offset.requires_grad_(self._configuration.offset > 0 and self.method.step_gradient is not None)
+
+    def _current(self) -> Configuration:
+        self._read()
+        return self._configuration  # what a compiler guards: it compiles anew when this has changed
+
+    @torch.no_grad()
+    def _configure(self, configuration: Configuration) -> None:
+        configuration.write(self.configuration)
+        self._read()
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid, or None until the quantizer is initialized."""
+        return self._current().grid
+
+    @property
+    def started(self) -> bool:
+        """Whether the quantizer is initialized: step and offset hold values from data."""
+        return self.grid is not None
+
+    @property
+    def uses_offset(self) -> bool:
+        """Whether it quantizes with an offset."""
+        return self._current().offset > 0
+
+    @property
+    def has_fraction(self) -> bool:
+        """Whether `zero_point` may not be an integer: there is an offset, and its zero point is not rounded."""
+        return self._current().offset == _OFFSET
+
+    @property
+    def shared(self) -> int:
+        """The number of the group of layers that share this quantizer, or 0."""
+        return self._current().group
+
+    @shared.setter
+    def shared(self, number: int) -> None:
+        self._configure(self._current()._replace(group=number))
+
+    @property
+    def step(self) -> Tensor:
+        """The step that is computed with: float32, positive, finite; detached."""
+        return bounded_step(self.raw_step.detach(), self.initial_step)
+
+    @property
+    def zero_point(self) -> Tensor:
+        """−β/s, the code of real zero; an integer where there is no offset or its zero point is rounded."""
+        if not self.uses_offset:
+            return torch.zeros_like(self.raw_step)
+        exact = -self.offset.detach() / self.step
+        return exact if self.has_fraction else exact.round()
+
+    def snap(self) -> None:
+        """Round the zero point to an integer from now on, and compute with its offset. Nothing happens without offset."""
+        if self.uses_offset:
+            self._configure(self._current()._replace(offset=_INTEGER_ZERO_POINT))
+
+    @torch.no_grad()
+    def initialize(self, initial: Initial) -> None:
+        """Set grid, step and offset."""
+        self.raw_step.copy_(initial.step)
+        self.initial_step.copy_(initial.step)
+        if self.offset is not None:
+            self.offset.copy_(initial.offset)
+        self._configure(Configuration(initial.grid, _OFFSET if initial.uses_offset else _NO_OFFSET))
+
+    def restart(self) -> None:
+        """Forget what it was initialized with: it has to be initialized again."""
+        self._configure(Configuration())
+
+    @torch.no_grad()
+    def set_progress(self, fraction: float) -> None:
+        """Set the rounding's parameters to their value when `fraction` of the training is done, in place."""
+        for factor, value in ((self.method.slope, self.slope_value), (self.method.pull, self.pull_value)):
+            if factor is not None and factor.final is not None:
+                value.fill_(factor.at(fraction))
+        if self.slope_norm is not None:
+            self.slope_norm.copy_(self.method.slope.norm_of(self.slope_value))
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.shared and not keep_vars:
+            # Saved under the name of every layer that shares it, as copies: safetensors refuses tensors that share memory.
+            for key in [key for key in destination if key.startswith(prefix)]:
+                destination[key] = destination[key].clone()
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list, errors: list
+    ) -> None:
+        if not any(key.startswith(prefix) for key in state_dict):
+            return
+        self._rename(state_dict, prefix)
+        difference = self._difference(state_dict.get(f"{prefix}configuration"))
+        if difference is not None:
+            errors.append(difference)
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        self._read()
+
+    def _rename(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Bring the entries of a checkpoint of version 0.1.0 in line with those of this version."""
+        for old, new in _OLD_NAMES.items():
+            if f"{prefix}{old}" in state_dict:
+                state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}").float()
+        slope, norm = state_dict.get(f"{prefix}slope_value"), f"{prefix}slope_norm"
+        if self.slope_norm is not None and slope is not None and norm not in state_dict:
+            state_dict[norm] = self.method.slope.norm_of(slope)
+
+    def _difference(self, saved: Tensor | None) -> str | None:
+        """In what a saved configuration differs from what this quantizer was made for, in words; None if in nothing."""
+        if saved is None or saved.shape != self.configuration.shape:
+            return None
+        grid = Configuration.read(saved).grid
+        if grid is None:
+            return None
+        if grid.bits != self.bits:
+            return (
+                f"{self.name} has {self.bits} bits but the checkpoint's has {grid.bits}: prepare the network with "
+                "the bit-widths it was saved with"
+            )
+        if grid.signed and grid.narrow != (self.narrow and self.bits > 1):
+            return (
+                f"{self.name} has {'a narrow' if self.narrow else 'the whole'} signed grid but the checkpoint's has not: "
+                "prepare the network with the `narrow` it was saved with"
+            )
+        return None
+
+    def _apply(self, fn, recurse=True):
+        # Moves between devices but keeps float32: half-precision steps underflow.
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_type, recurse)
