@@ -3,7 +3,10 @@
 All of it is parameters and buffers. Whatever copies those (a checkpoint, data-parallel training, an average of the
 weights) therefore copies the quantizer; nothing beside them has to be brought in line. The decisions, such as the grid,
 stand in the buffer `configuration`. Python needs them as numbers, and reading a buffer may wait for the device, so they
-are read again only where the buffer has changed.
+are read again only where the buffer is another one or its version has changed. Two things change no version:
+`DistributedDataParallel` at the beginning of a forward pass, so that all processes have to round zero points, not the
+first alone; and `.data`. And a compiled network is compiled anew after a change by the methods below or by loading, but
+does not notice that somebody else wrote into the buffer.
 """
 
 from __future__ import annotations
