@@ -1,4 +1,4 @@
-"""Two processes whose quantizers differ before they are wrapped for data-parallel training; each writes what it computes."""
+"""Two processes whose quantizers differ before they train together; each writes what it computes."""
 
 from __future__ import annotations
 

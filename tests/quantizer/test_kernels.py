@@ -113,7 +113,7 @@ def test_what_no_kernel_serves_runs_plain(x, step, fused):
 
 
 def test_small_tensors_run_plain():
-    assert kernels._rows(torch.zeros(8), torch.tensor(1.0)) is None
+    assert kernels._groups(torch.zeros(8), torch.tensor(1.0)) is None
 
 
 def test_a_backward_pass_can_be_differentiated(fused):

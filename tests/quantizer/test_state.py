@@ -1,4 +1,4 @@
-"""What copies a quantizer's parameters and buffers copies the quantizer: checkpoints, processes, averages, compilers."""
+"""What copies a quantizer's parameters and buffers copies the quantizer: checkpoints, processes and averages."""
 
 from __future__ import annotations
 

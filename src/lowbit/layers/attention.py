@@ -2,8 +2,8 @@
 
     a = softmax(scale · q̂·k̂ᵀ + mask)        y = â·v̂
 
-q, k and v are signed; the probabilities a are never negative, so that their grid is unsigned. Each of the four has one step
-for all heads. The class is swapped as in `layers`: the projections before and behind stay ordinary prepared layers, and
+q, k and v are signed; the probabilities a are never negative, so that their grid is unsigned. Each of the four has one
+step for all heads. The class is swapped as in `layers`: the projections before and behind stay ordinary prepared layers, and
 names stay as they are. The fused kernel is not used, since it has no place for quantizers.
 """
 
@@ -80,7 +80,7 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def quantize_attention(name: str, attention: nn.Module, setting: Setting) -> None:
-    """Put quantizers at the operands of the matrix products, in place; nothing where activations are in full precision."""
+    """Put quantizers at the operands of the matrix products, in place; nothing if activations are in full precision."""
     if setting.activations is None:
         return
     device = attention.qkv.weight.device

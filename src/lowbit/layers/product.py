@@ -1,8 +1,8 @@
 """The product of quantized input and weight, holding for the backward pass what the float layer would hold.
 
-Autograd keeps the operands of a convolution or matrix product. Here these are x̂ and ŵ, tensors beside x and w, which the
-quantizers' own nodes keep: twice the memory. So hooks for saved tensors take x̂ and ŵ from what the product saves, and
-compute them again in its backward pass, from what those nodes have saved. A compiled network gets the same from the
+Autograd keeps the operands of a convolution or matrix product. Here these are x̂ and ŵ, tensors beside x and w, which
+the quantizers' own nodes keep: twice the memory. So hooks for saved tensors take x̂ and ŵ from what the product saves,
+and compute them again in its backward pass, from what those nodes have saved. A compiled network gets the same from the
 compiler (see `Quantizer.forward`).
 """
 

@@ -1,8 +1,8 @@
 """Layers with quantizers: what a convolution or linear layer becomes.
 
-A prepared layer is the user's own module with its class changed to a subclass of what it was. Parameters, buffers, hooks
-and attributes stay where they are, so checkpoints load and `isinstance` checks hold; the two quantizers are ordinary
-submodules, `weight_quantizer` and `input_quantizer` (an `nn.Identity` where a side is in full precision).
+A prepared layer is the user's own module with its class changed to a subclass of what it was. Parameters, buffers,
+hooks and attributes stay where they are, so checkpoints load and `isinstance` checks hold; the two quantizers are
+ordinary submodules, `weight_quantizer` and `input_quantizer` (an `nn.Identity` where a side is in full precision).
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def check_layer(name: str, layer: nn.Module) -> None:
     if type(layer) is not kind and spelled not in _SAME_COMPUTATION:
         raise LowbitError(
             f"layer {name!r} is a {spelled}, which may compute its output its own way: "
-            f"replace it by a plain nn.{kind.__name__}, or leave it in full precision with lowbit.Rule({name!r}, skip=True)"
+            f"replace it by a plain nn.{kind.__name__}, or leave it in full precision with lowbit.Rule({name!r}, "
+            "skip=True)"
         )
 
 
@@ -181,7 +182,8 @@ def _weight_step(name: str, layer: nn.Module, granularity: str) -> tuple[tuple[i
         divided, what = (math.prod(shape[1:]), "inputs") if kind == "group" else (shape[0], "output channels")
         if divided % size:
             raise LowbitError(
-                f"layer {name!r} has {divided} {what}, not a multiple of {size}: choose a size that divides it, by a rule"
+                f"layer {name!r} has {divided} {what}, not a multiple of {size}: choose a size that divides it, by a "
+                "rule"
             )
         if kind == "group":
             return (shape[0], divided // size, size), (shape[0], divided // size, 1)

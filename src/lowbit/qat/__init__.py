@@ -1,1 +1,1 @@
-"""Float model → model with quantizers, started from data and ready for a training loop."""
+"""Float model → model with quantizers, initialized from data and ready for a training loop."""

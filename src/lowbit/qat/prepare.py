@@ -93,7 +93,7 @@ def prepare(
         stream = Setting(None, 8, get_method("lsq"), "tensor", narrow)
         prepared = integer_form(prepared, lambda names: [matching.setting(name, stream) for name in names])
         matching.check_used()
-    prepared.register_load_state_dict_pre_hook(_restart_with_float_weights)
+    prepared.register_load_state_dict_pre_hook(_forget_with_float_weights)
     prepared.register_load_state_dict_post_hook(_share_as_saved)
     return prepared
 
@@ -115,8 +115,8 @@ def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
             )
 
 
-def _restart_with_float_weights(model: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Before loading: where a checkpoint has a layer's weights but not its quantizers, those have to start from the weights.
+def _forget_with_float_weights(model: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Before loading: where a checkpoint has a layer's weights but not its quantizers, those are initialized anew.
 
     A part of a checkpoint (strict=False) leaves the quantizers of layers that it does not have as they are.
     """

@@ -1,1 +1,1 @@
-"""The mathematics: grids, the fake quantizer, its gradients and where it starts. Depends on torch alone."""
+"""The mathematics: the fake quantizer, its gradients and its initialization. Depends on torch alone."""

@@ -187,7 +187,7 @@ class FakeQuantize(torch.autograd.Function):
 
 
 def is_fake_quantized(x: Tensor) -> bool:
-    """Whether x is what `FakeQuantize` returned, unchanged, with a graph behind it; then `recomputed` gives it again."""
+    """Whether x is what `FakeQuantize` returned, unchanged and with a graph; then `recomputed` gives it again."""
     return isinstance(getattr(x.grad_fn, "settings", None), Settings) and x._version == 0
 
 
@@ -220,8 +220,8 @@ def bounded_step(step: Tensor, initial: Tensor) -> Tensor:
     Far beyond anything training does, and near enough that neither a runaway learning rate nor a NaN in the parameter
     makes the step zero, negative or infinite.
     """
-    # A selection, false for NaN: of fmax the compiler makes a dozen operations, and inlines them into every loop over x.
-    # Literals: as a global, the factor becomes a symbol under torch.compile(dynamic=True), which it can't handle here.
+    # A selection, false for NaN: of fmax the compiler makes a dozen operations, and inlines them into every loop over
+    # x. Literals: as a global, the factor becomes a symbol under torch.compile(dynamic=True), which it can't handle here.
     low = initial * 0.0009765625
     return torch.minimum(torch.where(step > low, step, low), initial * 1024.0)
 

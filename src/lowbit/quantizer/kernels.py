@@ -1,12 +1,12 @@
 """Fused kernels for networks that run uncompiled.
 
-Uncompiled, each operation of the quantizer reads and writes the whole tensor. Here torch.compile fuses the quantizer's own
-functions (`fake_quantize.values` and `fake_quantize.gradients`), one kernel each, for tensors that are worth it; a compiled
-network gets fusion by itself. One kernel serves every shape and grid: a tensor is taken as rows of elements that share a
-step, in the order in which they lie in memory, and the grid's bounds are tensors.
+Uncompiled, each operation of the quantizer reads and writes the whole tensor. Here torch.compile fuses the quantizer's
+own functions (`functional.values` and `functional.gradients`), one kernel each, for tensors that are worth it; a
+compiled network gets fusion by itself. One kernel serves every shape and grid: a tensor is taken as groups of elements
+that share a step, in the order in which they lie in memory, and the grid's bounds are tensors.
 
-Values are the same bits as without; sums over elements are made in another order. Where the compiler does not work, the plain
-functions run, and a warning says so once. `torch.compiler.set_stance("force_eager")` switches the kernels off.
+Values are the same bits as without; sums over elements are made in another order. Where the compiler does not work, the
+plain functions run, and a warning says so once. `torch.compiler.set_stance("force_eager")` switches the kernels off.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _works = True
 
 
 def fused_values(function: Callable, x: Tensor, step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor | None:
-    """What `function` (`fake_quantize.values`) returns, by one kernel; None where the plain function is to run."""
-    rows = _rows(x, step)
-    if rows is None:
+    """What `function` (`functional.values`) returns, by one kernel; None where the plain function is to run."""
+    groups = _groups(x, step)
+    if groups is None:
         return None
     x_hat = torch.empty_like(x)
     ran = _run(
-        _values_kernel(function, _any_of(grid)), _flat(x_hat, rows), _flat(x, rows), _column(step, rows),
-        _column(offset, rows), *_bounds(grid, x.device),
+        _values_kernel(function, _any_of(grid)), _flat(x_hat, groups), _flat(x, groups), _column(step, groups),
+        _column(offset, groups), *_bounds(grid, x.device),
     )  # fmt: skip
     return None if ran is None else x_hat
 
@@ -60,17 +60,17 @@ def fused_gradients(
     method: Method,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
-    """What `function` (`fake_quantize.gradients`) returns, by one kernel; None where the plain function is to run."""
-    rows = _rows(x, step)
-    if rows is None:
+    """What `function` (`functional.gradients`) returns, by one kernel; None where the plain function is to run."""
+    groups = _groups(x, step)
+    if groups is None:
         return None
     if gradient.stride() != x.stride():
         gradient = torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
     grad_x = torch.empty_like(x) if wanted[0] else None
     sums = _run(
-        _gradients_kernel(function, _any_of(grid), method, wanted), None if grad_x is None else _flat(grad_x, rows),
-        _flat(x, rows), _column(step, rows), _column(offset, rows), slope, slope_norm, pull, _flat(gradient, rows),
-        _number(g, x.device), *_bounds(grid, x.device),
+        _gradients_kernel(function, _any_of(grid), method, wanted), None if grad_x is None else _flat(grad_x, groups),
+        _flat(x, groups), _column(step, groups), _column(offset, groups), slope, slope_norm, pull,
+        _flat(gradient, groups), _number(g, x.device), *_bounds(grid, x.device),
     )  # fmt: skip
     if sums is None:
         return None
@@ -78,8 +78,8 @@ def fused_gradients(
     return grad_x, grad_step, grad_offset
 
 
-def _rows(x: Tensor, step: Tensor) -> int | None:
-    """How many rows of elements with one step lie one after the other in memory; None where no kernel serves."""
+def _groups(x: Tensor, step: Tensor) -> int | None:
+    """How many groups of elements that share a step lie one after the other in memory; None where no kernel serves."""
     usable = (
         _works
         and not torch.compiler.is_compiling()
@@ -92,28 +92,28 @@ def _rows(x: Tensor, step: Tensor) -> int | None:
     )
     if not usable:
         return None
-    rows = step.numel()
+    groups = step.numel()
     aligned = (1,) * (x.dim() - step.dim()) + tuple(step.shape)
     leading = next((dim for dim, size in enumerate(aligned) if size == 1), x.dim())
-    if rows > 1 and math.prod(x.shape[:leading]) != rows:
+    if groups > 1 and math.prod(x.shape[:leading]) != groups:
         return None
     if x.is_contiguous():
-        return rows
+        return groups
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
-    return rows if last and (rows == 1 or leading == 1) else None
+    return groups if last and (groups == 1 or leading == 1) else None
 
 
-def _flat(x: Tensor, rows: int) -> Tensor:
-    """[n], or [rows, n/rows], in the order of memory."""
+def _flat(x: Tensor, groups: int) -> Tensor:
+    """[n], or [groups, n/groups], in the order of memory."""
     n = x.numel()
     x = x.detach()
-    return x.as_strided((n,), (1,)) if rows == 1 else x.as_strided((rows, n // rows), (n // rows, 1))
+    return x.as_strided((n,), (1,)) if groups == 1 else x.as_strided((groups, n // groups), (n // groups, 1))
 
 
-def _column(values: Tensor | None, rows: int) -> Tensor | None:
-    """A value per row: a scalar, or [rows, 1]."""
-    return None if values is None else values.detach().reshape(() if rows == 1 else (rows, 1))
+def _column(values: Tensor | None, groups: int) -> Tensor | None:
+    """A value per group: a scalar, or [groups, 1]."""
+    return None if values is None else values.detach().reshape(() if groups == 1 else (groups, 1))
 
 
 @cache

@@ -1,6 +1,7 @@
-"""The table of methods: one row per published method, made of the parts in this package.
+"""The table of methods: one entry per published method, made of the parts in this package.
 
-A row combines a rounding gradient (`slope`, `pull`), a step gradient, a starting rule and an offset choice. A new row is
+A method combines a rounding gradient (`slope`, `pull`), a step gradient, an initialization and an offset choice. A new
+one is
 
     METHODS["mine"] = Method("mine", slope=Factor(my_slope, value=3.0), activations=METHODS["lsq"])
 
@@ -32,19 +33,19 @@ from lowbit.quantizer.step import StepGradient, clip_inside, clip_scale, ssg_ins
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: how a tensor is quantized and how its step and offset are learned.
+    """One entry of the table: how a tensor is quantized and how its step and offset are learned.
 
     Args:
-        name: what the row is called in messages and files.
+        name: what the method is called in messages and files.
         slope: the derivative of a soft round in the backward pass; None is the straight-through estimator's 1.
         pull: the factor of the backward pass that looks at the rounding error; None is 1.
-        step_gradient: how the step is learned; None keeps it where it starts.
-        init: where step and offset start.
+        step_gradient: how the step is learned; None keeps its initial value.
+        init: the initialization of step and offset.
         signed: the activation grid; None decides from data (unsigned where nothing is negative, or with an offset).
         offset: when an activation quantizer learns an offset: "never", where activations go "negative", or "always".
         range: None, or a function (x, grid, step_shape) -> step that sets the step anew from x at every call.
         transform: None, or a differentiable map applied to the tensor before it is quantized.
-        activations: the row that activations use instead of this one.
+        activations: the method that activations use instead of this one.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Method:
 
     @property
     def for_activations(self) -> Method:
-        """The row for the network's activations."""
+        """The method for the network's activations."""
         return self.activations or self
 
 
@@ -88,8 +89,8 @@ def tanh_transform(w: Tensor) -> Tensor:
 def lsq_plus(configuration: int) -> Method:
     """LSQ+ with the activation quantizer of the paper's Table 1.
 
-    1 unsigned without offset (LSQ's), 2 signed without, 3 signed with offset, 4 unsigned with offset: the rows "lsq+1" to
-    "lsq+4" of the table. Its row "lsq+" takes 4 where activations go negative and 1 elsewhere.
+    1 unsigned without offset (LSQ's), 2 signed without, 3 signed with offset, 4 unsigned with offset: the entries "lsq+1"
+    to "lsq+4" of the table. Its entry "lsq+" takes 4 where activations go negative and 1 elsewhere.
     """
     if configuration not in (1, 2, 3, 4):
         raise LowbitError(f"LSQ+ has the configurations 1 to 4, got {configuration!r}")
@@ -117,16 +118,16 @@ def lg_lsq(
         balanced: SSG's magnitude, measured during training, instead of LSQ's fixed g.
         asr_k: ASR's sharpness; None is the straight-through estimator.
         mde_delta: MDE's strength; None switches it off.
-        base: the row that gives starting rule, offset and the activations, "lsq" or "lsq+".
+        base: the method that gives initialization, offset and the activations, "lsq" or "lsq+".
     """
-    row = get_method(base)
+    method = get_method(base)
     return replace(
-        row,
+        method,
         name="lg-lsq" if base == "lsq" else f"lg-{base}",
         slope=None if asr_k is None else asr(asr_k),
         pull=None if mde_delta is None else mde(mde_delta),
         step_gradient=StepGradient(**({"inside": ssg_inside} if ssg else {}), balanced=balanced),
-        activations=row.for_activations,
+        activations=method.for_activations,
     )
 
 
@@ -168,10 +169,10 @@ METHODS: dict[str, Method] = {
 
 
 def get_method(method: str | Method) -> Method:
-    """The row of that name, or the row itself.
+    """The method of that name, or the method itself.
 
     Raises:
-        LowbitError: no such row; the message names the close ones.
+        LowbitError: no such method; the message names the close ones.
     """
     if isinstance(method, Method):
         return method

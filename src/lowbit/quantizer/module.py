@@ -19,9 +19,9 @@ from lowbit.quantizer.state import QuantizerState
 class Quantizer(QuantizerState):
     """Fake quantization x ↦ x̂ with a learned step, and a learned offset where the method has one.
 
-    `forward` is `fake_quantize` with this module's state (see `QuantizerState`), and every quantized tensor of a network
-    goes through it. A quantizer must be initialized from data once (`start`, or `lowbit.calibrate` for a whole network);
-    until then `forward` raises. Loading the state dict of an initialized quantizer initializes it.
+    `forward` is `fake_quantize` with this module's state (see `QuantizerState`), and every quantized tensor of a
+    network goes through it. A quantizer must be initialized from data once (`start`, or `lowbit.calibrate` for a whole
+    network); until then `forward` raises. Loading the state dict of an initialized quantizer initializes it.
 
     Args:
         bits: 1 to 8.

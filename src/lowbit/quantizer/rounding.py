@@ -60,7 +60,7 @@ class Factor:
 
 
 def arctan_slope(position: Tensor, k: Tensor) -> Tensor:
-    """ASR: the derivative of the arctangent soft round but for `arctan_norm` (methods.md §4; a reconstruction of LG-LSQ).
+    """ASR: the derivative of the arctangent soft round but for `arctan_norm` (methods.md §4; LG-LSQ, reconstructed).
 
         soft(c)  = ⌊c⌋ + ½ + arctan(k·u) / (2·arctan(k/2)),   u = c − ⌊c⌋ − ½
         soft'(c) = k / (2·arctan(k/2)) · 1 / (1 + k²·u²)
@@ -77,7 +77,9 @@ def arctan_norm(k: Tensor) -> Tensor:
 
 
 def tanh_slope(position: Tensor, k: Tensor) -> Tensor:
-    """DSQ: the derivative of the hyperbolic-tangent soft round but for `tanh_norm` (Gong et al., ICCV 2019, arXiv 1908.05033, Eq. 3–5).
+    """DSQ: the derivative of the hyperbolic-tangent soft round but for `tanh_norm`.
+
+    Gong et al., ICCV 2019, arXiv 1908.05033, Eq. 3–5:
 
         soft(c)  = ⌊c⌋ + ½ + tanh(k·u) / (2·tanh(k/2)),   u = c − ⌊c⌋ − ½
         soft'(c) = k / (2·tanh(k/2)) · (1 − tanh²(k·u))

@@ -29,7 +29,7 @@ _OLD_NAMES = {"layout": "configuration", "start_step": "initial_step"}
 
 
 class Configuration(NamedTuple):
-    """What the buffer `configuration` holds: `bits`, `signed` and `narrow` of the grid, `offset` and `group`, in this order.
+    """What the buffer `configuration` holds: bits, signed and narrow of the grid, offset and group, in this order.
 
     Attributes:
         grid: the grid; None until the quantizer is initialized, when the buffer is all zero.
@@ -149,7 +149,7 @@ class QuantizerState(nn.Module):
         return exact if self.has_fraction else exact.round()
 
     def snap(self) -> None:
-        """Round the zero point to an integer from now on, and compute with its offset. Nothing happens without offset."""
+        """Round the zero point to an integer from now on, and compute with its offset; nothing without offset."""
         if self.uses_offset:
             self._configure(self._current()._replace(offset=_INTEGER_ZERO_POINT))
 
@@ -178,7 +178,8 @@ class QuantizerState(nn.Module):
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.shared and not keep_vars:
-            # Saved under the name of every layer that shares it, as copies: safetensors refuses tensors that share memory.
+            # Saved under the name of every layer that shares it, as copies: safetensors refuses tensors that share
+            # memory.
             for key in [key for key in destination if key.startswith(prefix)]:
                 destination[key] = destination[key].clone()
 
@@ -218,8 +219,8 @@ class QuantizerState(nn.Module):
             )
         if grid.signed and grid.narrow != (self.narrow and self.bits > 1):
             return (
-                f"{self.name} has {'a narrow' if self.narrow else 'the whole'} signed grid but the checkpoint's has not: "
-                "prepare the network with the `narrow` it was saved with"
+                f"{self.name} has {'a narrow' if self.narrow else 'the whole'} signed grid but the checkpoint's has "
+                "not: prepare the network with the `narrow` it was saved with"
             )
         return None
 

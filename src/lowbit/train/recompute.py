@@ -19,7 +19,7 @@ def stages(model: nn.Module) -> list[nn.Module]:
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Keep only the inputs of the network's stages for the backward pass, in place; loss and gradients stay as they are.
+    """Keep only the inputs of the network's stages for the backward pass, in place; loss and gradients stay the same.
 
     A network without containers of stages is taken layer by layer. timm's own `set_grad_checkpointing` is not used: it
     would let batch-norm count every batch twice.
