@@ -211,10 +211,13 @@ def held(y_of, own: set[int]) -> int:
     return sum(size for size, _ in kept.values())
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_no_more_is_held_than_by_the_float_network(compiled, request):
-    if compiled:
+@pytest.mark.parametrize("mode", ["plain", "fused kernels", "compiled"])
+def test_no_more_is_held_than_by_the_float_network(mode, request, monkeypatch):
+    compiled = mode == "compiled"
+    if mode != "plain":
         request.getfixturevalue("compiler")
+    if mode == "fused kernels":
+        monkeypatch.setattr(kernels, "smallest", 1)
     torch.manual_seed(0)
     layers = [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     network = nn.Sequential(*(type_ for _ in range(2) for type_ in layers))

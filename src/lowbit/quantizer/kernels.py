@@ -39,9 +39,10 @@ def fused_values(function: Callable, x: Tensor, step: Tensor, offset: Tensor | N
     if groups is None:
         return None
     x_hat = torch.empty_like(x)
+    out = _flat(x_hat.data, groups)  # by `data`, so that x̂ does not count as changed in place
     ran = _run(
-        _values_kernel(function, _any_of(grid)), _flat(x_hat, groups), _flat(x, groups), _column(step, groups),
-        _column(offset, groups), *_bounds(grid, x.device),
+        _values_kernel(function, _any_of(grid)), out, _flat(x, groups), _column(step, groups), _column(offset, groups),
+        *_bounds(grid, x.device),
     )  # fmt: skip
     return None if ran is None else x_hat
 
