@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lowbit.grid import Grid
+from lowbit.grid import Grid, check_bits
 from lowbit.quantizer.functional import bounded_step
 from lowbit.quantizer.initialization import Initial
 from lowbit.quantizer.methods import Method, get_method
@@ -65,7 +65,7 @@ class QuantizerState(nn.Module):
 
     def __init__(self, bits: int, method: str | Method, narrow: bool, step_shape: Sequence[int], name: str) -> None:
         super().__init__()
-        Grid(bits, signed=True)  # bits out of range are refused here, before any data is seen
+        check_bits(bits)
         self.bits, self.narrow, self.name = bits, narrow, name
         self.method = get_method(method)
         shape, learned = tuple(step_shape), self.method.step_gradient is not None
