@@ -11,7 +11,7 @@ import lowbit
 from lowbit import LowbitError, Rule, models
 from lowbit._torchvision import import_torchvision
 from lowbit.integer.ops import Add, ChannelShuffle, Concatenate, Convolution, Lookup, Multiply, Reshape
-from lowbit.lowering.convert import convert, trained_codes
+from lowbit.lowering.convert import convert, trained_runner
 from lowbit.quantizer.methods import lsq_plus
 
 
@@ -68,8 +68,8 @@ def agreement(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
     """(codes compared, codes that differ) between the trained network and the integer one."""
     graph, traced = convert(model, x)
     network = lowbit.IntegerNetwork(graph)
-    mine, theirs = network.codes(x), trained_codes(model, traced)(x)
-    pairs = [(mine[name].int(), codes) for name, codes in theirs.items() if name]
+    mine, theirs = network.codes(x), trained_runner(model, graph, traced)({"x": x}).codes
+    pairs = [(mine[name].int(), codes) for name, codes in theirs.items()]
     return sum(a.numel() for a, _ in pairs), sum(int((a != b).sum()) for a, b in pairs)
 
 

@@ -46,13 +46,13 @@ def channel_values(layer: QuantizedLayer, values: Tensor) -> Tensor:
     if values.numel() == 1:
         return values.reshape(1)
     view = weight.shape if quantizer.view is None else quantizer.view
-    rows = values.expand(view).reshape(weight.shape[0], -1)
-    if not bool((rows == rows[:, :1]).all()):
+    per_channel = values.expand(view).reshape(weight.shape[0], -1)
+    if not bool((per_channel == per_channel[:, :1]).all()):
         raise LowbitError(
             f"{quantizer.name} has several steps within an output channel, which one integer accumulator can't sum: use "
             "granularity 'tensor', 'channel' or 'channels:N'"
         )
-    return rows[:, 0]
+    return per_channel[:, 0]
 
 
 def fold(input_step: Tensor, layer: QuantizedLayer, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,15 +71,14 @@ def fold(input_step: Tensor, layer: QuantizedLayer, norm: nn.Module | None) -> t
     return _on_grid(input_step, steps, gain, shift + torch.zeros_like(gain), may_vanish=norm is not None)
 
 
-# The weight code of a batch-norm that stands alone as a depthwise 1×1 convolution. The largest: the grid of its bias is
-# finest then.
-ALONE_CODE = 127
+DEPTHWISE_CODE = 127
+"""The weight code of a batch-norm that becomes a depthwise 1×1 convolution. The largest: the grid of its bias is finest then."""
 
 
-def fold_alone(input_step: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """`fold` for a batch-norm with no layer before it: gain, scale per unit of `ALONE_CODE`, bias."""
+def fold_as_depthwise(input_step: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """`fold` for a batch-norm with no layer before it: gain, scale per unit of `DEPTHWISE_CODE`, bias."""
     gain, shift = gain_and_shift(norm)
-    return _on_grid(input_step, torch.ones_like(gain) / ALONE_CODE, gain, shift, may_vanish=True)
+    return _on_grid(input_step, torch.ones_like(gain) / DEPTHWISE_CODE, gain, shift, may_vanish=True)
 
 
 def _on_grid(
@@ -119,7 +118,7 @@ class IntegerNorm(nn.Module):
         if self.training or not all(isinstance(q, Quantizer) and q.started for q in quantizers):
             return super().forward(x)
         input_step = quantizers[0].step
-        gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_alone(input_step, self)
+        gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_as_depthwise(input_step, self)
         shift = bias * (input_step * scale).double()
         if behind_layer and source.bias is not None:
             shift = shift - gain * source.bias.detach().double()  # the layer has added it already

@@ -1,7 +1,7 @@
 """Quantizers wherever an integer processor needs them, so that training sees what the integer network computes.
 
 A tensor that is computed (by a layer, an addition, a multiplication, an average, an activation function) must be on a
-grid before anything else computes with it. Where all that takes it are layers with one setting, their input quantizer
+grid before anything else computes with it; which kinds of operation compute and which move codes says `lowbit.lowering.kinds`. Where all that takes it are layers with one setting, their input quantizer
 does; otherwise a quantizer is inserted behind it, in `streams`, 8 bits unless a rule says otherwise: residual sums and
 what feeds them, concatenations, averages, lookups. Batch-norm behind a layer and clamps (ReLU, ReLU6) behind anything
 belong to the computation before them. Maximum pooling, reshaping, slicing and padding only move codes, so a quantizer
@@ -19,14 +19,18 @@ from torch import fx, nn
 from lowbit.errors import LowbitError
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.rules import Setting
-from lowbit.lowering import trace as t
+from lowbit.lowering import kinds as k
+from lowbit.lowering.calls import REMEDY, Modules, describe
+from lowbit.lowering.checks import check_float_layers
 from lowbit.lowering.folding import bias_on_grid, channel_values, follow
+from lowbit.lowering.kinds import Kind, Kinds
+from lowbit.lowering.trace import trace
 from lowbit.quantizer.module import Quantizer
 
 
 @dataclass
-class Stream:
-    """A class of computed tensors on one grid: the nodes that end their computation, and what takes them."""
+class OneGrid:
+    """Computed tensors that must be on one grid: the nodes that end their computation, and what takes them."""
 
     name: str
     ends: list[fx.Node]
@@ -45,8 +49,8 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
         LowbitError: operations without an integer form, all of them named; layers in full precision; several steps within an
             output channel; not one input and one output.
     """
-    t.check_float_layers(prepared)
-    graph = t.trace(prepared)
+    check_float_layers(prepared)
+    graph = trace(prepared)
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for module in modules.values():
         if isinstance(module, QuantizedLayer):
@@ -56,42 +60,45 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
     model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
 
     for node in graph.nodes:
-        if kinds[node] == t.LAYER:
+        if kinds[node] is k.LAYER:
             follower, layer = folds_into(node, kinds), modules[node.target]
-            if follower is not None and kinds[follower] == t.NORM:
+            if follower is not None and kinds[follower] is k.NORM:
                 follow(modules[follower.target], layer)
             elif layer.bias is not None:
                 layer.bias_rounding = bias_on_grid
 
     inserted = []
-    for stream in _streams(graph, kinds):
-        if _served_by_layers(stream, modules):
-            first = modules[stream.layers[0].target]
-            for layer in stream.layers[1:]:
+    for group in _groups(graph, kinds):
+        if _served_by_layers(group, modules):
+            first = modules[group.layers[0].target]
+            for layer in group.layers[1:]:
                 modules[layer.target].input_quantizer = first.input_quantizer
-        elif not _is_float_output(stream, kinds):
-            inserted.append(stream)
+        elif not _is_float_output(group, kinds):
+            inserted.append(group)
 
-    settings = setting_for([f"streams.{stream.name}" for stream in inserted])
+    settings = setting_for([f"streams.{group.name}" for group in inserted])
     model.streams = nn.ModuleDict()
-    for stream, setting in zip(inserted, settings):
+    for group, setting in zip(inserted, settings):
         if setting.activations is None or setting.skip:
-            raise LowbitError(f"'streams.{stream.name}' must have bits: an integer-only network has no float tensors")
+            raise LowbitError(f"'streams.{group.name}' must have bits: an integer-only network has no float tensors")
         device = next(prepared.parameters()).device
-        model.streams[stream.name] = Quantizer(
+        model.streams[group.name] = Quantizer(
             setting.activations,
             method=setting.method.for_activations,
             narrow=setting.narrow,
             batch_dim=0,
-            name=f"the tensor 'streams.{stream.name}'",
+            name=f"the tensor 'streams.{group.name}'",
         ).to(device)
-        for end in stream.ends:
+        for end in group.ends:
             with graph.inserting_after(end):
-                quantized = graph.call_module(f"streams.{stream.name}", (end,))
+                quantized = graph.call_module(f"streams.{group.name}", (end,))
             end.replace_all_uses_with(quantized, delete_user_cb=lambda user, node=quantized: user is not node)
     for node in graph.nodes:
-        if kinds.get(node) == t.NORM and kinds.get(node.args[0]) != t.LAYER:
-            (source, *_) = _sources(node.args[0], kinds | {n: t.QUANTIZER for n in graph.nodes if n not in kinds})
+        if kinds.get(node) is not k.NORM:
+            continue
+        (before,) = node.all_input_nodes
+        if kinds.get(before) is not k.LAYER:
+            (source, *_) = _sources(before, kinds | {n: k.QUANTIZER for n in graph.nodes if n not in kinds})
             follow(modules[node.target], model.get_submodule(source.target))
     graph.lint()
     model.recompile()
@@ -99,29 +106,32 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
     return model
 
 
-def tensor_users(node: fx.Node, kinds: dict[fx.Node, str]) -> list[fx.Node]:
+def tensor_users(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
     """The nodes that take the tensor itself, not merely its shape."""
-    return [user for user in node.users if kinds[user] != t.SHAPE]
+    return [user for user in node.users if kinds[user] is not k.SHAPE]
 
 
-def folds_into(node: fx.Node, kinds: dict[fx.Node, str]) -> fx.Node | None:
+def folds_into(node: fx.Node, kinds: Kinds) -> fx.Node | None:
     """The node that belongs to the same computation and follows this one, or None."""
     users = tensor_users(node, kinds)
     if len(users) != 1:
         return None
     (user,) = users
-    if kinds[user] == t.NORM:
-        return user if kinds[node] == t.LAYER else None
-    return user if kinds[user] == t.CLAMP and kinds[node] not in (t.INPUT, t.CLAMP, t.MOVE, t.QUANTIZER) else None
+    if kinds[user] is k.NORM:
+        return user if kinds[node] is k.LAYER else None
+    return user if kinds[user] is k.CLAMP and kinds[node].computes and kinds[node] not in (k.INPUT, k.CLAMP) else None
 
 
-def _kinds(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, str]:
-    kinds, missing = {}, {}
-    for node in graph.nodes:
-        kind, why = t.kind_of(node, modules), t.form_missing(node, modules)
+def _kinds(graph: fx.Graph, modules: Modules) -> dict[fx.Node, Kind]:
+    """The kind of every node. Raises LowbitError where one has no integer form; and for inputs or outputs of other number."""
+    kinds: dict[fx.Node, Kind] = {}
+    missing: dict[fx.Node, str] = {}
+    for node, kind in k.kinds_of(graph, modules).items():
+        why = None if kind is None else kind.lack(node, modules)
         if kind is None or why:
-            missing[node] = t.describe(node) + (f": {why}" if why else "")
-        kinds[node] = kind
+            missing[node] = describe(node, modules) + (f": {why}" if why else "")
+        else:
+            kinds[node] = kind
     if missing:
         # A parameter that only such an operation takes goes without saying.
         places = "\n  ".join(
@@ -131,28 +141,28 @@ def _kinds(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, str]
                 if node.op != "get_attr" or not all(user in missing for user in node.users)
             )
         )
-        raise LowbitError(f"these operations have no integer form:\n  {places}\n{t.WAY_OUT}")
-    inputs = [node for node in graph.nodes if kinds[node] == t.INPUT and node.users]
+        raise LowbitError(f"these operations have no integer form:\n  {places}\n{REMEDY}")
+    inputs = [node for node, kind in kinds.items() if kind is k.INPUT and node.users]
     if len(inputs) != 1:
         names = ", ".join(node.name for node in inputs)
         raise LowbitError(
             f"an integer-only network takes one input tensor, this one takes {len(inputs)}: {names}; wrap it in a module whose "
             "forward takes the tensor alone"
         )
-    (result,) = next(node for node in graph.nodes if kinds[node] == t.OUTPUT).args
+    (result,) = next(node for node, kind in kinds.items() if kind is k.OUTPUT).args
     if not isinstance(result, fx.Node):
-        kind = {"immutable_dict": "dict", "immutable_list": "list"}.get(type(result).__name__, type(result).__name__)
+        written = {"immutable_dict": "dict", "immutable_list": "list"}
+        given = type(result).__name__
         raise LowbitError(
-            f"an integer-only network gives one tensor, this one gives a {kind}; wrap it in a module whose forward returns the "
-            "tensor alone"
+            f"an integer-only network gives one tensor, this one gives a {written.get(given, given)}; wrap it in a module whose "
+            "forward returns the tensor alone"
         )
     return kinds
 
 
-def _streams(graph: fx.Graph, kinds: dict[fx.Node, str]) -> list[Stream]:
+def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
     """Classes of computed tensors that must be on one grid, in order of their first member."""
-    computing = {t.INPUT, t.LAYER, t.NORM, t.CLAMP, t.LOOKUP, t.ADD, t.MULTIPLY, t.AVERAGE}
-    ends = [n for n in graph.nodes if kinds[n] in computing and n.users and folds_into(n, kinds) is None]
+    ends = [n for n in graph.nodes if kinds[n].computes and n.users and folds_into(n, kinds) is None]
     parent = {end: end for end in ends}
 
     def root(end: fx.Node) -> fx.Node:
@@ -162,51 +172,50 @@ def _streams(graph: fx.Graph, kinds: dict[fx.Node, str]) -> list[Stream]:
 
     order = {end: number for number, end in enumerate(ends)}
     for node in graph.nodes:
-        if kinds[node] == t.CONCATENATE:
+        if kinds[node] is k.CONCATENATE:
             sources = [source for tensor in node.all_input_nodes for source in _sources(tensor, kinds)]
             first = min((root(source) for source in sources), key=order.__getitem__)
             for source in sources:
                 parent[root(source)] = first
-    streams: dict[fx.Node, Stream] = {}
+    groups: dict[fx.Node, OneGrid] = {}
     for end in ends:
-        stream = streams.setdefault(root(end), Stream(_name(end), []))
-        stream.ends.append(end)
-        _collect(end, kinds, stream, set())
-    return list(streams.values())
+        group = groups.setdefault(root(end), OneGrid(_name(end), []))
+        group.ends.append(end)
+        _collect(end, kinds, group, set())
+    return list(groups.values())
 
 
-def _sources(node: fx.Node, kinds: dict[fx.Node, str]) -> list[fx.Node]:
+def _sources(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
     """The computed tensors whose codes a node's codes are."""
-    if kinds[node] in (t.MOVE, t.CONCATENATE):
-        return [
-            source for tensor in node.all_input_nodes if kinds[tensor] != t.SHAPE for source in _sources(tensor, kinds)
-        ]
+    if kinds[node].moves_codes:
+        tensors = [tensor for tensor in node.all_input_nodes if kinds[tensor] is not k.SHAPE]
+        return [source for tensor in tensors for source in _sources(tensor, kinds)]
     return [node]
 
 
-def _collect(node: fx.Node, kinds: dict[fx.Node, str], stream: Stream, seen: set[fx.Node]) -> None:
+def _collect(node: fx.Node, kinds: Kinds, group: OneGrid, seen: set[fx.Node]) -> None:
     for user in tensor_users(node, kinds):
         if user in seen:
             continue
         seen.add(user)
-        if kinds[user] in (t.MOVE, t.CONCATENATE):
-            _collect(user, kinds, stream, seen)
+        if kinds[user].moves_codes:
+            _collect(user, kinds, group, seen)
         else:
-            (stream.layers if kinds[user] == t.LAYER else stream.others).append(user)
+            (group.layers if kinds[user] is k.LAYER else group.others).append(user)
 
 
-def _served_by_layers(stream: Stream, modules: dict[str, nn.Module]) -> bool:
-    quantizers = [modules[layer.target].input_quantizer for layer in stream.layers]
+def _served_by_layers(group: OneGrid, modules: Modules) -> bool:
+    quantizers = [modules[layer.target].input_quantizer for layer in group.layers]
     alike = {(q.bits, q.narrow, q.method) for q in quantizers}
-    return not stream.others and len(alike) == 1
+    return not group.others and len(alike) == 1
 
 
-def _is_float_output(stream: Stream, kinds: dict[fx.Node, str]) -> bool:
+def _is_float_output(group: OneGrid, kinds: Kinds) -> bool:
     """A layer's result that is the network's output and nothing else leaves in full precision."""
-    (end, *more) = stream.ends
-    computed_by_layer = kinds[end] == t.LAYER or (kinds[end] == t.NORM and kinds[end.all_input_nodes[0]] == t.LAYER)
-    only_output = not stream.layers and [kinds[user] for user in stream.others] == [t.OUTPUT]
-    return not more and computed_by_layer and only_output and [kinds[u] for u in end.users] == [t.OUTPUT]
+    (end, *more) = group.ends
+    computed_by_layer = kinds[end] is k.LAYER or (kinds[end] is k.NORM and kinds[end.all_input_nodes[0]] is k.LAYER)
+    only_output = not group.layers and [kinds[user] for user in group.others] == [k.OUTPUT]
+    return not more and computed_by_layer and only_output and [kinds[u] for u in end.users] == [k.OUTPUT]
 
 
 def _name(end: fx.Node) -> str:

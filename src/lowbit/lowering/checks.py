@@ -1,0 +1,105 @@
+"""What must hold of a network before and after it is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx, nn
+
+from lowbit.errors import LowbitError
+from lowbit.integer.graph import Graph
+from lowbit.layers.quantized import QuantizedLayer, float_class
+from lowbit.lowering.calls import REMEDY_FOR_ONE, Modules, describe, describe_layer
+from lowbit.lowering.shapes import Shapes
+from lowbit.lowering.trained import Traced
+from lowbit.quantizer.module import Quantizer
+
+_DIVERGED = "training has diverged; go back to an earlier checkpoint and lower the learning rate"
+
+
+def check_float_layers(model: nn.Module) -> None:
+    """Refuse layers in full precision: an integer-only network has none.
+
+    Raises:
+        LowbitError: naming the first such layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer):
+            for side, what in ((module.weight_quantizer, "weights"), (module.input_quantizer, "inputs")):
+                if not isinstance(side, Quantizer):
+                    raise LowbitError(
+                        f"{describe_layer(name, module)} has full-precision {what}, which an integer-only network can't have: "
+                        "give them bits"
+                    )
+        elif float_class(module) is not None:
+            raise LowbitError(
+                f"{describe_layer(name, module)} is in full precision, which an integer-only network can't have: give it bits, "
+                "8 if need be"
+            )
+
+
+def check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
+    """Refuse quantizers whose codes no integer network can have.
+
+    Raises:
+        LowbitError: naming the quantizer, for one that has no step yet, a step or offset that is not finite, a fractional
+            zero point unless `fractional_zero_points`, one that a byte can't hold, and activations of one bit and sign.
+    """
+    for module in model.modules():
+        if not isinstance(module, Quantizer):
+            continue
+        if not module.started:
+            raise LowbitError(f"{module.name} has no step yet: calibrate and train the network before converting it")
+        for value, what in ((module.raw_step, "step"), (module.offset, "offset")):
+            if value is not None and not bool(torch.isfinite(value).all()):
+                raise LowbitError(f"{module.name} has a {what} that is not finite: {_DIVERGED}")
+        if module.has_fraction and not fractional_zero_points:
+            raise LowbitError(
+                f"{module.name} has a fractional offset, which integers can't express: call lowbit.snap_offsets(model) "
+                "first, best before the last epochs of training"
+            )
+        offset = 1 << (module.bits - 1) if module.grid.signed else 0
+        if bool(((module.zero_point + offset < 0) | (module.zero_point + offset > 255)).any()):
+            raise LowbitError(
+                f"{module.name} has the zero point {float(module.zero_point.flatten()[0]):g}, which the byte of its codes can't hold: "
+                "its values lie far to one side of 0, where an offset doesn't pay; prepare it without one (method='lsq' by a rule)"
+            )
+        if module.grid.binary and not module.name.startswith("the weight"):
+            raise LowbitError(f"{module.name} is binary {{-1, 1}}, which has no zero: give activations 2 bits or more")
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Refuse parameters and buffers that are not float32 or not finite.
+
+    Raises:
+        LowbitError: naming the layer that has it.
+    """
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if not value.is_floating_point():
+            continue
+        holder, _, what = name.rpartition(".")
+        layer = describe_layer(holder, model.get_submodule(holder))
+        if value.dtype != torch.float32:
+            raise LowbitError(f"{layer}: its {what} is {value.dtype}, not float32: call model.float() first")
+        if not bool(torch.isfinite(value).all()):
+            raise LowbitError(f"{layer}: its {what} holds NaN or infinity: {_DIVERGED}")
+
+
+def check_shapes(
+    graph: Graph, traced: Mapping[str, Traced], model: fx.GraphModule, modules: Modules, shapes: Shapes
+) -> None:
+    """Refuse a graph whose tensors have other shapes than the trained network's: an operation was not what it was taken for.
+
+    Raises:
+        LowbitError: naming the operation, and both shapes.
+    """
+    nodes = {node.name: node for node in model.graph.nodes}
+    for name, place in traced.items():
+        (tensor,) = nodes[place.node].all_input_nodes
+        expected, found = shapes[tensor][1:], graph.by_name[name].shape_of()
+        if found != expected:
+            raise LowbitError(
+                f"{describe(tensor, modules)} gives shape {expected} in the trained network and {found} in integers: it is used "
+                f"in a way that has no integer form; {REMEDY_FOR_ONE}"
+            )

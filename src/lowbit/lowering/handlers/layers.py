@@ -1,0 +1,114 @@
+"""Layers, batch-norm and quantizers.
+
+Folding batch-norm γ·(a − μ)/σ + β behind a layer with accumulator n, a = n·s_x·s_w + b, σ = sqrt(variance + ε):
+
+    scale of output channel o     s_x·s_w·γ/σ        goes into the weight's scale, negative γ included
+    integer bias                  rint((γ·(b − μ)/σ + β) / scale)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx, nn
+
+from lowbit.errors import LowbitError
+from lowbit.integer.graph import Pads, Weight
+from lowbit.integer.ops import Convolution, Linear
+from lowbit.layers.quantized import QuantizedLayer
+from lowbit.lowering import kinds as k
+from lowbit.lowering.codes import weight_codes
+from lowbit.lowering.folding import DEPTHWISE_CODE, fold, fold_as_depthwise
+from lowbit.lowering.placement import folds_into
+from lowbit.lowering.trained import Traced
+from lowbit.lowering.values import Codes, Computation
+
+if TYPE_CHECKING:
+    from lowbit.lowering.convert import Converter
+
+
+def quantizer(converter: Converter, node: fx.Node) -> Codes:
+    """An inserted quantizer: where the tensor before it gets its grid."""
+    value = converter.value(converter.input_of(node), node)
+    codes = converter.on_grid(value, converter.modules[str(node.target)])
+    converter.traced.setdefault(codes.name, Traced(node.name, of_input=False))
+    return codes
+
+
+def layer(converter: Converter, node: fx.Node) -> Computation:
+    """A convolution or linear layer, with the batch-norm behind it."""
+    follower = folds_into(node, converter.kinds)
+    folded = follower is not None and converter.kinds[follower] is k.NORM
+    return _affine(converter, node, converter.modules[str(follower.target)] if folded else None)
+
+
+def norm(converter: Converter, node: fx.Node) -> Computation:
+    """Batch-norm: the layer before it has it; behind anything else, a depthwise 1×1 convolution."""
+    before, module = converter.input_of(node), converter.modules[str(node.target)]
+    if folds_into(before, converter.kinds) is node:
+        return converter.value(before, node)
+    x = converter.codes_at(before, node)
+    gain, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), module))
+    ones = (1,) * (len(converter.shapes[node]) - 2)
+    codes = torch.where(gain == 0, 0, DEPTHWISE_CODE).to(torch.int8).reshape(-1, 1, *ones)
+    weight, bias = Weight(codes, scale, 8), _int32(converter.describe(node), bias)
+    return Computation(
+        node.name,
+        lambda n, y: Convolution(
+            name=n, inputs=(x.name,), type=y, weight=weight, bias=bias, stride=ones, padding=tuple((0, 0) for _ in ones),
+            dilation=ones, groups=len(gain),
+        ),
+    )  # fmt: skip
+
+
+def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Computation:
+    """`layer`, with the batch-norm that it is given."""
+    layer, where = converter.modules[str(node.target)], converter.describe(node)
+    assert isinstance(layer, QuantizedLayer)
+    x = converter.on_grid(converter.value(converter.input_of(node), node), layer.input_quantizer)
+    converter.traced.setdefault(x.name, Traced(node.name, of_input=True))
+    codes = weight_codes(layer)
+    gain, scale, bias = (part.cpu() for part in fold(layer.input_quantizer.step, layer, norm))
+    codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
+    scale = scale[:1].reshape(()) if bool((scale == scale[0]).all()) else scale
+    weight, bias = Weight(codes, scale, layer.weight_quantizer.bits), _int32(where, bias)
+    if isinstance(layer, nn.Linear):
+        if len(converter.shapes[node]) != 2:
+            raise LowbitError(f"{where}: linear layers on more than [batch, features] have no integer form yet")
+        return Computation(
+            node.name,
+            lambda n, y: Linear(name=n, inputs=(x.name,), type=y, weight=weight, bias=bias),
+            may_be_float=True,
+        )
+    return Computation(
+        node.name,
+        lambda n, y: Convolution(
+            name=n, inputs=(x.name,), type=y, weight=weight, bias=bias, stride=tuple(layer.stride),
+            padding=_padding(layer), dilation=tuple(layer.dilation), groups=layer.groups,
+        ),
+        may_be_float=True,
+    )  # fmt: skip
+
+
+def _int32(where: str, bias: Tensor) -> Tensor:
+    """An integer bias as int32, refused where it does not fit."""
+    if not bool(torch.isfinite(bias).all()) or bool((bias.abs() >= 2**31).any()):
+        raise LowbitError(
+            f"{where}: its bias does not fit 32 bits on the accumulator's grid (largest {float(bias.abs().max()):.3g}): what "
+            "its input and weight give is next to nothing beside its bias, or its batch-norm's statistics; train the network, "
+            "or calibrate it anew on data like the training's"
+        )
+    return bias.to(torch.int32)
+
+
+def _padding(layer: nn.Module) -> Pads:
+    if layer.padding == "valid":
+        return tuple((0, 0) for _ in layer.kernel_size)
+    if layer.padding == "same":  # torch puts the odd one behind
+        totals = [d * (size - 1) for d, size in zip(layer.dilation, layer.kernel_size)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((p, p) for p in layer.padding)
+
+
+HANDLERS = {k.QUANTIZER: quantizer, k.LAYER: layer, k.NORM: norm}

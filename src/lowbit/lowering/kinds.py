@@ -1,0 +1,278 @@
+"""The operations that have an integer form: one table of kinds, with every spelling of each.
+
+What tracing keeps whole, where placement puts quantizers and which handler converts a node all follow from its kind. To add
+an operation: its kind here, and its handler in `lowbit.lowering.handlers`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lowbit.layers.quantized import QuantizedLayer
+from lowbit.lowering.calls import Modules, arguments, nodes_in
+from lowbit.lowering.folding import IntegerNorm
+from lowbit.quantizer.module import Quantizer
+
+Lack = Callable[[fx.Node, Modules], str | None]
+
+# A class's name says what it does only in the libraries that are meant.
+_LIBRARIES = ("timm", "torchvision")
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One kind of operation and how networks write it.
+
+    Attributes:
+        name: of the kind.
+        functions, methods, modules: its spellings: what is called, names of methods of a tensor, classes of modules.
+        library_modules: names of classes that compute it in timm and torchvision.
+        computes: whether its result is to be put on a grid before anything else computes with it.
+        moves_codes: whether its result has its inputs' codes, in other places.
+        lack: why a call of this kind has no integer form, as far as its arguments tell; None where it has one.
+    """
+
+    name: str
+    functions: tuple[Callable, ...] = ()
+    methods: tuple[str, ...] = ()
+    modules: tuple[type[nn.Module], ...] = ()
+    library_modules: tuple[str, ...] = ()
+    computes: bool = False
+    moves_codes: bool = False
+    lack: Lack = lambda node, modules: None
+
+
+# Why a call has no integer form.
+
+
+def _lack_of_layer(node: fx.Node, modules: Modules) -> str | None:
+    layer = modules[str(node.target)]
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return "transposed convolutions have none yet"
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        return f"padding_mode {layer.padding_mode!r} has none; zeros have"
+    return None
+
+
+def _lack_of_norm(node: fx.Node, modules: Modules) -> str | None:
+    lacks = modules[str(node.target)].running_mean is None
+    return "it keeps no running statistics, which folding it needs" if lacks else None
+
+
+def _lack_of_clamp(node: fx.Node, modules: Modules) -> str | None:
+    if node.op != "call_module" and any(bound in node.all_input_nodes for bound in _bounds(node, modules)):
+        return "a bound per element has none; numbers have"
+    return None
+
+
+def _lack_of_two_tensors(node: fx.Node, modules: Modules) -> str | None:
+    given = arguments(node, modules)
+    if not all(isinstance(given.get(name), fx.Node) for name in ("input", "other")):
+        return "only of two tensors it has one"
+    return None if given.get("alpha", 1) == 1 else "alpha other than 1 has none"
+
+
+def _lack_of_upsampling(node: fx.Node, modules: Modules) -> str | None:
+    given = arguments(node, modules)
+    mode, factors = given.get("mode", "nearest"), given.get("scale_factor")
+    if mode not in ("nearest", "nearest-exact"):
+        return f"mode {mode!r} has none; 'nearest' has"
+    if given.get("antialias"):
+        return "antialias=True has none"
+    factors = factors if isinstance(factors, (tuple, list)) else (factors,)
+    if nodes_in(factors) or not all(f is None or (f >= 1 and float(f).is_integer()) for f in factors):
+        return f"scale_factor {given['scale_factor']} has none; whole factors, 1 or more, have"
+    return None
+
+
+# The table.
+
+_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+
+INPUT = Kind("input", computes=True)
+OUTPUT = Kind("output")
+QUANTIZER = Kind("quantizer", modules=(Quantizer,))
+LAYER = Kind("layer", modules=(QuantizedLayer,), computes=True, lack=_lack_of_layer)
+NORM = Kind(
+    "norm",
+    modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),  # with the plain forward: see `is_norm`
+    library_modules=("BatchNormAct2d",),  # with an activation inside, which `trace` takes apart
+    computes=True,
+    lack=_lack_of_norm,
+)
+CLAMP = Kind(
+    "clamp",
+    functions=(F.relu, torch.relu, torch.relu_, F.relu6, F.hardtanh, torch.clamp),
+    methods=("relu", "relu_", "clamp", "clamp_"),
+    modules=(nn.ReLU, nn.ReLU6, nn.Hardtanh),
+    computes=True,
+    lack=_lack_of_clamp,
+)
+LOOKUP = Kind(
+    "lookup",
+    functions=(
+        F.silu, F.hardswish, F.gelu, F.mish, F.elu, F.leaky_relu, F.softplus, F.hardsigmoid, torch.sigmoid, torch.tanh,
+    ),
+    methods=("sigmoid", "sigmoid_", "tanh"),
+    modules=(
+        nn.SiLU, nn.Hardswish, nn.GELU, nn.Mish, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh,
+    ),
+    library_modules=("Swish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "GELU", "Mish", "GELUTanh"),
+    computes=True,
+)  # fmt: skip
+ADD = Kind(
+    "add",
+    functions=(operator.add, operator.iadd, torch.add),
+    methods=("add", "add_"),
+    computes=True,
+    lack=_lack_of_two_tensors,
+)
+SUBTRACT = Kind(
+    "subtract",
+    functions=(operator.sub, operator.isub, torch.sub),
+    methods=("sub", "sub_"),
+    computes=True,
+    lack=_lack_of_two_tensors,
+)
+MULTIPLY = Kind(
+    "multiply",
+    functions=(operator.mul, operator.imul, torch.mul),
+    methods=("mul", "mul_"),
+    computes=True,
+    lack=_lack_of_two_tensors,
+)
+AVERAGE = Kind(
+    "average",
+    functions=(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.avg_pool2d, torch.mean),
+    methods=("mean",),
+    modules=(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AvgPool1d, nn.AvgPool2d),
+    computes=True,
+)
+CONCATENATE = Kind("concatenate", functions=(torch.cat, torch.concat), moves_codes=True)
+MAX_POOL = Kind(
+    "max pool", functions=(F.max_pool1d, F.max_pool2d), modules=(nn.MaxPool1d, nn.MaxPool2d), moves_codes=True
+)
+UPSAMPLE = Kind(
+    "upsample",
+    functions=(F.interpolate,),
+    modules=(nn.Upsample,),  # UpsamplingNearest2d is one
+    moves_codes=True,
+    lack=_lack_of_upsampling,
+)
+SPLIT = Kind("split", functions=(torch.chunk, torch.split), methods=("chunk", "split"), moves_codes=True)
+INDEX = Kind("index", functions=(operator.getitem,), moves_codes=True)
+PAD = Kind("pad", functions=(F.pad,), modules=(nn.ZeroPad2d,), moves_codes=True)
+CHANNEL_SHUFFLE = Kind("channel shuffle", modules=(nn.ChannelShuffle,), moves_codes=True)
+TRANSPOSE = Kind(
+    "transpose", functions=(torch.transpose, torch.permute), methods=("transpose", "permute"), moves_codes=True
+)
+RESHAPE = Kind(
+    "reshape",
+    functions=(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
+    methods=("flatten", "view", "reshape", "squeeze", "unsqueeze"),
+    modules=(nn.Flatten, nn.Unflatten),
+    moves_codes=True,
+)
+UNCHANGED = Kind(  # in evaluation
+    "unchanged",
+    methods=("contiguous", "clone", "detach"),
+    modules=(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    library_modules=("DropPath", "DropBlock2d", "StochasticDepth"),
+    moves_codes=True,
+)
+SHAPE = Kind(  # makes no tensor
+    "shape", functions=(getattr, operator.floordiv, operator.mod, operator.eq, torch._assert), methods=("size", "dim")
+)
+
+KINDS = (
+    INPUT, OUTPUT, QUANTIZER, LAYER, NORM, CLAMP, LOOKUP, ADD, SUBTRACT, MULTIPLY, AVERAGE, CONCATENATE, MAX_POOL, UPSAMPLE,
+    SPLIT, INDEX, PAD, CHANNEL_SHUFFLE, TRANSPOSE, RESHAPE, UNCHANGED, SHAPE,
+)  # fmt: skip
+
+_BY_FUNCTION = {function: kind for kind in KINDS for function in kind.functions}
+_BY_METHOD = {method: kind for kind in KINDS for method in kind.methods}
+
+Kinds = Mapping[fx.Node, Kind]
+
+
+def kinds_of(graph: fx.Graph, modules: Modules) -> dict[fx.Node, Kind | None]:
+    """The kind of every node; None for operations of no kind, which have no integer form."""
+    kinds: dict[fx.Node, Kind | None] = {}
+    for node in graph.nodes:
+        kinds[node] = _kind_of(node, modules, kinds)
+    return kinds
+
+
+def _kind_of(node: fx.Node, modules: Modules, kinds: Mapping[fx.Node, Kind | None]) -> Kind | None:
+    if node.op == "placeholder":
+        return INPUT
+    if node.op == "output":
+        return OUTPUT
+    if node.op == "call_module":
+        return kind_of_module(modules[str(node.target)])
+    operands = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    of_shapes = bool(operands) and all(kinds[operand] is SHAPE for operand in operands)
+    if node.op == "call_function":
+        # Python's own functions of numbers give numbers; torch's (torch.zeros) may give tensors.
+        numbers = of_shapes and node.target.__module__ in ("_operator", "builtins", "math")
+        return SHAPE if numbers else _BY_FUNCTION.get(node.target)
+    if of_shapes:
+        return SHAPE
+    return _BY_METHOD.get(str(node.target)) if node.op == "call_method" else None
+
+
+def kind_of_module(module: nn.Module) -> Kind | None:
+    """The kind of what a module computes."""
+    if isinstance(module, _BatchNorm):
+        return NORM if is_norm(module) else None
+    return next((kind for kind in KINDS if isinstance(module, kind.modules) or is_library_module(module, kind)), None)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a batch-norm that computes what torch's does: no subclass with a forward of its own."""
+    plain = type(module).forward in (_BatchNorm.forward, IntegerNorm.forward)
+    return isinstance(module, NORM.modules) and (plain or is_library_module(module, NORM))
+
+
+def is_library_module(module: nn.Module, kind: Kind) -> bool:
+    """Whether timm or torchvision has it, and computes this kind with it."""
+    cls = type(module)
+    return cls.__name__ in kind.library_modules and cls.__module__.partition(".")[0] in _LIBRARIES
+
+
+def clamp_range(node: fx.Node, modules: Modules) -> tuple[float, float]:
+    """(lowest, highest) value that a clamping operation lets through."""
+    infinity = float("inf")
+    low, high = _bounds(node, modules)
+    return -infinity if low is None else float(low), infinity if high is None else float(high)
+
+
+def _bounds(node: fx.Node, modules: Modules) -> tuple[Any, Any]:
+    """The bounds of a clamping operation as they are given; None for no bound."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0, None)  # ReLU6 is a Hardtanh
+    if node.target in _RELUS:
+        return 0, None
+    if node.target is F.relu6:
+        return 0, 6
+    given = arguments(node, modules)
+    return (given["min_val"], given["max_val"]) if node.target is F.hardtanh else (given["min"], given["max"])
+
+
+def lookup_function(node: fx.Node, modules: Modules) -> Callable:
+    """The elementwise function of a lookup."""
+    if node.op == "call_module":
+        return modules[str(node.target)]
+    function = getattr(torch, str(node.target).rstrip("_")) if node.op == "call_method" else node.target
+    options = {key: value for key, value in arguments(node, modules).items() if key not in ("input", "inplace", "out")}
+    return partial(function, **options)

@@ -1,0 +1,55 @@
+"""Integer graphs without nodes that another one makes unnecessary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from lowbit.integer.graph import Graph, Node, Weight
+from lowbit.integer.ops import Reshape
+from lowbit.lowering.trained import Traced
+
+
+def simplified(graph: Graph, traced: Mapping[str, Traced]) -> tuple[Graph, dict[str, Traced]]:
+    """Without nodes that do what an earlier one does, and reshapes that another one follows or that change nothing.
+
+    A tensor that is split waits for its grid in each part, and so is made once a part; reshapes stand around a channel shuffle.
+
+    Args:
+        graph: validated.
+        traced: where its tensors stand in the trained network.
+    """
+    nodes: dict[str, Node] = {}
+    seen: dict[tuple, str] = {}
+    same: dict[str, str] = {}
+    for node in graph.nodes:
+        node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
+        if isinstance(node, Reshape):
+            before = nodes[node.inputs[0]]
+            if isinstance(before, Reshape):
+                node, before = replace(node, inputs=before.inputs), nodes[before.inputs[0]]
+            if before.shape_of() == node.shape_of():
+                same[node.name] = before.name
+                continue
+        content = (type(node), *(_comparable(getattr(node, f.name)) for f in fields(node) if f.name != "name"))
+        earlier = seen.setdefault(content, node.name)
+        if earlier != node.name:
+            same[node.name] = earlier
+            continue
+        nodes[node.name] = node
+    outputs = tuple(same.get(name, name) for name in graph.outputs)
+    used = {name for node in nodes.values() for name in node.inputs} | {*outputs}
+    kept = tuple(node for node in nodes.values() if node.name in used or not isinstance(node, Reshape))
+    names = {node.name for node in kept}
+    places = {same.get(name, name): place for name, place in traced.items()}
+    return replace(graph, nodes=kept, outputs=outputs), {n: place for n, place in places.items() if n in names}
+
+
+def _comparable(field: Any) -> Any:
+    """A node's field as something that equals another field of the same content."""
+    if isinstance(field, Weight):
+        return _comparable(field.codes), _comparable(field.scale), field.bits
+    return (field.dtype, field.shape, field.numpy().tobytes()) if isinstance(field, Tensor) else field

@@ -1,0 +1,62 @@
+"""The trained network beside its integer graph: the codes that its own quantizers give."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lowbit.integer.graph import Graph
+from lowbit.integer.result import Result, Runner
+from lowbit.lowering.codes import activation_codes
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Where the codes of an integer tensor are found in the trained network: the quantizer of this node.
+
+    Attributes:
+        node: the name of the traced network's node.
+        of_input: whether the quantizer is the input quantizer of the layer there; else the node is an inserted quantizer.
+    """
+
+    node: str
+    of_input: bool
+
+
+def trained_runner(model: fx.GraphModule, graph: Graph, traced: Mapping[str, Traced]) -> Runner:
+    """A runner of the trained network, which computes on the CPU, on a copy.
+
+    Args:
+        model: the network that was converted.
+        graph: its integer graph.
+        traced: where the graph's tensors stand in the network; from `convert` too.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    wanted: dict[str, list[tuple[str, Traced]]] = {}
+    for name, place in traced.items():
+        wanted.setdefault(place.node, []).append((name, place))
+
+    def runner(inputs: Mapping[str, Tensor]) -> Result:
+        found: dict[str, Tensor] = {}
+
+        class Recorder(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                for name, place in wanted.get(n.name, ()):
+                    module = modules[str(n.target)]
+                    quantizer = module.input_quantizer if place.of_input else module
+                    (tensor,) = n.all_input_nodes
+                    found[name] = activation_codes(quantizer, self.env[tensor])
+                return super().run_node(n)
+
+        with torch.no_grad():
+            output = Recorder(model, garbage_collect_values=False).run(*inputs.values())
+        outputs = [output] if isinstance(output, Tensor) else output
+        return Result(found, dict(zip(graph.outputs, outputs)))
+
+    return runner

@@ -1,0 +1,68 @@
+"""What stands for a tensor of the trained network while it is converted.
+
+A tensor is on a grid (`Codes`), or it waits for the quantizer behind it to say on which grid it is: a `Computation`, or a
+`Concatenation` of several. Only then are integer nodes made. What is done to the tensor meanwhile, clamps and moves, is kept
+with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from lowbit.integer.graph import FloatType, Node, TensorType
+
+_NO_CLAMP = (-float("inf"), float("inf"))
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A tensor of the integer graph: its name, and its type, which has no shape yet."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """An operation that moves codes: `node(name, input)` is its integer node."""
+
+    name: str
+    node: Callable[[str, str], Node]
+
+
+@dataclass(frozen=True, eq=False)
+class Computation:
+    """A computation whose result has no grid yet: `node(name, type)` is its integer node.
+
+    Attributes:
+        name: of the node.
+        node: makes it.
+        clamp: (lowest, highest) value that the result is clamped to.
+        moves: what is done to its codes afterwards, in order.
+        may_be_float: whether the result may leave the network in full precision.
+    """
+
+    name: str
+    node: Callable[[str, TensorType | FloatType], Node]
+    clamp: tuple[float, float] = _NO_CLAMP
+    moves: tuple[Move, ...] = ()
+    may_be_float: bool = False
+
+    def clamped(self, low: float, high: float) -> Computation:
+        """The same, clamped once more."""
+        return replace(self, clamp=(max(low, self.clamp[0]), min(high, self.clamp[1])))
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """Tensors that are concatenated, not all of which are on one grid yet."""
+
+    name: str
+    parts: tuple[Value, ...]
+    moves: tuple[Move, ...] = ()
+
+
+Value: TypeAlias = "Codes | Computation | Concatenation"
+"""One tensor."""
