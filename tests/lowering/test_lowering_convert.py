@@ -11,8 +11,8 @@ import lowbit
 from lowbit import LowbitError, Rule, models
 from lowbit._torchvision import import_torchvision
 from lowbit.integer.ops import Add, ChannelShuffle, Concatenate, Convolution, Lookup, Multiply, Reshape
-from lowbit.lowering.convert import convert, trained_runner
 from lowbit.quantizer.methods import lsq_plus
+from tests.lowering.networks import Forward, agreement, finish, images, start, trained
 
 
 class Everything(nn.Module):
@@ -43,34 +43,6 @@ class Everything(nn.Module):
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
         x = x * gate + F.pad(x[:, 4:12], (0, 0, 0, 0, 4, 4))
         return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-def trained(model: nn.Module, x: torch.Tensor, **options) -> nn.Module:
-    """Prepared, calibrated, with batch-norm statistics and parameters away from where they start."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-            module.momentum = None
-    model.train()
-    for _ in range(3):
-        model(x + 0.1 * torch.randn_like(x))
-    prepared = lowbit.calibrate(lowbit.prepare(model, integer_only=True, **options), [x])
-    return lowbit.snap_offsets(prepared).eval()
-
-
-def images(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
-
-
-def agreement(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
-    """(codes compared, codes that differ) between the trained network and the integer one."""
-    graph, traced = convert(model, x)
-    network = lowbit.IntegerNetwork(graph)
-    mine, theirs = network.codes(x), trained_runner(model, graph, traced)({"x": x}).codes
-    pairs = [(mine[name].int(), codes) for name, codes in theirs.items()]
-    return sum(a.numel() for a, _ in pairs), sum(int((a != b).sum()) for a, b in pairs)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -206,29 +178,6 @@ def test_operations_without_integer_form_are_all_named():
         lowbit.prepare(Softmax(), integer_only=True)
 
 
-class Forward(nn.Module):
-    """Two convolutions, a batch-norm and a linear layer, used as a function says."""
-
-    def __init__(self, function, **layers: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 5)
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.function = function
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
-def start(self, x):
-    return F.relu(self.norm(self.first(x)))
-
-
-def finish(self, x):
-    return self.head(self.second(x).mean((2, 3)))
-
-
 def gate_by_channel_mean(self, x):
     y = start(self, x)
     return finish(self, y * y.mean(1, keepdim=True))
@@ -252,10 +201,8 @@ def shuffled_by_permutation(self, x):
         (lambda self, x: finish(self, F.adaptive_avg_pool2d(start(self, x), (1, None))), "adaptive pooling to a size"),
         (lambda self, x: finish(self, start(self, x).transpose(2, 3)), "only the channel shuffle"),
         (lambda self, x: finish(self, torch.cat(start(self, x).chunk(2, 0), 1)[:, :8]), "splits the batch"),
-        (
-            lambda self, x: self.head(torch.flatten(input=start(self, x)[:, :, :1, :1], start_dim=1)),
-            "called in a way that has no integer form",
-        ),
+        (lambda self, x: finish(self, start(self, x)[:, : x.shape[3] + 1]), "getitem .* computes from shapes"),
+        (lambda self, x: finish(self, start(self, x).mT), r"getattr in .* makes what layer 'second' \(Conv2d\) takes"),
     ],
 )
 def test_operations_that_only_shapes_tell_apart(function, words):
@@ -272,6 +219,12 @@ def test_operations_that_only_shapes_tell_apart(function, words):
         lambda self, x: finish(self, torch.cat(start(self, x).chunk(2, 1), 1)),
         lambda self, x: finish(self, sum(layer(start(self, x)) for layer in (self.second, self.second))),
         lambda self, x: self.head(F.adaptive_avg_pool2d(start(self, x), 1).squeeze()),
+        lambda self, x: self.head(torch.flatten(input=F.adaptive_avg_pool2d(start(self, x), 1), start_dim=1)),
+        lambda self, x: finish(self, torch.cat(tensors=list(start(self, x).chunk(2, 1)), axis=1)),
+        lambda self, x: finish(self, torch.cat([part for part in torch.split(start(self, x), [3, 5], 1)], -3)),
+        lambda self, x: self.head(self.second(input=self.norm(input=self.first(input=x))).mean(axis=(2, 3))),
+        lambda self, x: finish(self, F.max_pool2d(input=start(self, x), kernel_size=2, padding=1, ceil_mode=True)),
+        lambda self, x: finish(self, F.softplus(start(self, x), 3.0)),
     ],
 )
 def test_ways_to_write_it(function):
@@ -368,12 +321,12 @@ X = images(2, 3, 8, 8)
         (lambda m: lowbit.calibrate(m, [X]).get_submodule("0").weight_quantizer.raw_step.data.fill_(float("nan")),
          "weight of layer '0' has a step that is not finite"),
         (lambda m: nn.init.constant_(lowbit.calibrate(m, [X]).get_submodule("1").bias, 1e30),
-         "layer '0': its bias does not fit 32 bits"),
+         r"layer '0' \(Conv2d\): its bias does not fit 32 bits"),
         (lambda m: nn.init.constant_(lowbit.calibrate(m, [X]).get_submodule("0").weight, float("nan")),
-         "layer '0': its weight holds NaN or infinity"),
+         r"layer '0' \(Conv2d\): its weight holds NaN or infinity"),
         (lambda m: nn.init.constant_(lowbit.calibrate(m, [X]).get_submodule("1").running_var, float("inf")),
-         "layer '1': its running_var holds NaN or infinity"),
-        (lambda m: lowbit.calibrate(m, [X]).double(), "layer '0': its weight is torch.float64, not float32: call model.float"),
+         r"layer '1' \(BatchNorm2d\): its running_var holds NaN or infinity"),
+        (lambda m: lowbit.calibrate(m, [X]).double(), r"layer '0' \(Conv2d\): its weight is torch.float64, not float32: call model.float"),
     ],
 )  # fmt: skip
 def test_networks_that_cannot_be_converted(spoil, words):
@@ -392,7 +345,7 @@ def test_a_network_prepared_without_integer_only():
     ("options", "words"),
     [
         ({"activations": None}, "full-precision inputs"),
-        ({"rules": [Rule("0", skip=True)]}, "layer '0' is in full precision"),
+        ({"rules": [Rule("0", skip=True)]}, r"layer '0' \(Conv2d\) is in full precision"),
     ],
 )
 def test_full_precision_layers_are_refused(options, words):
@@ -423,11 +376,14 @@ def layers_and(*layers: nn.Module) -> nn.Module:
     [
         (
             [nn.ConvTranspose2d(4, 4, 2), nn.Softmax(1)],
-            "layer '2': transposed convolutions have none yet\n  layer '3'\n",
+            r"layer '2' \(ConvTranspose2d\): transposed convolutions have none yet\n  layer '3' \(Softmax\)\n",
         ),
-        ([nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")], "layer '2': padding_mode 'reflect' has none"),
-        ([nn.BatchNorm2d(4, track_running_stats=False)], "layer '2': it keeps no running statistics"),
-        ([nn.LayerNorm(6)], "no integer form:\n  layer '2'\nreplace"),
+        (
+            [nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")],
+            r"layer '2' \(Conv2d\): padding_mode 'reflect' has none",
+        ),
+        ([nn.BatchNorm2d(4, track_running_stats=False)], r"layer '2' \(BatchNorm2d\): it keeps no running statistics"),
+        ([nn.LayerNorm(6)], r"no integer form:\n  layer '2' \(LayerNorm\)\nreplace"),
     ],
 )
 def test_layers_without_an_integer_form_are_named_before_training(layers, words):

@@ -126,8 +126,10 @@ class Converter:
 
     def value(self, tensor: Any, node: fx.Node) -> Any:
         """What stands for a tensor that the node takes: a `Value`, or a list of them for what gives several tensors."""
-        if not isinstance(tensor, fx.Node) or tensor not in self._values:
-            raise self.refusal(node, " takes what is no tensor of codes, which has no integer form")
+        if not isinstance(tensor, fx.Node):
+            raise self.refusal(node, f" takes {tensor!r}, where only tensors have an integer form")
+        if tensor not in self._values:
+            raise self.refusal(tensor, f" makes what {self.describe(node)} takes, and has no integer form")
         return self._values[tensor]
 
     def codes_at(self, tensor: Any, node: fx.Node) -> Codes:

@@ -111,19 +111,19 @@ class IntegerNorm(nn.Module):
     `folded_into` is the quantized layer it follows, or the quantizer whose codes it takes.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         (source,) = self.folded_into
         behind_layer = isinstance(source, QuantizedLayer)
         quantizers = (source.input_quantizer, source.weight_quantizer) if behind_layer else (source,)
         if self.training or not all(isinstance(q, Quantizer) and q.started for q in quantizers):
-            return super().forward(x)
+            return super().forward(input)
         input_step = quantizers[0].step
         gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_as_depthwise(input_step, self)
         shift = bias * (input_step * scale).double()
         if behind_layer and source.bias is not None:
             shift = shift - gain * source.bias.detach().double()  # the layer has added it already
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        return x * gain.to(x.dtype).reshape(shape) + shift.to(x.dtype).reshape(shape)
+        shape = (1, -1) + (1,) * (input.dim() - 2)
+        return input * gain.to(input.dtype).reshape(shape) + shift.to(input.dtype).reshape(shape)
 
 
 class IntegerNorm1d(IntegerNorm, nn.BatchNorm1d):

@@ -77,7 +77,7 @@ def _lack_of_clamp(node: fx.Node, modules: Modules) -> str | None:
 def _lack_of_two_tensors(node: fx.Node, modules: Modules) -> str | None:
     given = arguments(node, modules)
     if not all(isinstance(given.get(name), fx.Node) for name in ("input", "other")):
-        return "only of two tensors it has one"
+        return "it has one for two tensors only"
     return None if given.get("alpha", 1) == 1 else "alpha other than 1 has none"
 
 

@@ -37,16 +37,39 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", f"{self.path_of_module(module)}.activation", (out,), {})
         return out
 
-    def iter(self, obj: fx.Proxy) -> Iterator:
-        """The parts that chunk, or split into given sizes, gives: as many as it is asked for. (fx knows `a, b = …` alone.)"""
-        node = obj.node
-        if node.op != "call_module" and node.target in (torch.chunk, torch.split, "chunk", "split"):
-            given = arguments(node, {})
-            sizes = given.get("split_size_or_sections", given.get("split_size"))
-            count = len(sizes) if isinstance(sizes, (tuple, list)) else given.get("chunks")
-            if isinstance(count, int):
-                return iter([obj[place] for place in range(count)])
-        return super().iter(obj)
+    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *more: Any, **options: Any) -> Any:
+        """Arguments of forward that have a default are recorded with it: no proxy, so that `if mask is None` says so."""
+        if kind == "placeholder" and args and not isinstance(args[0], (tuple, list, dict)):
+            return args[0]  # fx takes structures apart
+        return super().create_proxy(kind, target, args, kwargs, *more, **options)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        count = _number_of_parts(node)
+        return super().proxy(node) if count is None else _Parts(node, self, count)
+
+
+class _Parts(fx.Proxy):
+    """What chunk, or split into given sizes, gives: as many parts as are asked for, so that `list` and `for` can take them."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, count: int) -> None:
+        super().__init__(node, tracer)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return iter([self[place] for place in range(self._count)])
+
+
+def _number_of_parts(node: fx.Node) -> int | None:
+    """How many tensors a call of chunk or split gives, where it says so."""
+    if node.op == "call_module" or node.target not in (torch.chunk, torch.split, "chunk", "split"):
+        return None
+    given = arguments(node, {})
+    sizes = given.get("split_size_or_sections", given.get("split_size"))
+    count = len(sizes) if isinstance(sizes, (tuple, list)) else given.get("chunks")
+    return count if isinstance(count, int) else None
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -54,6 +77,7 @@ def trace(model: nn.Module) -> fx.Graph:
 
     A graph holds one of the ways that a forward goes, training or evaluation; what an integer network computes is the
     second. Dropout, written as a function or as a layer, is in the graph as a layer and so acts in training all the same.
+    Arguments that have a default have it, and are no inputs of the graph.
 
     Raises:
         LowbitError: torch.fx cannot follow the model's forward (control flow that depends on data, say).
@@ -75,6 +99,9 @@ def trace(model: nn.Module) -> fx.Graph:
         raise LowbitError(message) from error
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds = kinds_of(graph, modules)
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and not node.users and (node.args or str(node.target).startswith("*")):
+            graph.erase_node(node)  # what forward takes besides, with a default or as *args, and does not use
     for node in list(graph.nodes):
         # What stands between a layer and its activation must not hide that they belong together.
         same = _same_as(node, modules) if kinds[node] in (ADD, UNCHANGED) else None
