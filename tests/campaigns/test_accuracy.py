@@ -21,7 +21,7 @@ from lowbit import METHODS, train
 from lowbit.data import DataConfig
 from lowbit.errors import LowbitError
 from lowbit.grid import Grid
-from lowbit.quantizer.init import Statistics
+from lowbit.quantizer.initialization import Statistics
 from lowbit.train import TrainConfig
 from lowbit.train.trainer import CALMER, Trainer
 

@@ -17,7 +17,7 @@ from campaigns.accuracy.tables.full_precision import RESNET8, RESNET20
 from campaigns.accuracy.tables.table import Table
 from lowbit import METHODS
 from lowbit.grid import Grid
-from lowbit.quantizer.init import Statistics, least_squares_init, lsq_init
+from lowbit.quantizer.initialization import Statistics, least_squares_init, lsq_init
 
 
 def three_sigma_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
