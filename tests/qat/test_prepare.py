@@ -148,7 +148,7 @@ def test_rules_the_first_match_wins():
     assert prepared.left.weight_quantizer.method.name == "lsq+" and type(prepared.head) is nn.Linear
 
 
-def test_a_tensor_that_feeds_two_layers_is_quantized_once():
+def test_a_tensor_that_feeds_two_layers_has_one_quantizer():
     prepared = calibrated()
     assert prepared.left.input_quantizer is prepared.right.input_quantizer
     assert len([n for n, _ in lowbit.quantizers(prepared)]) == 4 + 3
