@@ -1,4 +1,4 @@
-"""Subtraction and nearest upsampling: the trained network, its integers and its ONNX file agree."""
+"""Subtraction, nearest upsampling, average pooling: the trained network, its integers and its ONNX file agree."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.nn import functional as F
 
 import lowbit
 from lowbit import LowbitError
-from lowbit.integer.ops import Subtract, Upsample
+from lowbit.integer.ops import AveragePool, GlobalAveragePool, Subtract, Upsample
 from tests.lowering.networks import Forward, agreement, finish, images, start, trained
 
 X = images(4, 3, 6, 5)
 
 
-def proved(model: nn.Module, tmp_path, operation: type) -> lowbit.IntegerNetwork:
-    """Trained against integers, integers against their file, and a training step with finite gradients everywhere."""
+def proved(model: nn.Module, tmp_path, operation: type, ties: float = 0.001) -> lowbit.IntegerNetwork:
+    """Trained against integers (but for a share of ties), integers against their file, and finite gradients everywhere."""
     prepared = trained(model, X)
     compared, differ = agreement(prepared, X)
-    assert compared > 1000 and differ <= 0.001 * compared
+    assert compared > 1000 and differ <= ties * compared
     network = lowbit.to_integer(prepared, X)
     assert any(isinstance(node, operation) for node in network.graph.nodes)
     report = lowbit.export(network, tmp_path / "network.onnx")
@@ -159,4 +159,27 @@ def test_a_bilinear_layer_is_named_with_its_class():
 def test_upsampling_that_only_shapes_tell_is_refused(layer, words):
     prepared = trained(Forward(lambda self, x: finish(self, self.up(start(self, x))), up=layer), X)
     with pytest.raises(LowbitError, match=words):
+        lowbit.to_integer(prepared, X)
+
+
+@pytest.mark.parametrize(
+    ("layer", "operation"),
+    [
+        (nn.AvgPool2d(3, stride=1, padding=1), AveragePool),  # keeps the size, and averages all the same
+        (nn.AvgPool2d((5, 4)), AveragePool),  # gives one position, and not of all
+        (nn.AvgPool2d((6, 5)), GlobalAveragePool),
+        (nn.AvgPool2d(2), AveragePool),
+    ],
+)
+def test_average_pooling_averages_what_it_says(layer, operation, tmp_path):
+    model = Forward(lambda self, x: self.head(self.pool(start(self, x)).mean((2, 3))), pool=layer)
+    network = proved(model, tmp_path, operation, ties=0.005)  # means of a few codes are often ties
+    (node,) = (node for node in network.graph.nodes if node.name == "pool")
+    assert type(node) is operation
+
+
+def test_average_pools_whose_padding_does_not_count_are_refused():
+    layer = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    prepared = trained(Forward(lambda self, x: finish(self, self.pool(start(self, x))), pool=layer), X)
+    with pytest.raises(LowbitError, match=r"layer 'pool' \(AvgPool2d\): only plain average pooling"):
         lowbit.to_integer(prepared, X)

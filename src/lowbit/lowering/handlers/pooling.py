@@ -20,27 +20,38 @@ if TYPE_CHECKING:
 
 def average(converter: Converter, node: fx.Node) -> Codes | Computation:
     """Average pooling and means, over windows or all positions."""
-    source = converter.input_of(node)
+    given, source = converter.arguments(node), converter.input_of(node)
     x, before, after = converter.codes_at(source, node), converter.shapes[source], converter.shapes[node]
+    if "kernel_size" in given:
+        kernel, stride, padding = _windows(converter, node, "kernel_size", "stride", "padding")
+        covers_all = all(size >= positions for size, positions in zip(kernel, before[2:])) and not any(padding)
+        is_identity = before == after and not any(padding) and all(size == 1 for size in kernel)
+        if not (is_identity or covers_all) or given.get("divisor_override"):
+            return _average_pool(converter, node, x, kernel, stride, padding)
     if before == after:
         return x
     spatial = len(before) - 2
-    is_global = spatial >= 1 and (after == before[:2] or after == (*before[:2], *(1,) * spatial))
-    if is_global:
+    if spatial >= 1 and (after == before[:2] or after == (*before[:2], *(1,) * spatial)):
         pooled = Computation(node.name, lambda n, y: GlobalAveragePool(name=n, inputs=(x.name,), type=y))
         return pooled if len(after) > 2 else replace(pooled, moves=(reshape_to(node.name, (after[1],)),))
-    given = converter.arguments(node)
     if "dtype" in given:  # torch.mean, in any of its spellings
         raise converter.refusal(
             node, " takes the mean over other dimensions than all positions of a channel, which has no integer form"
         )
-    if "kernel_size" not in given:
-        raise converter.refusal(node, ": adaptive pooling to a size other than 1 has no integer form")
-    kernel, stride, padding = _windows(converter, node, "kernel_size", "stride", "padding")
-    ceil_mode, counts_padding, divisor = (
-        given["ceil_mode"], given["count_include_pad"], given.get("divisor_override"),
-    )  # fmt: skip
-    if divisor or ceil_mode or (any(padding) and not counts_padding):
+    raise converter.refusal(node, ": adaptive pooling to a size other than 1 has no integer form")
+
+
+def _average_pool(
+    converter: Converter,
+    node: fx.Node,
+    x: Codes,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> Computation:
+    given = converter.arguments(node)
+    padding_counts = given["count_include_pad"] or not any(padding)
+    if given.get("divisor_override") or given["ceil_mode"] or not padding_counts:
         raise converter.refusal(node, ": only plain average pooling has an integer form (no ceil_mode, …)")
     pads = tuple((p, p) for p in padding)
     return Computation(
