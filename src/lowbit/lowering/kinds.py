@@ -86,8 +86,6 @@ def _lack_of_upsampling(node: fx.Node, modules: Modules) -> str | None:
     mode, factors = given.get("mode", "nearest"), given.get("scale_factor")
     if mode not in ("nearest", "nearest-exact"):
         return f"mode {mode!r} has none; 'nearest' has"
-    if given.get("antialias"):
-        return "antialias=True has none"
     factors = factors if isinstance(factors, (tuple, list)) else (factors,)
     if nodes_in(factors) or not all(f is None or (f >= 1 and float(f).is_integer()) for f in factors):
         return f"scale_factor {given['scale_factor']} has none; whole factors, 1 or more, have"
