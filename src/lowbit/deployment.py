@@ -8,16 +8,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.formats import get_format
-from lowbit.integer.graph import Graph
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert, trained_runner
+from lowbit.lowering.proof import Proof, check_equal, random_inputs
 from lowbit.quantizer.module import Quantizer
 from lowbit.verification.compare import compare, compare_with_trained, inputs_and_labels
 from lowbit.verification.report import Report
@@ -30,7 +29,8 @@ def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
     """The integer-only form of a trained network: integer weights, activations, biases and accumulators.
 
     Batch-norm is folded into the requantization, biases become int32 on the accumulator's grid, and every accumulator
-    is proved to fit 32 bits, by its bound over the actual weights.
+    is proved to fit 32 bits, by its bound over the actual weights. Every node is compared with the trained network's own
+    operations (`lowering.proof`), on the example and on random inputs; `export` and `verify` do so on their data.
 
     Args:
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated and trained; not changed.
@@ -38,11 +38,13 @@ def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
 
     Raises:
         LowbitError: the network was prepared otherwise or is not started, a step is not finite, an offset is not
-            snapped (`lowbit.snap_offsets`), an operation has no integer form, or an accumulator can overflow; the message
-            names the layer.
+            snapped (`lowbit.snap_offsets`), an operation has no integer form, an accumulator can overflow, or the integer
+            network would compute something else than the trained one; the message names the layer or node.
     """
-    graph, _ = convert(model, example_input)
-    return IntegerNetwork(graph)
+    graph, places = convert(model, example_input)
+    proof = Proof(model, graph, places)
+    check_equal(proof, example_input)
+    return IntegerNetwork(graph, proof)
 
 
 def export(
@@ -88,18 +90,18 @@ def export(
     trained = None
     if isinstance(network, IntegerNetwork):
         graph = validate(network.graph)
-        batches = [_random_inputs(graph)] if batches is None else batches
+        batches = [random_inputs(graph, 8)] if batches is None else batches
     else:
         first, batches = _first_of(
             () if batches is None else batches, "a trained network is exported with batches, whose shape is its input's"
         )
-        graph, traced = convert(network, inputs_and_labels(first)[0], fractional_zero_points=True)
-        trained = trained_runner(network, graph, traced)
+        graph, places = convert(network, inputs_and_labels(first)[0], fractional_zero_points=True)
+        trained = trained_runner(network, graph, places)
     with atomic_write(path) as temporary:
         writer.checked_write(graph, temporary)
         runner = writer.checked_open(temporary, graph)
         if isinstance(network, IntegerNetwork):
-            report = compare(network, runner, batches)
+            report = compare(network, runner, batches, proof=network.proof)
         else:
             assert trained is not None
             report = compare_with_trained(graph, runner, batches, trained)
@@ -143,16 +145,9 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     """
     first, batches = _first_of(batches, "there is no data to compare on")
     if isinstance(model, IntegerNetwork):
-        return compare(model, file, batches, fixed=True)
-    graph, traced = convert(model, inputs_and_labels(first)[0])
-    return compare(IntegerNetwork(graph), file, batches, trained=trained_runner(model, graph, traced), fixed=True)
-
-
-def _random_inputs(graph: Graph) -> dict[str, Tensor]:
-    """Eight seeded samples of every input, whose values cover the input's grid and a little beyond it."""
-    generator, found = torch.Generator().manual_seed(0), {}
-    for name, shape in graph.inputs.items():
-        kind = next((node.codes_of() for node in graph.nodes if name in node.inputs), None)
-        low, high = (0.0, 1.0) if kind is None else (kind.scale * (end - kind.zero_point) for end in (kind.qn, kind.qp))
-        found[name] = torch.rand(8, *shape, generator=generator) * 1.1 * (high - low) + low - 0.05 * (high - low)
-    return found
+        return compare(model, file, batches, fixed=True, proof=model.proof)
+    graph, places = convert(model, inputs_and_labels(first)[0])
+    proof = Proof(model, graph, places)
+    return compare(
+        IntegerNetwork(graph), file, batches, trained=trained_runner(model, graph, places), fixed=True, proof=proof
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 from lowbit.integer import costs, file
 from lowbit.integer.arithmetic import f32
 from lowbit.integer.graph import FloatType, Graph, TensorType
+from lowbit.integer.result import Prove
 from lowbit.integer.run import Inputs, run
 from lowbit.integer.validate import validate
 
@@ -20,10 +21,13 @@ class IntegerNetwork:
     Args:
         graph: checked and completed by `validate`, which raises LowbitError. Nothing in it is to change afterwards; what
             leaves for a file is checked again.
+        proof: compares the graph with the trained network that it was made from, on a batch of inputs by name; None for a
+            network that was read from a file. It is not saved.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, proof: Prove | None = None) -> None:
         self.graph = validate(graph)
+        self.proof = proof
 
     def __call__(self, x: Inputs, requantize: str = "float") -> Tensor | dict[str, Tensor]:
         """The result for the model's float input x (batch, *shape): float32, dequantized where it is codes.

@@ -24,3 +24,28 @@ class Result:
 
 Runner = Callable[[Mapping[str, Tensor]], Result]
 """From the float32 inputs of a graph, by name, to what is computed of them. Raises LowbitError where that fails."""
+
+
+@dataclass
+class Mismatch:
+    """A tensor of the integer graph that is not what the trained network computes from the same inputs.
+
+    Attributes:
+        name: of the node.
+        count: how many elements differ.
+        integer: the first one's value in the integer network: a code, or a real number of a float output.
+        trained: the same in the trained network, a code before it is rounded and clipped.
+    """
+
+    name: str
+    count: int
+    integer: float
+    trained: float
+
+    def text(self) -> str:
+        """What differs, for a message."""
+        return f"{self.count:,} of its values differ, the first is {self.integer:g} in integers and {self.trained:g} as trained"
+
+
+Prove = Callable[[Mapping[str, Tensor]], dict[str, Mismatch]]
+"""From the float32 inputs of a graph, by name, to the tensors that the trained network does not compute, by name."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import fx, nn
 
@@ -12,7 +10,7 @@ from lowbit.integer.graph import Graph
 from lowbit.layers.quantized import QuantizedLayer, float_class
 from lowbit.lowering.calls import REMEDY_FOR_ONE, Modules, describe, describe_layer
 from lowbit.lowering.shapes import Shapes
-from lowbit.lowering.trained import Traced
+from lowbit.lowering.trained import Places
 from lowbit.quantizer.module import Quantizer
 
 _DIVERGED = "training has diverged; go back to an earlier checkpoint and lower the learning rate"
@@ -86,16 +84,14 @@ def check_parameters(model: nn.Module) -> None:
             raise LowbitError(f"{layer}: its {what} holds NaN or infinity: {_DIVERGED}")
 
 
-def check_shapes(
-    graph: Graph, traced: Mapping[str, Traced], model: fx.GraphModule, modules: Modules, shapes: Shapes
-) -> None:
+def check_shapes(graph: Graph, places: Places, model: fx.GraphModule, modules: Modules, shapes: Shapes) -> None:
     """Refuse a graph whose tensors have other shapes than the trained network's: an operation was not what it was taken for.
 
     Raises:
         LowbitError: naming the operation, and both shapes.
     """
     nodes = {node.name: node for node in model.graph.nodes}
-    for name, place in traced.items():
+    for place, name in places.items():
         (tensor,) = nodes[place.node].all_input_nodes
         expected, found = shapes[tensor][1:], graph.by_name[name].shape_of()
         if found != expected:

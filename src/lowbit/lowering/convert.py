@@ -27,16 +27,14 @@ from lowbit.lowering.codes import type_of
 from lowbit.lowering.handlers import HANDLERS
 from lowbit.lowering.shapes import Shapes, shapes_of
 from lowbit.lowering.simplify import simplified
-from lowbit.lowering.trained import Traced, trained_runner
+from lowbit.lowering.trained import Places, Traced, trained_runner
 from lowbit.lowering.values import Codes, Computation, Concatenation, Move, Value
 from lowbit.quantizer.module import Quantizer
 
 __all__ = ["Converter", "Traced", "convert", "trained_runner"]
 
 
-def convert(
-    model: nn.Module, example_input: Tensor, *, fractional_zero_points: bool = False
-) -> tuple[Graph, dict[str, Traced]]:
+def convert(model: nn.Module, example_input: Tensor, *, fractional_zero_points: bool = False) -> tuple[Graph, Places]:
     """The integer graph of a trained network, validated, and where its tensors stand in the network.
 
     Args:
@@ -59,8 +57,8 @@ def convert(
     shapes = shapes_of(model, [example_input])
     converter = Converter(model, shapes)
     graph = validate(converter.graph(), fractional_zero_points=fractional_zero_points)
-    check_shapes(graph, converter.traced, model, converter.modules, shapes)
-    return simplified(graph, converter.traced)
+    check_shapes(graph, converter.places, model, converter.modules, shapes)
+    return simplified(graph, converter.places)
 
 
 class Converter:
@@ -68,14 +66,14 @@ class Converter:
 
     Attributes:
         modules, kinds, shapes: of the traced network.
-        traced: where the tensors that were made stand in the network, by name.
+        places: where the tensors that were made stand in the network.
     """
 
     def __init__(self, model: fx.GraphModule, shapes: Shapes) -> None:
         self.modules: Modules = dict(model.named_modules(remove_duplicate=False))
         self.kinds = k.kinds_of(model.graph, self.modules)
         self.shapes = shapes
-        self.traced: dict[str, Traced] = {}
+        self.places: Places = {}
         self._values: dict[fx.Node, Any] = {}
         self._nodes: list[Node] = []
         self._names: set[str] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,17 +9,17 @@ from torch import Tensor
 
 from lowbit.integer.graph import Graph, Node, Weight
 from lowbit.integer.ops import Reshape
-from lowbit.lowering.trained import Traced
+from lowbit.lowering.trained import Places
 
 
-def simplified(graph: Graph, traced: Mapping[str, Traced]) -> tuple[Graph, dict[str, Traced]]:
+def simplified(graph: Graph, places: Places) -> tuple[Graph, Places]:
     """Without nodes that do what an earlier one does, and reshapes that another one follows or that change nothing.
 
     A tensor that is split waits for its grid in each part, and so is made once a part; reshapes stand around a channel shuffle.
 
     Args:
         graph: validated.
-        traced: where its tensors stand in the trained network.
+        places: where its tensors stand in the trained network.
     """
     nodes: dict[str, Node] = {}
     seen: dict[tuple, str] = {}
@@ -44,8 +43,8 @@ def simplified(graph: Graph, traced: Mapping[str, Traced]) -> tuple[Graph, dict[
     used = {name for node in nodes.values() for name in node.inputs} | {*outputs}
     kept = tuple(node for node in nodes.values() if node.name in used or not isinstance(node, Reshape))
     names = {node.name for node in kept}
-    places = {same.get(name, name): place for name, place in traced.items()}
-    return replace(graph, nodes=kept, outputs=outputs), {n: place for n, place in places.items() if n in names}
+    found = {place: same.get(name, name) for place, name in places.items()}
+    return replace(graph, nodes=kept, outputs=outputs), {place: name for place, name in found.items() if name in names}
 
 
 def _comparable(field: Any) -> Any:

@@ -28,18 +28,22 @@ class Traced:
     of_input: bool
 
 
-def trained_runner(model: fx.GraphModule, graph: Graph, traced: Mapping[str, Traced]) -> Runner:
+Places = dict[Traced, str]
+"""The integer tensors of the trained network's quantizers, by place; several places may have one tensor."""
+
+
+def trained_runner(model: fx.GraphModule, graph: Graph, places: Places) -> Runner:
     """A runner of the trained network, which computes on the CPU, on a copy.
 
     Args:
         model: the network that was converted.
         graph: its integer graph.
-        traced: where the graph's tensors stand in the network; from `convert` too.
+        places: where the graph's tensors stand in the network; from `convert` too.
     """
     model = copy.deepcopy(model).cpu().eval()
     modules = dict(model.named_modules(remove_duplicate=False))
     wanted: dict[str, list[tuple[str, Traced]]] = {}
-    for name, place in traced.items():
+    for place, name in places.items():
         wanted.setdefault(place.node, []).append((name, place))
 
     def runner(inputs: Mapping[str, Tensor]) -> Result:

@@ -13,7 +13,7 @@ from lowbit.errors import LowbitError
 from lowbit.formats import open_file
 from lowbit.integer.graph import Graph, TensorType
 from lowbit.integer.network import IntegerNetwork, dequantized
-from lowbit.integer.result import Result, Runner
+from lowbit.integer.result import Prove, Result, Runner
 from lowbit.integer.run import checked_inputs
 from lowbit.verification.report import Report, Row
 
@@ -25,6 +25,7 @@ def compare(
     *,
     trained: Runner | None = None,
     fixed: bool = False,
+    proof: Prove | None = None,
 ) -> Report:
     """Run the integer reference ("float" rounding), the file and the trained model on the same batches.
 
@@ -34,6 +35,7 @@ def compare(
         batches: as `inputs_and_labels` takes them; the top-1 is counted where there are labels.
         trained: the trained model. Tensors it leaves out are not compared.
         fixed: also run the reference with "fixed" rounding, for its top-1.
+        proof: compares every node of the reference with the trained network's own operations.
 
     Raises:
         LowbitError: the file is not one of this network, its runtime is not installed, or there is no batch.
@@ -57,6 +59,8 @@ def compare(
                 _count(
                     row, "file", reference.outputs[name], others["file"].outputs.get(name)
                 )  # shown, but not as codes
+        for name, mismatch in (proof(x) if proof else {}).items():
+            rows[name].conversion_differ = (rows[name].conversion_differ or 0) + mismatch.count
         outputs = {"reference": reference.outputs} | {column: found.outputs for column, found in others.items()}
         if fixed:
             outputs["fixed"] = network.outputs(x, "fixed")
@@ -73,7 +77,7 @@ def compare(
                 top1[column] += int((chosen == labels).sum())
     if samples == 0:
         raise LowbitError("there is no data to compare on: give at least one batch")
-    return Report(list(rows.values()), samples, top1, agree)
+    return Report(list(rows.values()), samples, top1, agree, proved=proof is not None)
 
 
 def compare_with_trained(

@@ -12,6 +12,8 @@ class Row:
     compared: codes of the reference, over all batches. differ: how many differ. largest: the largest difference, in codes (in
     real units for a float output). Both are None where there was nothing to compare with: no trained model, or a tensor that
     the file does not show (an ExecuTorch file shows its output alone).
+    conversion_differ: how many elements the trained network's own operations would not give, from the same codes before them; None
+    where none was found, or none was looked for.
     is_float: the tensor is the network's float output, not codes.
     """
 
@@ -22,6 +24,7 @@ class Row:
     file_largest: float | None = None
     trained_differ: int | None = None
     trained_largest: float | None = None
+    conversion_differ: int | None = None
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Report:
     top1: per column ("reference", "file", "trained", "fixed") the images classified right, None without labels.
     agree: per column other than the reference, on how many images the largest output is the reference's.
     reference: what the others are compared with.
+    proved: whether every node of the reference was compared with the trained network's own operations.
     """
 
     rows: list[Row]
@@ -39,11 +43,17 @@ class Report:
     top1: dict[str, int] | None
     agree: dict[str, int]
     reference: str = "the integer reference"
+    proved: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether the file computes exactly what the reference does: no tensor that it shows differs anywhere."""
-        return self.compared > 0 and self.differ == 0
+        """Whether the file computes exactly what the reference does, and (if proved) the reference what the trained network does."""
+        return self.compared > 0 and self.differ == 0 and self.conversion_differ == 0
+
+    @property
+    def conversion_differ(self) -> int:
+        """How many elements the trained network's own operations would not give, from the same codes before them."""
+        return sum(row.conversion_differ or 0 for row in self.rows)
 
     @property
     def compared(self) -> int:
@@ -94,6 +104,12 @@ class Report:
             out.append(f"trained: {differ:,} of {compared:,} codes differ from the integer reference")
             if self.trained_parts_at is not None:
                 out.append(f"trained: first differs at {self.trained_parts_at}")
+        if self.proved:
+            wrong = next((row.name for row in self.rows if row.conversion_differ), None)
+            where = "" if wrong is None else f", first at {wrong}"
+            out.append(
+                f"conversion: {self.conversion_differ:,} values differ from the trained network's own operations{where}"
+            )
         for column, count in self.agree.items():
             out.append(f"{column}: same top-1 as the reference on {count:,} of {self.samples:,}")
         for column, count in (self.top1 or {}).items():

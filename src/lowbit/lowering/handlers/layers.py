@@ -32,7 +32,7 @@ def quantizer(converter: Converter, node: fx.Node) -> Codes:
     """An inserted quantizer: where the tensor before it gets its grid."""
     value = converter.value(converter.input_of(node), node)
     codes = converter.on_grid(value, converter.modules[str(node.target)])
-    converter.traced.setdefault(codes.name, Traced(node.name, of_input=False))
+    converter.places[Traced(node.name, of_input=False)] = codes.name
     return codes
 
 
@@ -67,7 +67,7 @@ def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Comp
     layer, where = converter.modules[str(node.target)], converter.describe(node)
     assert isinstance(layer, QuantizedLayer)
     x = converter.on_grid(converter.value(converter.input_of(node), node), layer.input_quantizer)
-    converter.traced.setdefault(x.name, Traced(node.name, of_input=True))
+    converter.places[Traced(node.name, of_input=True)] = x.name
     codes = weight_codes(layer)
     gain, scale, bias = (part.cpu() for part in fold(layer.input_quantizer.step, layer, norm))
     codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone

@@ -1,0 +1,246 @@
+"""Whether the integer network computes what the trained one does, node by node.
+
+Every tensor that a quantizer of the trained network puts on a grid is computed twice from the tensors before it, which are
+given: their codes are those that the trained network's own quantizers give.
+
+    integer   the integer nodes between, executed on these codes ("float" rounding)
+    exact     the trained network's own operations between, in float64, on the real values of these codes
+
+The integer code must be the code of the exact value v (in steps of the output, clip(rint(v) + z)). Both are roundings of one
+number, so they may differ only where v lies next to a tie: at most `tolerance` steps away from it, and by one code. The
+integer side rounds the operands' scales, the multiplier, the accumulator and the product to float32, the trained side its
+folded scale; each is at most 2^-24 of a magnitude that is itself at most the accumulator's bound times the multiplier:
+
+    tolerance = 8 · 2^-24 · accumulator bound · max|M|      summed over the terms of a sum, and over the nodes between
+
+A table takes a function of float32 values, which rounds by itself: 2^-19 of the largest step it gives. Anything else that
+differs is a fault of preparation or conversion: an operation dropped or taken for another, the wrong batch-norm, a clamp
+forgotten, strides swapped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lowbit.errors import LowbitError
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
+from lowbit.integer.network import dequantize
+from lowbit.integer.ops import Lookup
+from lowbit.integer.result import Mismatch
+from lowbit.integer.roundings import get_rounding
+from lowbit.layers.quantized import QuantizedLayer
+from lowbit.lowering.trained import Places, trained_runner
+from lowbit.quantizer.module import Quantizer
+
+_ROUNDINGS = 8
+_UNIT = 2.0**-24
+_ELEMENTS_AT_ONCE = 1 << 24
+"""Of all tensors of the samples that are looked at together."""
+
+
+class Proof:
+    """Compares one trained network with its integer graph, on any number of batches.
+
+    Args:
+        model: the trained network that was converted. It is not changed.
+        graph: its integer graph, validated.
+        places: where the graph's tensors stand in the network; from `convert` too.
+    """
+
+    def __init__(self, model: fx.GraphModule, graph: Graph, places: Places) -> None:
+        self.graph, self.places = graph, places
+        self._trained = trained_runner(model, graph, places)
+        self._exact = _ExactNetwork(model, graph, places)
+        per_sample = sum(torch.Size(known_shape(node.type)).numel() for node in graph.nodes if node.type is not None)
+        self._samples = max(1, _ELEMENTS_AT_ONCE // max(per_sample, 1))
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Mismatch]:
+        """The tensors that differ, by name, in the graph's order; none where the integer network is the trained one.
+
+        Args:
+            inputs: float32 (batch, *shape) of every input, by name.
+        """
+        found: dict[str, Mismatch] = {}
+        count = len(next(iter(inputs.values())))
+        for start in range(0, count, self._samples):
+            part = {name: x[start : start + self._samples] for name, x in inputs.items()}
+            for mismatch in self._compare(part):
+                if mismatch.name in found:
+                    found[mismatch.name].count += mismatch.count
+                else:
+                    found[mismatch.name] = mismatch
+        return found
+
+    def _compare(self, inputs: Mapping[str, Tensor]) -> list[Mismatch]:
+        samples = len(next(iter(inputs.values())))
+        # At least two samples, so that nothing takes the batch for a dimension of size one.
+        several = {name: x if samples > 1 else torch.cat([x, x]) for name, x in inputs.items()}
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            codes = self._trained(several).codes
+            exact = self._exact(several, codes)
+            codes, exact = ({name: x[:samples] for name, x in found.items()} for found in (codes, exact))
+            return self._compare_nodes(inputs, codes, exact)
+
+    def _compare_nodes(
+        self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+    ) -> list[Mismatch]:
+        graph, rounding = self.graph, get_rounding("float")
+        values: dict[str, Tensor] = dict(inputs)
+        slack: dict[str, float] = dict.fromkeys(inputs, 0.0)
+        found = []
+        for node in graph.nodes:
+            types = graph.input_types(node)
+            value = node.execute([values[name] for name in node.inputs], types, rounding)
+            tolerance = _tolerance(node, types) + sum(slack[name] for name in node.inputs)
+            if node.name in exact:
+                mismatch = _mismatch(node, value, exact[node.name], tolerance)
+                if mismatch is not None:
+                    found.append(mismatch)
+            if node.name in codes:
+                value, tolerance = codes[node.name].to(value.dtype), 0.0
+            values[node.name], slack[node.name] = value, tolerance
+        return found
+
+
+def _tolerance(node: Node, types: Sequence[TensorType]) -> float:
+    """How far from a tie the node's real value may be where its code differs, in steps; how far off a float output may be."""
+    if isinstance(node, Lookup):
+        kind = node.codes_of()
+        return 2.0**-19 * max(abs(kind.qn - kind.zero_point), abs(kind.qp - kind.zero_point))
+    if node.moves_codes:
+        return 0.0
+    if not types:  # the input's quantizer divides, as the trained network does
+        return _ROUNDINGS * _UNIT * 2.0**8
+    bound = node.accumulator_bound(types)
+    return _ROUNDINGS * _UNIT * sum(bound * float(m.exact.abs().max()) for m in node.multipliers(types))
+
+
+def _mismatch(node: Node, value: Tensor, exact: Tensor, tolerance: float) -> Mismatch | None:
+    """What of the node's value is neither the exact value's nor next to a tie; None where nothing is."""
+    y = node.type
+    if isinstance(y, FloatType):
+        integer, trained = value.double(), exact
+        wrong = (integer - exact).abs() > tolerance
+    else:
+        kind = node.codes_of()
+        steps = exact / kind.scale
+        trained = steps + kind.zero_point
+        integer = value.double()
+        differs = integer != (steps.round() + kind.zero_point).clamp(kind.qn, kind.qp)
+        to_tie = (steps - steps.floor() - 0.5).abs()
+        near = (to_tie <= tolerance) & ((integer - trained).abs() <= 0.5 + tolerance)
+        wrong = differs & ~near
+    wrong |= ~torch.isfinite(exact)
+    if not bool(wrong.any()):
+        return None
+    place = tuple(wrong.nonzero()[0].tolist())
+    return Mismatch(node.name, int(wrong.sum()), float(integer[place]), float(trained[place]))
+
+
+class _ExactNetwork:
+    """The trained network in float64 between its quantizers, whose results are given.
+
+    Weights are quantized in float32, as in training, and then taken as float64; so are batch-norm's and the biases' values.
+    """
+
+    def __init__(self, model: fx.GraphModule, graph: Graph, places: Places) -> None:
+        self.graph, self.places = graph, places
+        self.model = copy.deepcopy(model).cpu().eval()
+        self._given: dict[tuple[str, bool], Tensor] = {}
+        self._met: dict[tuple[str, bool], Tensor] = {}
+        self._node = ""
+        weights = {}
+        for module in self.model.modules():
+            if isinstance(module, QuantizedLayer):
+                with torch.no_grad():
+                    weights[module] = module.weight_quantizer(module.weight).double()
+        self.model.double()
+        inputs = set()
+        for module in self.model.modules():
+            if isinstance(module, Quantizer):
+                self._in_float32(module)
+            if isinstance(module, QuantizedLayer):
+                module.weight_quantizer.register_forward_hook(lambda *_, w_hat=weights[module]: w_hat)
+                inputs.add(module.input_quantizer)
+        for module in inputs:
+            module.register_forward_hook(lambda _, x, x_hat: self._quantized(True, x[0], x_hat))
+        for module in self.model.streams.children():
+            module.register_forward_hook(lambda _, x, x_hat: self._quantized(False, x[0], x_hat))
+
+    @staticmethod
+    def _in_float32(quantizer: Quantizer) -> None:
+        """Steps that a method sets from the weight are those of the float32 weight."""
+        step_for = quantizer.step_for
+        object.__setattr__(quantizer, "step_for", lambda x: step_for(x.float()))
+
+    def _quantized(self, of_input: bool, x: Tensor, x_hat: Tensor) -> Tensor:
+        key = (self._node, of_input)
+        self._met.setdefault(key, x)
+        return self._given.get(key, x_hat)
+
+    def __call__(self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The exact real value of every tensor that has a place in the network, and of the float outputs, by name.
+
+        Args:
+            inputs: of the network.
+            codes: what its quantizers give, by tensor.
+        """
+        self._met = {}
+        self._given = {
+            (place.node, place.of_input): dequantize(codes[name], self.graph.by_name[name].type).double()
+            for place, name in self.places.items()
+        }
+        outer = self
+
+        class Interpreter(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                outer._node = n.name
+                return super().run_node(n)
+
+        output = Interpreter(self.model).run(*(x.double() for x in inputs.values()))
+        outputs = [output] if isinstance(output, Tensor) else list(output)
+        found = {}
+        for place, name in self.places.items():
+            met = self._met.get((place.node, place.of_input))
+            if met is None:
+                raise LowbitError(f"node {name!r}: the trained network never quantizes the tensor that stands for it")
+            found.setdefault(name, met)
+        for name, value in zip(self.graph.outputs, outputs):
+            if isinstance(self.graph.by_name[name].type, FloatType):
+                found[name] = value
+        return found
+
+
+def check_equal(proof: Proof, example_input: Tensor) -> None:
+    """Refuse an integer graph that computes something else than the network it was made from.
+
+    It is tried on the first samples of the example, and on random inputs over the whole range of the input's quantizer.
+
+    Raises:
+        LowbitError: naming the first node that differs, with both values.
+    """
+    graph = proof.graph
+    example = dict.fromkeys(graph.inputs, example_input.detach()[:2].cpu())
+    for inputs in (example, random_inputs(graph, 1)):
+        for mismatch in proof(inputs).values():
+            operation = type(graph.by_name[mismatch.name]).__name__
+            raise LowbitError(
+                f"node {mismatch.name!r} ({operation}) would not compute what the trained network does: {mismatch.text()}. "
+                "An operation before it behaves in another way than its integer form: write it in another way or leave it out, "
+                "and please report it"
+            )
+
+
+def random_inputs(graph: Graph, samples: int) -> dict[str, Tensor]:
+    """Seeded samples of every input, whose values cover the input's grid and a little beyond it."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    for name, shape in graph.inputs.items():
+        kind = next((node.codes_of() for node in graph.nodes if name in node.inputs), None)
+        low, high = (0.0, 1.0) if kind is None else (kind.scale * (end - kind.zero_point) for end in (kind.qn, kind.qp))
+        found[name] = torch.rand(samples, *shape, generator=generator) * 1.1 * (high - low) + low - 0.05 * (high - low)
+    return found
