@@ -18,9 +18,10 @@ from lowbit.processes import end
 from lowbit.quantizer.methods import METHODS, lg_lsq
 from lowbit.train import OptimizerConfig, QuantizationConfig, TrainConfig
 from lowbit.train.build import prepare
-from lowbit.train.loop import _accelerator, _place
+from lowbit.train.evaluation import evaluate
+from lowbit.train.machine import loader_place, make_accelerator
 from lowbit.train.tasks import make_task
-from lowbit.train.trainer import Trainer, evaluate
+from lowbit.train.trainer import Trainer
 
 BATCH, BATCHES = 16, 6
 # Without MDE, whose gradient is not linear in the loss: half of it for each half of a batch is not that of the whole.
@@ -121,8 +122,8 @@ def _train(name: str) -> dict[str, Any]:
     config = replace(PLAIN, **changes)
     if not dist.is_initialized():
         config = replace(config, shard=False)
-    accelerator = _accelerator(config)
-    place = _place(accelerator)
+    accelerator = make_accelerator(config)
+    place = loader_place(accelerator)
     place.pop("device")
     batches = Part(BATCH * BATCHES, train=True, **place)
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import lowbit.train.assemble as assemble
 import lowbit.train.loop as loop
 from lowbit.data import split_loaders
 from lowbit.errors import LowbitError
@@ -94,8 +95,8 @@ def test_batchnorm_statistics_are_chosen_by_validation(held_out: TrainConfig, mo
 def test_no_image_held_out_is_trained_on_or_calibrated_with(low_bit: TrainConfig, monkeypatch) -> None:
     low_bit = replace(low_bit, data=replace(low_bit.data, validation=200, limit=None), epochs=1)
     given = []
-    real = loop.split_loaders
-    monkeypatch.setattr(loop, "split_loaders", lambda *a, **k: given.append(real(*a, **k)) or given[-1])
+    real = assemble.split_loaders
+    monkeypatch.setattr(assemble, "split_loaders", lambda *a, **k: given.append(real(*a, **k)) or given[-1])
     run(low_bit)
     (splits,) = given
     assert splits.train.num_images == 1437 - 200
@@ -133,7 +134,7 @@ def test_a_resumed_run_has_the_same_images_held_out(held_out: TrainConfig, tmp_p
 def test_a_run_is_not_resumed_on_images_of_which_others_would_be_held_out(held_out, monkeypatch) -> None:
     interrupt(monkeypatch, held_out)
     monkeypatch.setattr(
-        loop, "split_loaders", lambda *a, **k: replace(split_loaders(*a, **k), held_out="of other images")
+        assemble, "split_loaders", lambda *a, **k: replace(split_loaders(*a, **k), held_out="of other images")
     )
     with pytest.raises(LowbitError, match="not the images that the run was started with"):
         run(held_out, resume=True)

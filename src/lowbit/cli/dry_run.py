@@ -15,9 +15,9 @@ from lowbit.qat.summary import LayerRow
 from lowbit.recipes import RECIPES
 from lowbit.recipes.recipe import training_macs
 from lowbit.train.build import build_float, prepare
+from lowbit.train.checks import check_classes, check_shape, resolve
 from lowbit.train.config import TrainConfig
 from lowbit.train.estimate import StepCost, measure_step, sample_shape
-from lowbit.train.loop import check_classes, check_shape, resolve
 
 
 def show(config: TrainConfig) -> None:
@@ -124,12 +124,11 @@ def _images(config: TrainConfig) -> tuple[int | None, str]:
     """Training images of an epoch, and from where that is known."""
     if config.data.path:
         images, known = len(training_split(config.data)), config.data.path
-    elif config.recipe in RECIPES:
-        images, known = RECIPES[config.recipe].images, "the recipe's data set"
-        if images is not None:
-            images -= config.data.held_out_of(images)
     else:
-        return None, ""
+        recipe = RECIPES.get(config.recipe)
+        if recipe is None or recipe.images is None:
+            return None, ""
+        images, known = recipe.images - config.data.held_out_of(recipe.images), "the recipe's data set"
     return (images if config.data.limit is None else min(images, config.data.limit)), known
 
 

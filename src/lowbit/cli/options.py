@@ -66,7 +66,7 @@ def test_batches(
     from dataclasses import replace
 
     from lowbit.data import eval_loader
-    from lowbit.train.loop import check_test
+    from lowbit.train.checks import check_test
 
     if images is not None and images < 1:
         raise LowbitError(f"--images must be at least 1, got {images}")

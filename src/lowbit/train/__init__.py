@@ -9,7 +9,9 @@ from lowbit.train.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from lowbit.train.loop import Result, evaluate_run, run
+from lowbit.train.evaluation import evaluate_run
+from lowbit.train.loop import run
+from lowbit.train.state import Result
 
 __all__ = [
     "DataConfig",

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from lowbit.processes import several
@@ -31,8 +32,8 @@ def average_batchnorm(model: nn.Module) -> None:
     if not several():
         return
     for module in _batchnorms(model):
-        if module.running_mean is not None:
-            for statistic in (module.running_mean, module.running_var):
+        for statistic in (module.running_mean, module.running_var):
+            if statistic is not None:
                 dist.all_reduce(statistic)
                 statistic /= dist.get_world_size()
 
@@ -81,8 +82,8 @@ class _Sum(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient
 
@@ -91,15 +92,15 @@ class _AllProcesses(TorchFunctionMode):
     """Within: `torch.nn.functional.batch_norm` is the one over all processes."""
 
     def __torch_function__(
-        self, function: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return (batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
+        return (batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
 
 @functools.cache
-def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
+def _synchronised(kind: type[_BatchNorm]) -> type[_BatchNorm]:
     @torch.compiler.disable  # processes that talk inside a graph can't be compiled
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
+    def forward(self: _BatchNorm, x: Tensor) -> Tensor:
         if not (self.training and several()):
             return kind.forward(self, x)
         with _AllProcesses():
@@ -108,5 +109,5 @@ def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Synchronised{kind.__name__}", (kind,), {"forward": forward})
 
 
-def _batchnorms(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+def _batchnorms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -73,10 +73,12 @@ def identity(config: TrainConfig) -> dict[str, str]:
     if config.quantization is None:
         fields["quantization"] = None
     else:
-        quantization = asdict(config.quantization)
-        for only_in_training in ("calibration_batches", "dampening", "freezing"):
-            del quantization[only_in_training]
-        fields |= {f"quantization.{name}": value for name, value in quantization.items()}
+        only_in_training = ("calibration_batches", "dampening", "freezing")
+        fields |= {
+            f"quantization.{name}": value
+            for name, value in asdict(config.quantization).items()
+            if name not in only_in_training
+        }
     return {name: json.dumps(value) for name, value in fields.items()}
 
 

@@ -17,6 +17,7 @@ from lowbit.errors import LowbitError
 from lowbit.models import NETWORKS
 from lowbit.saved import saved_bytes
 from lowbit.train.config import TrainConfig
+from lowbit.train.machine import move
 from lowbit.train.recompute import recompute_activations
 from lowbit.train.tasks import make_task
 from lowbit.train.trainer import make_optimizer
@@ -91,14 +92,14 @@ def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, sha
         model: the prepared network.
         shape: of one image, see `sample_shape`.
     """
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     count = _IMAGES if device.type == "cpu" else _IMAGES_ON_ACCELERATOR
     generator = torch.Generator().manual_seed(config.seed)
     images = torch.randn(count, *shape, generator=generator).to(device)
     if images.dim() == 4:
         images = images.contiguous(memory_format=config.memory_format)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
-    model.to(device, memory_format=config.memory_format)
+    move(model, device, config.memory_format)
     if config.quantization is not None:
         lowbit.calibrate(model, [images])
     if config.grad_checkpointing:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import lowbit
@@ -85,6 +85,7 @@ class Sharded(Whole):
 
     @contextmanager
     def batch(self, wrapped: nn.Module) -> Iterator[None]:
+        assert isinstance(wrapped, FSDPModule)
         with self.accelerator.accumulate(wrapped):
             wrapped.set_requires_gradient_sync(self.accelerator.sync_gradients)
             yield

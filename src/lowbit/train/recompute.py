@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
@@ -46,13 +47,16 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
 @contextmanager
 def _pass(stage: nn.Module, *, again: bool = False) -> Iterator[None]:
     """Around a pass through a stage: batch-norm counts its batch once."""
-    norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms if again else ():
+    norms = [
+        (m, m.momentum, count, count.clone())
+        for m in stage.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats and (count := m.num_batches_tracked) is not None
+    ]
+    for norm, *_ in norms if again else ():
         norm.momentum = 0.0  # what is tracked stays, to the bit
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before) if again else ():
+        for norm, momentum, count, before in norms if again else ():
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            count.copy_(before)

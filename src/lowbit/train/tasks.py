@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowbit.errors import LowbitError
 from lowbit.qat.oscillation import dampening_loss
 from lowbit.train.config import TrainConfig
+from lowbit.train.machine import move
 
 
 class Task:
@@ -85,7 +86,7 @@ def make_task(config: TrainConfig, original: nn.Module, device: torch.device) ->
     if config.task == "distill":
         if config.model.init is None and not config.model.pretrained:
             raise LowbitError("task distill: the teacher needs trained weights; give model.init (--init)")
-        task = Distill(copy.deepcopy(original).to(device, memory_format=config.memory_format))
+        task = Distill(move(copy.deepcopy(original), device, config.memory_format))
     if config.quantization is not None and config.quantization.dampening:
         task = Dampen(task, config.quantization.dampening, device)
     return task

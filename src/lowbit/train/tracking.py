@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
 import lowbit
+from lowbit.data import Splits
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
+from lowbit.train.config import TrainConfig
 
 
 @contextmanager
@@ -209,3 +212,30 @@ def progress(epochs: int, epochs_done: int, *, speak: bool) -> Plain:
     if not speak:
         return Silent(epochs)
     return Bar(epochs, epochs_done) if sys.stdout.isatty() else Plain(epochs)
+
+
+def opening(config: TrainConfig, splits: Splits, accelerator: Accelerator) -> str:
+    """Two lines on what is trained, on what, and how."""
+    q = config.quantization
+    kind = "full precision" if q is None else f"W{q.weights or 32}A{q.activations or 32} by {q.method}"
+    start = config.model.init or ("timm's weights" if config.model.pretrained else "random weights")
+    ranks = accelerator.num_processes
+    validation = "" if splits.validation is None else f", {splits.validation.num_images:,} validation"
+    held = ", sharded" if config.shard and torch.distributed.is_initialized() else ""
+    return (
+        f"{config.recipe}: {config.model.name}, {kind}, from {start}; "
+        f"{splits.train.num_images:,} training{validation} and {splits.test.num_images:,} test images\n"
+        f"on {accelerator.device}{f' with {ranks} processes' if ranks > 1 else ''}{held}, "
+        f"{'channels-last' if config.channels_last else 'contiguous'}, precision {config.precision}, "
+        f"{'compiled step' if config.compile and not held else 'eager step'}; {config.output}"
+    )
+
+
+def epoch_line(epoch: int, epochs: int, chosen_by: str, numbers: dict[str, float]) -> str:
+    """One line on an epoch; `chosen_by` is what the images are called that choices are made by."""
+    return (
+        f"epoch {epoch + 1}/{epochs}  train loss {numbers['train_loss']:.4f} accuracy {numbers['train_accuracy']:.2f} %  "
+        f"{chosen_by} loss {numbers[f'{chosen_by}_loss']:.4f} accuracy {numbers[f'{chosen_by}_accuracy']:.2f} %  "
+        f"lr {numbers['lr']:.4g}  {numbers['seconds']:.1f} s"
+        + (f"  {numbers['skipped']} images that cannot be read so far" if numbers.get("skipped") else "")
+    )

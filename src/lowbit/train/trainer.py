@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
@@ -83,11 +81,10 @@ class Trainer:
         decay = self.config.ema
         if decay is None:
             return None
-        # All parameters at once, where they are all of one kind.
-        one_by_one = {"avg_fn": get_ema_avg_fn(decay)}
-        average = AveragedModel(
-            self.model, **(one_by_one if self.sharded else {"multi_avg_fn": get_ema_multi_avg_fn(decay)})
-        )
+        if self.sharded:
+            average = AveragedModel(self.model, avg_fn=get_ema_avg_fn(decay))
+        else:  # all parameters at once, because they are all of one kind
+            average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         if saved is not None:
             self.model.load_state_dict(saved["behind_average"]["model"])
             average.n_averaged.copy_(saved["behind_average"]["count"])
@@ -202,8 +199,10 @@ class Trainer:
             }
         for handle, state in zip(self.attached, saved["attached"]):
             handle.load_state_dict(state)
+        scaler = self.accelerator.scaler
         if saved["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
+            assert scaler is not None  # a run goes on in the precision it began in
+            scaler.load_state_dict(saved["scaler"])
 
 
 class CompiledStep:
@@ -232,29 +231,6 @@ class CompiledStep:
             return result
         self.say(f"step compiled in {time.monotonic() - began:.0f} s")
         return result
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, loader: Loader, accelerator: Accelerator, layout: torch.memory_format
-) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy in percent) over all images of the loaders of all processes."""
-    model.eval()
-    loss = torch.zeros((), device=accelerator.device)
-    counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
-    most = int(accelerator.gather(torch.tensor([len(loader)], device=accelerator.device)).max())
-    for images, labels in loader:
-        with accelerator.autocast():
-            logits = model(images.contiguous(memory_format=layout)).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        counts[0] += (logits.argmax(1) == labels).sum()
-        counts[1] += len(labels)
-    if isinstance(model, FSDPModule):
-        # Another process may have a batch more, and takes this one's part of the weights for it.
-        for _ in range(len(loader), most):
-            model(images)
-    right, seen = accelerator.reduce(counts, "sum").tolist()
-    return float(accelerator.reduce(loss, "sum")) / seen, 100 * right / seen
 
 
 def make_optimizer(

@@ -1,0 +1,82 @@
+"""The run folder: what may be there before training, and what stays of a run that fails."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lowbit.errors import LowbitError
+from lowbit.processes import agreed, lost
+from lowbit.train.checkpoint import Checkpoints
+from lowbit.train.config import TrainConfig, differences
+from lowbit.train.tracking import save_versions, writable
+
+
+def run_folder(config: TrainConfig, resume: bool) -> Path:
+    """The run folder, after a look at what is in it."""
+    if config.output is None:
+        raise LowbitError("output: no run folder is given; name one (--output)")
+    if not config.data.path:
+        raise LowbitError("data.path: no data is given; name the folder of the data set (--data)")
+    folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise LowbitError(f"{folder}: is a file; give a folder for the run (--output)")
+    exists = (folder / "config.json").exists()
+    if exists and not resume:
+        raise LowbitError(f"{folder}: holds a run already; continue it with --resume, or choose another --output")
+    if not resume and (folder / "checkpoints").exists():
+        raise LowbitError(f"{folder / 'checkpoints'}: is there already, and of no run; choose another --output")
+    if resume and not exists:
+        raise LowbitError(f"{folder}: no run to resume; leave out --resume, or name its folder with --output")
+    return folder
+
+
+def check_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
+    """Refuse to continue a run with other settings: its result would be neither the one nor the other."""
+    movable = ("output", "data.path", "data.workers", "model.init", "shard", "grad_checkpointing")
+    changed = [line for name, line in differences(before, now) if name not in movable]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise LowbitError(
+            f"{folder}: the run was started with other settings ({'; '.join(changed[:3])}{more}); "
+            f"`lowbit train --resume --output {folder}` goes on with those"
+        )
+
+
+def absent_files(folder: Path) -> list[Path]:
+    """What is not there yet of all that training writes before its first checkpoint is complete, the folder last."""
+    names = ("config.json", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints")
+    return [path for path in (*(folder / name for name in names), folder) if not path.exists()]
+
+
+@contextmanager
+def started(config: TrainConfig, folder: Path, absent: list[Path], *, main: bool, fresh: bool) -> Iterator[None]:
+    """The run folder, made by the first process; if a fresh run fails before a checkpoint, what was `absent` is again.
+
+    Raises:
+        LowbitError: the folder can't be written; on every process.
+    """
+    with agreed():
+        if main:
+            with writable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "metrics.jsonl").touch()
+                if fresh:
+                    config.save(folder / "config.json")
+                    save_versions(folder / "versions.json")
+    try:
+        yield
+    except Exception as error:
+        # Not after Ctrl-C, nor where another process has died: then the run goes on from its start.
+        if fresh and not lost(error) and not Checkpoints(folder).exists:
+            for path in absent:
+                if path == folder:
+                    with suppress(OSError):  # not empty: something else is there by now
+                        folder.rmdir()
+                elif path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        raise
