@@ -77,6 +77,7 @@ def run(argv: list[str]) -> int:
         return 0
     from lowbit import train
 
+    assert config.output is not None  # named by the command line, or the default
     try:
         train.run(config, resume=resume)
     except KeyboardInterrupt:

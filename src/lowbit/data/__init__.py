@@ -112,10 +112,9 @@ def training_split(config: DataConfig) -> ImageSource | Shards:
 def _load(config: DataConfig, *, seed: int, with_validation: bool, **place: Any) -> Splits:
     (train, held_out), test = _open_train(config), _open_test(config)
     validation = _open_validation(config, test) if held_out is None else held_out
-    if isinstance(train, ImageSource):
-        _check_labels(train, test)
-        if validation is not None:
-            _check_labels(train, validation)
+    for other in (test, validation):
+        if isinstance(train, ImageSource) and isinstance(other, ImageSource):
+            _check_labels(train, other)
 
     common = dict(num_classes=train.num_classes, seed=seed, **place)
     return Splits(
@@ -177,10 +176,11 @@ def _check_labels(train: ImageSource, test: ImageSource) -> None:
             f"{train.where(0)} and on: labels of a training split must be 0 to {train.num_classes - 1}, each on some "
             f"image, but no image has {train.missing_label}{name}"
         )
-    if None not in (train.class_names, test.class_names) and train.class_names != test.class_names:
+    names, others = train.class_names, test.class_names
+    if names is not None and others is not None and names != others:
         raise LowbitError(
-            f"{test.where(0)} and on: the split {test.split} numbers its classes {', '.join(test.class_names[:3])}…, but the "
-            f"split {train.split} numbers them {', '.join(train.class_names[:3])}…"
+            f"{test.where(0)} and on: the split {test.split} numbers its classes {', '.join(others[:3])}…, but the "
+            f"split {train.split} numbers them {', '.join(names[:3])}…"
         )
     if test.labels.max() >= train.num_classes:
         raise LowbitError(

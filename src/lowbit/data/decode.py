@@ -91,7 +91,7 @@ def decode_all(
     return pixels.permute(0, 3, 1, 2), labels, left_out
 
 
-class _Blocks(Dataset):
+class _Blocks(Dataset[tuple[Tensor, list[tuple[int, Broken]]]]):
     """Consecutive images decoded together: (uint8 [B, H, W, C], [(row in the block, what is wrong with it)])."""
 
     def __init__(self, source: ImageSource, indices: range, shape: tuple[int, int, int], *, fit: bool) -> None:
@@ -104,23 +104,23 @@ class _Blocks(Dataset):
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, list[tuple[int, Broken]]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, list[tuple[int, Broken]]]:
         from PIL import ImageOps
         from PIL.Image import Resampling
 
         height, width, channels = self._shape
-        block = self._blocks[number]
+        block = self._blocks[index]
         pixels = np.zeros((len(block), *self._shape), dtype=np.uint8)
         broken = []
-        for row, index in enumerate(block):
-            image = read_image(self._source, index, channels)
+        for row, image_index in enumerate(block):
+            image = read_image(self._source, image_index, channels)
             if not isinstance(image, Broken) and image.size != (width, height):
                 if self._fit:
                     image = ImageOps.fit(image, (width, height), method=Resampling.BILINEAR)
                 else:
                     found = f"{image.size[1]}x{image.size[0]} pixels, but the first image has {height}x{width}"
                     hint = "give data.image_size to bring all to one size"
-                    image = Broken(f"{self._source.where(index)}: {found}", hint, skippable=False)
+                    image = Broken(f"{self._source.where(image_index)}: {found}", hint, skippable=False)
             if isinstance(image, Broken):
                 broken.append((row, image))
             else:

@@ -29,8 +29,10 @@ class Loader(Protocol):
     """Channels, height and width."""
     class_names: tuple[str, ...] | None
     """None where the data set has only numbers."""
-    skipped: list[str]
-    """With corrupt="skip": the images left out so far, each as where it is and why."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """With corrupt="skip": the images left out so far, each as where it is and why."""
 
     def __len__(self) -> int:
         """Batches of one epoch on this rank."""

@@ -62,7 +62,8 @@ class InMemoryImages:
             if world_size > 1:
                 images, labels = images[mine], labels[mine]
             self._batches = torch.arange(len(labels)).split(config.eval_batch_size)
-        self.image_shape = tuple(images.shape[1:])
+        _, channels, height, width = images.shape
+        self.image_shape = (channels, height, width)
         self._images = images.to(device)
         self._labels = labels.to(device)
         self._normalise = Normalise(config.mean, config.std, device)

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from lowbit.errors import LowbitError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_Item = TypeVar("_Item")
 
 READERS = 24
 """Places of an epoch that each rank reads at. Worker processes share them, and the order of images hangs on them alone,
@@ -208,7 +210,7 @@ class _Readers(IterableDataset):
         return image_transform(self._config, train=self._train)  # in the worker, as in `StreamedImages`
 
 
-def _shuffled(items: Iterator, size: int, draw: random.Random) -> Iterator:
+def _shuffled(items: Iterator[_Item], size: int, draw: random.Random) -> Iterator[_Item]:
     """The items in a random order in which each comes at most `size` places early, from a buffer of `size`."""
     buffer = []
     for item in items:

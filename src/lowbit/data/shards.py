@@ -15,8 +15,10 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -82,9 +84,9 @@ def open_shards(path: str, *splits: str, num_classes: int | None = None) -> Shar
     """
     where = f"{path.rstrip('/')}/{INDEX}"
     index = _read_index(path, where)
-    present = index.get("splits") if isinstance(index, dict) else None
-    if not isinstance(present, dict):
+    if not (isinstance(index, dict) and isinstance(index.get("splits"), dict)):
         raise LowbitError(f'{where}: has no "splits"; write it anew with lowbit.data.index_shards')
+    present = index["splits"]
     split = next((name for name in splits if name in present), None)
     if split is None:
         raise LowbitError(f"{where}: no split {' or '.join(splits)}; there is {', '.join(present)}")
@@ -181,11 +183,17 @@ def _tar_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.tar"), *folder.glob("*/*.tar")])
 
 
-def _read_index(path: str, where: str) -> object:
+def _opened(url: str, mode: str) -> AbstractContextManager[IO[Any]]:
+    """A file, wherever fsspec can open it."""
     import fsspec
 
+    opened: Any = fsspec.open(url, mode)  # fsspec has no annotations
+    return opened
+
+
+def _read_index(path: str, where: str) -> object:
     try:
-        with fsspec.open(where, "rt") as file:
+        with _opened(where, "rt") as file:
             return json.load(file)
     except FileNotFoundError as error:
         way_out = f"write it with lowbit.data.index_shards({path!r})" if "://" not in path else "put one there"
@@ -198,24 +206,25 @@ def _read_index(path: str, where: str) -> object:
 
 def _samples(url: str, first: int, last: int) -> Iterator[Sample]:
     """Samples `first` to `last` of a shard, or up to its end."""
-    import fsspec
-
-    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", bufsize=_READ_BYTES) as tar:
-        name, row, parts = None, -1, {}
+    with _opened(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", bufsize=_READ_BYTES) as tar:
+        name: tuple[str, str] | None = None
+        row, parts = -1, {}
         for member in tar:
             if not member.isfile():
                 continue
             folder, _, file_name = member.name.rpartition("/")
             stem, _, kind = file_name.partition(".")
             if (folder, stem) != name:
-                if row >= first:
+                if name is not None and row >= first:
                     yield _sample(name, parts)
                 name, row, parts = (folder, stem), row + 1, {}
                 if row == last:
                     return
             if row >= first:
-                parts[kind.lower()] = tar.extractfile(member).read()
-        if row >= first:
+                stored = tar.extractfile(member)
+                assert stored is not None  # of a file it never is
+                parts[kind.lower()] = stored.read()
+        if name is not None and row >= first:
             yield _sample(name, parts)
 
 

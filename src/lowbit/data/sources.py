@@ -249,7 +249,7 @@ class DigitsSource(ImageSource):
             from sklearn.model_selection import train_test_split
         except ModuleNotFoundError as error:
             raise LowbitError(f"{DIGITS} needs scikit-learn: pip install 'lowbit[demo]'") from error
-        digits = load_digits()
+        digits: Any = load_digits()  # a Bunch; scikit-learn has no annotations
         rows = train_test_split(
             np.arange(len(digits.target)), test_size=0.2, random_state=0, shuffle=True, stratify=digits.target
         )

@@ -53,10 +53,10 @@ class StreamedImages:
         shape = dict(rank=rank, world_size=world_size)
         if train:
             schedule = TrainSchedule(self.num_images, config.batch_size, drop_last=config.drop_last, **shape)
-            self._sampler = _Batches(schedule, None, seed)
+            self._sampler = _Batches(schedule, seed)
         else:
             mine = eval_indices(self.num_images, **shape).split(config.eval_batch_size)
-            self._sampler = _Batches(None, list(mine), seed)
+            self._sampler = _Batches(list(mine), seed)
         workers = decoding_workers(config)
         self._loader = DataLoader(
             _Decoded(source, config, train=train),
@@ -108,27 +108,29 @@ class Delivery:
 
 
 class _Batches:
-    """Batches of (index, seed of its augmentation), so that workers need to know nothing of epochs."""
+    """Batches of (index, seed of its augmentation), so that workers need to know nothing of epochs.
 
-    def __init__(self, schedule: TrainSchedule | None, fixed: list[Tensor] | None, seed: int) -> None:
-        self._schedule = schedule
-        self._fixed = fixed
+    batches: drawn anew every epoch by a schedule, or always the same.
+    """
+
+    def __init__(self, batches: TrainSchedule | list[Tensor], seed: int) -> None:
+        self._batches = batches
         self._seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self._schedule.batches if self._schedule else len(self._fixed)
+        return self._batches.batches if isinstance(self._batches, TrainSchedule) else len(self._batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        if self._schedule is None:
-            yield from ([(index, 0) for index in batch.tolist()] for batch in self._fixed)
+        if not isinstance(self._batches, TrainSchedule):
+            yield from ([(index, 0) for index in batch.tolist()] for batch in self._batches)
             return
         generator = epoch_generator(self._seed, self.epoch)
-        for batch in self._schedule.epoch(generator):
+        for batch in self._batches.epoch(generator):
             yield [(index, mixed_seed(self._seed, self.epoch, index)) for index in batch.tolist()]
 
 
-class _Decoded(Dataset):
+class _Decoded(Dataset[tuple[Tensor, int] | Broken]):
     """(index, seed) to (uint8 [C, H, W], label), or to `Broken`."""
 
     def __init__(self, source: ImageSource, config: DataConfig, *, train: bool) -> None:
@@ -142,12 +144,12 @@ class _Decoded(Dataset):
         # unpickle it.
         return image_transform(self._config, train=self._train)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | Broken:
-        index, seed = item
-        image = read_image(self._source, index, self._config.channels)
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int] | Broken:
+        number, seed = index
+        image = read_image(self._source, number, self._config.channels)
         if isinstance(image, Broken):
             return image
-        return seeded(self._transform, image, seed), int(self._source.labels[index])
+        return seeded(self._transform, image, seed), int(self._source.labels[number])
 
 
 def seeded(transform: Callable[[Image], Tensor], image: Image, seed: int) -> Tensor:

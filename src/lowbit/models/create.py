@@ -52,6 +52,7 @@ def create(
 
 
 def _create_own(network: Network, num_classes: int | None) -> nn.Module:
+    assert not isinstance(network.build, str)
     if network.num_classes is not None:
         return network.build(num_classes=network.num_classes if num_classes is None else num_classes)
     if num_classes is not None:

@@ -31,6 +31,11 @@ class PreActResNet(nn.Module):
         LowbitError: a depth other than 18, 34, 50, 101 and 152.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, depth: int, num_classes: int = 1000) -> None:
         super().__init__()
         if depth not in _LAYOUTS:
@@ -43,7 +48,7 @@ class PreActResNet(nn.Module):
         channels = 64
         for stage, count in enumerate(blocks):
             width = 64 * 2**stage
-            layers = []
+            layers: list[nn.Module] = []
             for number in range(count):
                 stride = 2 if stage > 0 and number == 0 else 1
                 activated = stage == 0 and number == 0

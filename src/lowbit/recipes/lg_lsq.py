@@ -30,6 +30,7 @@ def lg_lsq(name: str, network: str, bits: int, *, method: str = "lg-lsq") -> Tra
     From torchvision's weights, MobileNetV2 from timm's. Nothing of the authors' training is known to us.
     """
     config = imagenet_low_bit(name, network, bits, method)
+    assert config.quantization is not None
     return replace(config, quantization=replace(config.quantization, narrow=True))
 
 

@@ -72,7 +72,7 @@ def _curves(run: Run, quantity: str, label: str) -> Figure:
         values = [(x, y) for x, y in values if y is not None]
         if values:
             _line(ax, values, color=colour, label=f"{split}, last {values[-1][1]:.{_digits(quantity)}f}")
-    final = run.final and run.final.get(f"test_{quantity}")
+    final = None if run.final is None else run.final.get(f"test_{quantity}")
     if final is not None:
         text = f"test, at the end {final:.{_digits(quantity)}f}"
         ax.plot(run.epochs[-1]["epoch"] + 1, final, "D", color=_FINAL, markersize=5, label=text)
@@ -88,7 +88,7 @@ def _steps(run: Run) -> Figure:
     from matplotlib.colors import ListedColormap
 
     # Without the map's yellow end, which is hard to see on white.
-    colours = ListedColormap(colormaps["viridis"].colors[:216])
+    colours = ListedColormap([colormaps["viridis"](place) for place in range(216)])
     figure, axes = _figure(run, 2, 12)
     names = list(dict.fromkeys(name for epoch in run.epochs for name in epoch.get("steps") or {}))
     weights = [name for name in names if name.endswith("weight_quantizer")]
@@ -107,7 +107,7 @@ def _steps(run: Run) -> Figure:
 def _relative_steps(ax: Axes, run: Run, names: list[str], colours: Colormap) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    lines = []
+    lines, shown = [], []
     for place, name in enumerate(names):
         values = [(epoch["epoch"] + 1, (epoch.get("steps") or {}).get(name)) for epoch in run.epochs]
         values = [(0, run.start_steps.get(name)), *values]
@@ -115,14 +115,15 @@ def _relative_steps(ax: Axes, run: Run, names: list[str], colours: Colormap) -> 
         if not values:
             continue
         start = values[0][1]
+        ratios = [y / start for _, y in values]
         colour = colours(place / max(len(names) - 1, 1))
-        _line(ax, [(x, y / start) for x, y in values], color=colour, linewidth=1.1, alpha=0.85)
-        lines.append((abs(math.log(abs(values[-1][1] / start))), name, values[-1][1] / start, ax.lines[-1]))
+        _line(ax, [(x, ratio) for (x, _), ratio in zip(values, ratios)], color=colour, linewidth=1.1, alpha=0.85)
+        lines.append((abs(math.log(abs(ratios[-1]))), name, ratios[-1], ax.lines[-1]))
+        shown += ratios
     if not lines:
         ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center", va="center", color="#888888")
         return
-    ratios = [ratio for line in ax.lines for ratio in line.get_ydata()]
-    low, high = min(*ratios, 0.99) / 1.01, max(*ratios, 1.01) * 1.01
+    low, high = min(*shown, 0.99) / 1.01, max(*shown, 1.01) * 1.01
     ax.set_ylim(low, high)
     if high / low > _LINEAR_BELOW:
         ax.set_yscale("log")
