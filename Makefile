@@ -1,12 +1,13 @@
 # make demo   set-up, then the main job on real data: a table, and plots in demo-output/
 # make test   set-up, then the whole suite
-# make lint   ruff and the import contracts
+# make lint   ruff, the import contracts and the types
 # make setup  the environment in .venv; done anew only when what it is made from changes
 # The Python it is made with is the first of these that runs and is at least 3.11; `make PYTHON=... setup` chooses.
 
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
+TYPES := $(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
 # Processes of the suite, each on one thread.
 JOBS ?= 2
 
@@ -18,12 +19,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/lint-imports --no-cache
+	$(TYPES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(TYPES)
 
 setup: $(STAMP)
 
