@@ -106,9 +106,11 @@ def export(
             assert trained is not None
             report = compare_with_trained(graph, runner, batches, trained)
         if not (report.ok or (fractional and report.differ <= _AT_TIES * report.compared)):
+            whose = "trained network" if fractional or report.conversion_differ else "network"
+            at = report.conversion_parts_at or report.parts_at
             raise LowbitError(
-                f"{path}: not written, because the file would not compute what the {'trained ' * fractional}network does (it "
-                f"first differs at {report.parts_at!r}):\n{report.text()}"
+                f"{path}: not written, because the file would not compute what the {whose} does (it first differs at {at!r}):\n"
+                f"{report.text()}"
             )
     return report
 

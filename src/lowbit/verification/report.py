@@ -71,6 +71,11 @@ class Report:
         return next((row.name for row in self.rows if row.file_differ), None)
 
     @property
+    def conversion_parts_at(self) -> str | None:
+        """The first tensor that the trained network's own operations would not give."""
+        return next((row.name for row in self.rows if row.conversion_differ), None)
+
+    @property
     def trained_parts_at(self) -> str | None:
         """The first layer at which the trained model parts from the reference."""
         return next((row.name for row in self.rows if row.trained_differ and not row.is_float), None)
@@ -105,8 +110,7 @@ class Report:
             if self.trained_parts_at is not None:
                 out.append(f"trained: first differs at {self.trained_parts_at}")
         if self.proved:
-            wrong = next((row.name for row in self.rows if row.conversion_differ), None)
-            where = "" if wrong is None else f", first at {wrong}"
+            where = "" if self.conversion_parts_at is None else f", first at {self.conversion_parts_at}"
             out.append(
                 f"conversion: {self.conversion_differ:,} values differ from the trained network's own operations{where}"
             )

@@ -1,0 +1,134 @@
+"""The proof: it passes what is converted right, and sees what is not, whatever the fault."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import lowbit
+from campaigns import mutations
+from lowbit import LowbitError
+from lowbit.integer.ops import Convolution, Lookup
+from lowbit.lowering import convert as conversion
+from lowbit.lowering import kinds as k
+from lowbit.lowering.codes import type_of
+from lowbit.lowering.convert import Converter, convert
+from lowbit.lowering.handlers import HANDLERS
+from lowbit.lowering.proof import Proof, random_inputs
+
+
+@pytest.fixture(scope="module")
+def various():
+    model, x = mutations.prepared("various", 4)
+    return model, x, *convert(model, x[:1])
+
+
+def test_a_right_conversion_is_proved_on_any_batch(various):
+    model, x, graph, places = various
+    proof = Proof(model, graph, places)
+    for inputs in ({"x": x}, {"x": x[:1]}, {"x": 50 * x}, random_inputs(graph, 5)):
+        assert proof(inputs) == {}
+
+
+def test_wrong_conversions_of_every_operation_are_caught(various):
+    """One mutation of each kind of each operation; `python -m campaigns.mutations` tries them all on six networks."""
+    model, x, graph, places = various
+    inputs = {"x": torch.cat([x[:1], random_inputs(graph, 1)["x"]])}
+    tried, survivors = set(), []
+    for node in graph.nodes:
+        for what, change in mutations.changes(node, graph):
+            key = type(node).__name__, what
+            other = mutations.mutated(graph, node, change)
+            if key in tried or other is None or (change is None and node.name in places.values()):
+                continue
+            tried.add(key)
+            if not Proof(model, other, places)(inputs) and not mutations.same_function(graph, other, {"x": x}):
+                survivors.append(key)
+    assert survivors == [] and len(tried) > 25
+
+
+def small(*layers: nn.Module) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 9, 9)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), *layers, nn.Flatten(), nn.LazyLinear(3))
+    model(x)
+    return lowbit.calibrate(lowbit.prepare(model, integer_only=True, weights=4, activations=4), [x]).eval(), x
+
+
+def test_a_fault_of_a_handler_is_refused_by_the_nodes_name(monkeypatch):
+    """Faults in the converter itself: a pool dropped, a clamp forgotten, batch-norm left out."""
+    pooled, x = small(nn.ReLU(), nn.MaxPool2d(3, 1, 1))
+    clamped, _ = small(nn.ReLU6())
+    with torch.no_grad():  # so that the grid reaches beyond the clamp
+        clamped.get_submodule("4").input_quantizer.raw_step.mul_(8)
+        clamped.get_submodule("1").weight.mul_(20)
+    for model in (pooled, clamped):
+        lowbit.to_integer(model, x)
+    words = (
+        r"node '\w+' \(\w+\) would not compute what the trained network does: [\d,]+ of its values differ, the first is"
+    )
+    with monkeypatch.context() as patch, pytest.raises(LowbitError, match=words):
+        patch.setitem(HANDLERS, k.MAX_POOL, HANDLERS[k.UNCHANGED])
+        lowbit.to_integer(pooled, x)
+    with monkeypatch.context() as patch, pytest.raises(LowbitError, match=words):
+        patch.setattr(Converter, "_clamped", lambda self, codes, clamp: codes)
+        lowbit.to_integer(clamped, x)
+    with monkeypatch.context() as patch, pytest.raises(LowbitError, match=words):
+        patch.setattr(conversion, "type_of", lambda quantizer: replace(type_of(quantizer), zero_point=1))
+        lowbit.to_integer(pooled, x)
+
+
+def test_verify_reports_what_differs_from_the_trained_network(various, tmp_path):
+    model, x, graph, places = various
+    nodes = list(graph.nodes)
+    at = next(i for i, node in enumerate(nodes) if isinstance(node, Convolution) and node.bias is not None)
+    nodes[at] = replace(nodes[at], bias=nodes[at].bias.roll(1))
+    wrong = replace(graph, nodes=tuple(nodes))
+    network = lowbit.IntegerNetwork(wrong, Proof(model, wrong, places))
+    with pytest.raises(
+        LowbitError, match=r"would not compute what the trained network does \(it first differs at 'pool'\)"
+    ):
+        lowbit.export(network, tmp_path / "wrong.onnx", batches=[x])
+    assert list(tmp_path.iterdir()) == []
+    lowbit.export(lowbit.IntegerNetwork(wrong), tmp_path / "unproved.onnx", batches=[x])  # a network without its origin
+    right = lowbit.verify(model, tmp_path / "unproved.onnx", [x])
+    assert not right.ok and right.conversion_differ == 0 and right.proved
+    assert "conversion: 0 values differ" in right.text()
+    report = lowbit.verify(network, tmp_path / "unproved.onnx", [x])
+    assert not report.ok and report.differ == 0 and report.conversion_differ > 0
+
+
+def test_ties_are_no_faults():
+    """An input on every half of the grid: float32 and integers may round it either way, and neither is wrong."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
+    x = torch.arange(-32.0, 32.0).reshape(1, 1, 8, 8) / 32
+    prepared = lowbit.calibrate(lowbit.prepare(model, weights=2, activations=4, integer_only=True), [x]).eval()
+    with torch.no_grad():
+        for quantizer in dict(lowbit.quantizers(prepared)).values():
+            quantizer.raw_step.fill_(2.0 ** round(float(quantizer.raw_step.log2())))  # sums lie on halves exactly
+    network = lowbit.to_integer(prepared, x)
+    assert network.proof(dict.fromkeys(network.graph.inputs, x)) == {}
+
+
+def test_the_trained_network_stays_as_it_is(various):
+    model, x, _, _ = various
+    before = copy.deepcopy(model.state_dict())
+    expected = model(x)
+    lowbit.to_integer(model, x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model(x), expected) and not any(m._forward_hooks for m in model.modules())
+
+
+def test_one_sample_and_many_chunks(various, monkeypatch):
+    model, x, graph, places = various
+    monkeypatch.setattr("lowbit.lowering.proof._ELEMENTS_AT_ONCE", 1)
+    nodes = [replace(n, table=n.table.flip(0)) if isinstance(n, Lookup) else n for n in graph.nodes]
+    proof = Proof(model, replace(graph, nodes=tuple(nodes)), places)
+    assert proof._samples == 1
+    alone, several = proof({"x": x[:1]}), proof({"x": x[:3]})
+    assert alone and set(alone) == set(several) and all(several[name].count > alone[name].count for name in alone)
