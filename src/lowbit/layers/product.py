@@ -13,21 +13,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 
-from lowbit.quantizer.functional import is_fake_quantized, recomputed
+from lowbit.quantizer.functional import QuantizerNode, node_of, recomputed
 
 
 def product(compute: Callable[..., Tensor], x_hat: Tensor, w_hat: Tensor, *others: Any) -> Tensor:
     """compute(x̂, ŵ, *others); what comes out of a quantizer is not saved but computed again."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return compute(x_hat, w_hat, *others)
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # as under the transforms of torch.func
+    # Not enabled under the transforms of torch.func.
+    # pyrefly: ignore[missing-attribute]  # torch has it and its stubs do not
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():
         return compute(x_hat, w_hat, *others)
     sources: dict[int, _Operand] = {}
     operands = []
     for operand in (x_hat, w_hat):
-        node = operand.grad_fn if type(operand) is Tensor and is_fake_quantized(operand) else None
+        node = node_of(operand) if type(operand) is Tensor else None
         operand = _autocast(operand)
         if node is not None and operand.numel():
             sources[operand.untyped_storage().data_ptr()] = _Operand(node, operand.dtype, operand.stride())
@@ -39,7 +41,7 @@ def product(compute: Callable[..., Tensor], x_hat: Tensor, w_hat: Tensor, *other
 class _Operand(NamedTuple):
     """Where an operand comes from, and how it lies in memory."""
 
-    node: Node
+    node: QuantizerNode
     dtype: torch.dtype
     stride: tuple[int, ...]
 
@@ -50,7 +52,7 @@ class _Saved(NamedTuple):
     operand: _Operand
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
 
     @torch.no_grad()
     def again(self) -> Tensor:

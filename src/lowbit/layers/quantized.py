@@ -22,12 +22,12 @@ from lowbit.quantizer.module import Quantizer
 class QuantizedLayer(nn.Module):
     """y = layer(x̂, ŵ): the layer's own computation on the quantized input and weight."""
 
-    weight: nn.Parameter
+    weight: Tensor
+    bias: Tensor | None
     weight_quantizer: nn.Module
     input_quantizer: nn.Module
-    bias_rounding = (
-        None  # in an integer-only network: a function of the layer that gives its bias on the accumulator's grid
-    )
+    # In an integer-only network a function of the layer, which gives its bias on the accumulator's grid.
+    bias_rounding: Callable[[Any], Tensor] | None = None
 
     def forward(self, input: Tensor, *options: Any) -> Tensor:
         # One sample without a batch dimension gets one, which the quantizer expects.
@@ -37,7 +37,7 @@ class QuantizedLayer(nn.Module):
         y = product(self.compute, x_hat, w_hat, self.used_bias(), *options)
         return y if batched else y[0]
 
-    def compute(self, x: Tensor, w: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    def compute(self, x: Tensor, w: Tensor, bias: Tensor | None, *options: Any, **_: Any) -> Tensor:
         """The float layer's computation with x and w in place of its input and weight."""
         raise NotImplementedError
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Settings(NamedTuple):
     @classmethod
     def of(
         cls,
-        shape: torch.Size,
+        shape: tuple[int, ...],
         parameters: Parameters,
         grid: Grid,
         method: Method,
@@ -142,8 +142,10 @@ def fake_quantize(
         if not isinstance(value, Tensor) and not (name == "offset" and value is None):
             raise LowbitError(f"{name} must be a tensor, got {type(value).__name__}: torch.tensor({value}) is one")
     method = get_method(method)
-    slope = None if method.slope is None else step.new_tensor(method.slope.value)
-    norm = None if slope is None else method.slope.norm_of(slope)
+    slope = norm = None
+    if method.slope is not None:
+        slope = step.new_tensor(method.slope.value)
+        norm = method.slope.norm_of(slope)
     pull = None if method.pull is None else step.new_tensor(method.pull.value)
     parameters = Parameters(step, None, offset, slope, norm, pull)
     return FakeQuantize.apply(x, *parameters, Settings.of(x.shape, parameters, grid, method, batch_dim=batch_dim))
@@ -153,11 +155,11 @@ class FakeQuantize(torch.autograd.Function):
     """x̂ of (x, *parameters, settings), by `values`; the gradients of x, step and offset, by `gradients`."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, *arguments: Tensor | Settings | None) -> Tensor:
-        *parameters, settings = arguments
-        ctx.save_for_backward(x, *parameters)
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
+        *tensors, settings = arguments
+        ctx.save_for_backward(x, *tensors)
         ctx.settings = settings
-        step, _, offset, *_ = Parameters(*parameters).bounded()
+        step, _, offset, *_ = Parameters(*tensors).bounded()
         viewed, grid = settings.viewed(x), settings.grid
         x_hat = kernels.fused_values(values, viewed, step, offset, grid)
         if x_hat is None:
@@ -166,33 +168,45 @@ class FakeQuantize(torch.autograd.Function):
         return x_hat if settings.view is None else x_hat.reshape(x.shape).clone()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = _unpacked(ctx)
+    # pyrefly: ignore[bad-override]  # torch declares one that takes any number of gradients
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = _unpacked(ctx)
         (grid, method, sharing, _), shape = ctx.settings, x.shape
         learned = method.step_gradient is not None
         wants_x, wants_step, _, wants_offset, *_ = ctx.needs_input_grad
         wanted = (wants_x, learned and wants_step, learned and wants_offset)
         g = method.step_gradient.scale(sharing, grid.qp) if learned else 1.0
         x, gradient = ctx.settings.viewed(x), ctx.settings.viewed(gradient)
-        step, _, *others = Parameters(*parameters).bounded()
-        found = kernels.fused_gradients(gradients, x, step, *others, gradient, g, grid, method, wanted)
+        step, _, offset, slope, norm, pull = Parameters(*tensors).bounded()
+        found = kernels.fused_gradients(
+            gradients, x, step, offset, slope, norm, pull, gradient, g, grid, method, wanted
+        )
         if found is None:
             found = gradients(
-                x, step, *others, gradient, g, grid.qn, grid.qp, grid=grid, method=method, wanted=wanted,
-                total=lambda each: each.sum_to_size(step.shape),
+                x, step, offset, slope, norm, pull, gradient, g, grid.qn, grid.qp, grid=grid, method=method,
+                wanted=wanted, total=lambda each: each.sum_to_size(step.shape),
             )  # fmt: skip
         grad_x, grad_step, grad_offset = found
         grad_x = None if grad_x is None else grad_x.reshape(shape)
-        return grad_x, *Parameters(grad_step, None, grad_offset, None, None, None), None
+        return grad_x, grad_step, None, grad_offset, None, None, None, None
 
 
-def is_fake_quantized(x: Tensor) -> bool:
-    """Whether x is what `FakeQuantize` returned, unchanged and with a graph; then `recomputed` gives it again."""
-    return isinstance(getattr(x.grad_fn, "settings", None), Settings) and x._version == 0
+class QuantizerNode(Protocol):
+    """What autograd keeps of a call of `FakeQuantize`: the `grad_fn` of what that returned."""
+
+    settings: Settings
+    saved_tensors: tuple[Any, ...]
+    unpacked: tuple[int, tuple[Any, ...]]
+
+
+def node_of(x: Tensor) -> QuantizerNode | None:
+    """The node of an x that `FakeQuantize` returned, unchanged and with a graph: `recomputed` gives x again; else None."""
+    node: Any = x.grad_fn
+    return node if isinstance(getattr(node, "settings", None), Settings) and x._version == 0 else None
 
 
 @torch.no_grad()
-def recomputed(node: torch.autograd.graph.Node) -> Tensor:
+def recomputed(node: QuantizerNode) -> Tensor:
     """The same bits as the x̂ whose `grad_fn` is `node`, from what the node saved. To be called in a backward pass.
 
     Raises:
@@ -205,7 +219,7 @@ def recomputed(node: torch.autograd.graph.Node) -> Tensor:
     return FakeQuantize.apply(*saved, node.settings)
 
 
-def _unpacked(node: torch.autograd.graph.Node) -> tuple[Tensor | None, ...]:
+def _unpacked(node: QuantizerNode) -> tuple[Any, ...]:
     """What the node saved; if `recomputed` has unpacked it in this backward pass, what that found."""
     if torch.compiler.is_compiling() or not hasattr(node, "unpacked"):
         return node.saved_tensors
@@ -236,13 +250,13 @@ def round_to_grid(c: Tensor, grid: Grid) -> Tensor:
 def codes(x: Tensor, step: Tensor, offset: Tensor | None, grid: Grid) -> Tensor:
     """q, in the floating-point type that is computed in."""
     s, beta = _arithmetic(x, step, offset)
-    return round_to_grid(_position(x.to(s.dtype), s, beta).clamp(grid.qn, grid.qp), grid)
+    return round_to_grid(_clipped(x, s, beta, grid.qn, grid.qp), grid)
 
 
 def values(x: Tensor, step: Tensor, offset: Tensor | None, qn: Bound, qp: Bound, *, grid: Grid) -> Tensor:
     """x̂, of x's type. The grid's bounds come apart from it, as numbers or 0-dim tensors."""
     s, beta = _arithmetic(x, step, offset)
-    c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
+    c = _clipped(x, s, beta, qn, qp)
     x_hat = round_to_grid(c, grid) * s
     if beta is not None:
         x_hat = x_hat + beta
@@ -269,13 +283,14 @@ def gradients(
     """(∂L/∂x, ∂L/∂s, ∂L/∂β), each None where it is not `wanted`; `total` sums over the elements that share a step."""
     s, beta = _arithmetic(x, step, offset)
     G = gradient.to(s.dtype)
-    c = _position(x.to(s.dtype), s, beta).clamp(qn, qp)
+    c = _clipped(x, s, beta, qn, qp)
     q = round_to_grid(c, grid)
     # G inside the range and 0 elsewhere. Selected twice, and products instead of a selection below: on a processor half
     # the time of one mask.
     inside = torch.where(c > qn, torch.where(c < qp, G, 0), 0)
     slope = None
     if method.slope is not None:
+        assert slope_value is not None
         slope = method.slope.function((c - qn) / grid.spacing, slope_value.to(s.dtype))
         if slope_norm is not None:
             slope = slope * slope_norm.to(s.dtype)
@@ -285,13 +300,16 @@ def gradients(
     if wants_x:
         grad_x = inside if slope is None else inside * slope
         if method.pull is not None:
+            assert pull_value is not None
             grad_x = grad_x * method.pull.function((c - q) / grid.spacing, G, pull_value.to(s.dtype))
         grad_x = grad_x.to(x.dtype)
     if wants_step:
+        assert method.step_gradient is not None
         # Outside, c is the bound itself; inside, c is v.
         toward = method.step_gradient.inside(q, c, 1.0 if slope is None else slope)
         grad_step = (total(inside * toward + (G - inside) * c) * g).to(step.dtype)
     if wants_offset:
+        assert offset is not None
         grad_offset = (total(G - inside) * g).to(offset.dtype)
     return grad_x, grad_step, grad_offset
 
@@ -304,11 +322,12 @@ def _arithmetic(x: Tensor, step: Tensor, offset: Tensor | None) -> tuple[Tensor,
 
 class _RoundZeroPoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, offset, step):
+    def forward(ctx: Any, offset: Tensor, step: Tensor) -> Tensor:
         return -(torch.round(-offset / step) * step)
 
     @staticmethod
-    def backward(ctx, gradient):
+    # pyrefly: ignore[bad-override]  # torch declares one that takes any number of gradients
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -317,6 +336,8 @@ def with_integer_zero_point(offset: Tensor, step: Tensor) -> Tensor:
     return _RoundZeroPoint.apply(offset, step.detach())
 
 
-def _position(x: Tensor, s: Tensor, beta: Tensor | None) -> Tensor:
-    """v = (x − β)/s. A division, not a product with 1/s: it is what QuantizeLinear computes."""
-    return (x if beta is None else x - beta) / s
+def _clipped(x: Tensor, s: Tensor, beta: Tensor | None, qn: Bound, qp: Bound) -> Tensor:
+    """c = clip((x − β)/s, qn, qp), of s's type. A division, not a product with 1/s: it is what QuantizeLinear computes."""
+    x = x.to(s.dtype)
+    v = (x if beta is None else x - beta) / s
+    return v.clamp(qn, qp)  # pyrefly: ignore[no-matching-overload]  # both bounds are tensors, or both are numbers

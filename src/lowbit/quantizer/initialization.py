@@ -37,13 +37,14 @@ class Statistics:
     `low`, `high`, `mean_abs`, `mean`, `std` have one entry per group; `sample` is [groups, m].
     """
 
+    low: Tensor
+    high: Tensor
+    _sums: Tensor  # [3, groups]: |x|, x, x²; like `low` and `high` not there before the first tensor
+
     def __init__(self, step_shape: Sequence[int] = (), moments: bool = False) -> None:
         self.step_shape = tuple(step_shape)
         self.moments = moments
         self.count = 0
-        self._sums: Tensor | None = None  # [3, groups]: |x|, x, x²
-        self.low: Tensor | None = None
-        self.high: Tensor | None = None
         self._samples: list[Tensor] = []
 
     @classmethod
@@ -72,7 +73,7 @@ class Statistics:
             sums[1] = total(groups)
             sums[2] = total(groups.double().square())
         self._samples.append(_sample(groups, len(low)))
-        if self._sums is None:
+        if self.count == 0:
             self._sums, self.low, self.high = sums, low, high
         else:
             self._sums += sums
@@ -219,23 +220,20 @@ def covering_step(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
 
 def _search(x: Tensor, low: float, high: float, grid: Grid, with_offset: bool) -> tuple[float, float]:
     """Scan fractions of the range [low, high] (both ends with an offset, the step without) and zoom in on the best."""
-    if with_offset:
-        centre, ends = (0.5, 0.5), (low, high)
-        widths, points = (0.5, 0.5), 17
-    else:
-        base = float(covering_step(torch.tensor(low), torch.tensor(high), grid))
-        centre, ends, widths, points = (0.5,), (base,), (0.5,), 65
+    largest = float(covering_step(torch.tensor(low), torch.tensor(high), grid))
+    centre = widths = (0.5,) * (2 if with_offset else 1)
+    points = 17 if with_offset else 65
 
     best, best_error = None, math.inf
     for _ in range(4):
         axes = [torch.linspace(max(c - w, 0.0), min(c + w, 1.0), points) for c, w in zip(centre, widths)]
         candidates = torch.cartesian_prod(*axes).reshape(-1, len(axes)).to(x.device)
         if with_offset:
-            bottom, top = candidates[:, 0] * ends[0], candidates[:, 1] * ends[1]
+            bottom, top = candidates[:, 0] * low, candidates[:, 1] * high
             step = (top - bottom) / (grid.qp - grid.qn)
             beta = bottom - step * grid.qn
         else:
-            step, beta = candidates[:, 0] * ends[0], torch.zeros(len(candidates), device=x.device)
+            step, beta = candidates[:, 0] * largest, torch.zeros(len(candidates), device=x.device)
         usable = step > 0
         candidates, step, beta = candidates[usable], step[usable], beta[usable]
         if len(step) == 0:

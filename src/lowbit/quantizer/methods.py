@@ -28,7 +28,7 @@ from lowbit.quantizer.initialization import (
     unit_init,
 )
 from lowbit.quantizer.rounding import Factor, asr, dsq, ewgs, mde
-from lowbit.quantizer.step import StepGradient, clip_inside, clip_scale, ssg_inside
+from lowbit.quantizer.step import StepGradient, clip_inside, clip_scale, lsq_inside, ssg_inside
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def lg_lsq(
         name="lg-lsq" if base == "lsq" else f"lg-{base}",
         slope=None if asr_k is None else asr(asr_k),
         pull=None if mde_delta is None else mde(mde_delta),
-        step_gradient=StepGradient(**({"inside": ssg_inside} if ssg else {}), balanced=balanced),
+        step_gradient=StepGradient(inside=ssg_inside if ssg else lsq_inside, balanced=balanced),
         activations=method.for_activations,
     )
 

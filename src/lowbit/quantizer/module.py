@@ -108,7 +108,9 @@ class Quantizer(QuantizerState):
         """The step with which x is quantized: `step`, or the one that the method sets from x at every call."""
         if self.method.range is None:
             return self.step
-        return self.method.range(self.transform(x.detach()), self.grid, tuple(self.raw_step.shape))
+        grid = self.grid
+        assert grid is not None  # a quantizer with steps
+        return self.method.range(self.transform(x.detach()), grid, tuple(self.raw_step.shape))
 
     def start(self, data: Tensor | Statistics) -> None:
         """Initialize grid, step and offset from data, by the method's rule. Nothing happens if that was done before.

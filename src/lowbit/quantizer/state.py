@@ -63,6 +63,14 @@ class QuantizerState(nn.Module):
         slope_value, slope_norm, pull_value: the parameters of the method's rounding gradient, or None.
     """
 
+    raw_step: nn.Parameter
+    offset: nn.Parameter | None
+    initial_step: Tensor
+    configuration: Tensor
+    slope_value: Tensor | None
+    slope_norm: Tensor | None
+    pull_value: Tensor | None
+
     def __init__(self, bits: int, method: str | Method, narrow: bool, step_shape: Sequence[int], name: str) -> None:
         super().__init__()
         check_bits(bits)
@@ -78,8 +86,7 @@ class QuantizerState(nn.Module):
             factor = getattr(self.method, side)
             self.register_buffer(f"{side}_value", None if factor is None else torch.tensor(float(factor.value)))
         # Kept, because a compiler would put its computation into the loop over elements.
-        norm = None if self.method.slope is None else self.method.slope.norm_of(self.slope_value)
-        self.register_buffer("slope_norm", norm)
+        self.register_buffer("slope_norm", self._norm_of(self.slope_value))
         self._configuration = Configuration()
         self._read_from: tuple[Tensor | None, int | None] = (None, None)  # the buffer, and its version at that time
 
@@ -145,6 +152,7 @@ class QuantizerState(nn.Module):
         """−β/s, the code of real zero; an integer where there is no offset or its zero point is rounded."""
         if not self.uses_offset:
             return torch.zeros_like(self.raw_step)
+        assert self.offset is not None
         exact = -self.offset.detach() / self.step
         return exact if self.has_fraction else exact.round()
 
@@ -170,10 +178,16 @@ class QuantizerState(nn.Module):
     def set_progress(self, fraction: float) -> None:
         """Set the rounding's parameters to their value when `fraction` of the training is done, in place."""
         for factor, value in ((self.method.slope, self.slope_value), (self.method.pull, self.pull_value)):
-            if factor is not None and factor.final is not None:
+            if factor is not None and value is not None and factor.final is not None:
                 value.fill_(factor.at(fraction))
-        if self.slope_norm is not None:
-            self.slope_norm.copy_(self.method.slope.norm_of(self.slope_value))
+        norm = self._norm_of(self.slope_value)
+        if self.slope_norm is not None and norm is not None:
+            self.slope_norm.copy_(norm)
+
+    def _norm_of(self, slope_value: Tensor | None) -> Tensor | None:
+        """The slope's norm for a value of its parameter; None is 1."""
+        slope = self.method.slope
+        return None if slope is None or slope_value is None else slope.norm_of(slope_value)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -184,16 +198,25 @@ class QuantizerState(nn.Module):
                 destination[key] = destination[key].clone()
 
     def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list, errors: list
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list,
+        unexpected_keys: list,
+        error_msgs: list,
     ) -> None:
         if not any(key.startswith(prefix) for key in state_dict):
             return
         self._rename(state_dict, prefix)
         difference = self._difference(state_dict.get(f"{prefix}configuration"))
         if difference is not None:
-            errors.append(difference)
+            error_msgs.append(difference)
             return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         self._read()
 
     def _rename(self, state_dict: dict[str, Any], prefix: str) -> None:
@@ -203,7 +226,7 @@ class QuantizerState(nn.Module):
                 state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}").float()
         slope, norm = state_dict.get(f"{prefix}slope_value"), f"{prefix}slope_norm"
         if self.slope_norm is not None and slope is not None and norm not in state_dict:
-            state_dict[norm] = self.method.slope.norm_of(slope)
+            state_dict[norm] = self._norm_of(slope)
 
     def _difference(self, saved: Tensor | None) -> str | None:
         """In what a saved configuration differs from what this quantizer was made for, in words; None if in nothing."""
