@@ -32,6 +32,15 @@ _OPERANDS = {
 class QuantizedAttention(nn.Module):
     """timm's self-attention with quantizers at the operands of its matrix products: [B, N, C] to [B, N, C]."""
 
+    qkv: nn.Linear
+    q_norm: nn.Module
+    k_norm: nn.Module
+    num_heads: int
+    scale: float
+    attn_drop: nn.Module
+    norm: nn.Module
+    proj: nn.Module
+    proj_drop: nn.Module
     q_quantizer: nn.Module
     k_quantizer: nn.Module
     probability_quantizer: nn.Module
@@ -83,8 +92,9 @@ def quantize_attention(name: str, attention: nn.Module, setting: Setting) -> Non
     """Put quantizers at the operands of the matrix products, in place; nothing if activations are in full precision."""
     if setting.activations is None:
         return
-    device = attention.qkv.weight.device
     attention.__class__ = _quantized_class(type(attention))
+    assert isinstance(attention, QuantizedAttention)
+    device = attention.qkv.weight.device
     for attribute, operand in _OPERANDS.items():
         quantizer = Quantizer(
             setting.activations,

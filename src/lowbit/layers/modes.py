@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Within: the model in evaluation mode. Afterwards every module is in its own mode again, a frozen batch-norm too."""
+    """Within: the model in evaluation mode. Afterwards every module is in its own mode again, frozen batch-norms too."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

@@ -8,10 +8,12 @@ ordinary submodules, `weight_quantizer` and `input_quantizer` (an `nn.Identity` 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lowbit.errors import LowbitError
 from lowbit.layers.product import product
@@ -37,6 +39,7 @@ class QuantizedLayer(nn.Module):
         y = product(self.compute, x_hat, w_hat, self.used_bias(), *options)
         return y if batched else y[0]
 
+    # `**_` says to type checkers that layers take options of their own.
     def compute(self, x: Tensor, w: Tensor, bias: Tensor | None, *options: Any, **_: Any) -> Tensor:
         """The float layer's computation with x and w in place of its input and weight."""
         raise NotImplementedError
@@ -48,24 +51,24 @@ class QuantizedLayer(nn.Module):
         return self.bias_rounding(self)
 
 
-class _Convolution(QuantizedLayer):
+class _Convolution(QuantizedLayer, _ConvNd):
     def compute(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(x, w, bias)
 
 
-class _TransposedConvolution(QuantizedLayer):
+class _TransposedConvolution(QuantizedLayer, _ConvTransposeNd):
+    # pyrefly: ignore[bad-override]  # the one option of this layer, which can be given by name too
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        spatial = len(self.kernel_size)
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
-        )
-        return super().forward(input, output_padding)
+        sizes: Any = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
+        return super().forward(input, self._output_padding(input, output_size, *sizes))
 
     def compute(self, x: Tensor, w: Tensor, bias: Tensor | None, output_padding: list[int]) -> Tensor:
         convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(self.kernel_size)]
+        assert not isinstance(self.padding, str)  # which transposed convolutions don't have
         return convolve(x, w, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
 
 
+# pyrefly: ignore[inconsistent-inheritance]  # torch does not declare that a linear layer's bias may be None
 class QuantizedLinear(QuantizedLayer, nn.Linear):
     def compute(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, w, bias)
@@ -124,6 +127,7 @@ def check_layer(name: str, layer: nn.Module) -> None:
     kind = float_class(layer)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in layer.parameters(recurse=False)):
         raise LowbitError(f"layer {name!r} is lazy and has no weights yet: run the network once before preparing it")
+    assert kind is not None
     spelled = f"{type(layer).__module__}.{type(layer).__name__}"
     if type(layer) is not kind and spelled not in _SAME_COMPUTATION:
         raise LowbitError(
@@ -135,6 +139,8 @@ def check_layer(name: str, layer: nn.Module) -> None:
 
 def add_quantizers(name: str, layer: nn.Module, setting: Setting) -> None:
     """Turn a float layer into its prepared form, in place."""
+    kind = float_class(layer)
+    assert kind is not None
     weight_quantizer: nn.Module = nn.Identity()
     input_quantizer: nn.Module = nn.Identity()
     if setting.weights is not None:
@@ -156,20 +162,21 @@ def add_quantizers(name: str, layer: nn.Module, setting: Setting) -> None:
             batch_dim=0,
             name=f"the input of layer {name!r}",
         )
+    layer.__class__ = QUANTIZED[kind]
+    assert isinstance(layer, QuantizedLayer)
     device = layer.weight.device
-    layer.__class__ = QUANTIZED[float_class(layer)]
     layer.weight_quantizer = weight_quantizer.to(device)
     layer.input_quantizer = input_quantizer.to(device)
 
 
 def _weight_step(name: str, layer: nn.Module, granularity: str) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     """(the shape in which the weight is quantized or None for its own, the step's shape) for a granularity."""
+    assert isinstance(layer, (nn.Linear, _ConvNd))
     shape = tuple(layer.weight.shape)
     if granularity == "tensor":
         return None, ()
-    transposed = isinstance(layer, _TRANSPOSED)
     if granularity == "channel":
-        if not transposed:
+        if not isinstance(layer, _ConvTransposeNd):
             return None, (shape[0],) + (1,) * (len(shape) - 1)
         # [in, out/groups, …]: an output channel is a group of the first dimension and an index of the second.
         groups = layer.groups
@@ -177,7 +184,7 @@ def _weight_step(name: str, layer: nn.Module, granularity: str) -> tuple[tuple[i
     kind, _, number = granularity.partition(":")
     if kind in ("group", "channels") and number.isdigit() and int(number) > 0:
         size = int(number)
-        if transposed:
+        if isinstance(layer, _ConvTransposeNd):
             raise LowbitError(f"layer {name!r} is transposed: use granularity 'tensor' or 'channel' for it, by a rule")
         divided, what = (math.prod(shape[1:]), "inputs") if kind == "group" else (shape[0], "output channels")
         if divided % size:
@@ -191,6 +198,3 @@ def _weight_step(name: str, layer: nn.Module, granularity: str) -> tuple[tuple[i
     raise LowbitError(
         f"layer {name!r}: unknown granularity {granularity!r}; known are 'tensor', 'channel', 'group:N', 'channels:N'"
     )
-
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

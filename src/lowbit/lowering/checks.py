@@ -47,7 +47,8 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
     for module in model.modules():
         if not isinstance(module, Quantizer):
             continue
-        if not module.started:
+        grid = module.grid
+        if grid is None:
             raise LowbitError(f"{module.name} has no step yet: calibrate and train the network before converting it")
         for value, what in ((module.raw_step, "step"), (module.offset, "offset")):
             if value is not None and not bool(torch.isfinite(value).all()):
@@ -57,13 +58,13 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
                 f"{module.name} has a fractional offset, which integers can't express: call lowbit.snap_offsets(model) "
                 "first, best before the last epochs of training"
             )
-        offset = 1 << (module.bits - 1) if module.grid.signed else 0
+        offset = 1 << (module.bits - 1) if grid.signed else 0
         if bool(((module.zero_point + offset < 0) | (module.zero_point + offset > 255)).any()):
             raise LowbitError(
                 f"{module.name} has the zero point {float(module.zero_point.flatten()[0]):g}, which the byte of its codes can't hold: "
                 "its values lie far to one side of 0, where an offset doesn't pay; prepare it without one (method='lsq' by a rule)"
             )
-        if module.grid.binary and not module.name.startswith("the weight"):
+        if grid.binary and not module.name.startswith("the weight"):
             raise LowbitError(f"{module.name} is binary {{-1, 1}}, which has no zero: give activations 2 bits or more")
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import TensorType
 from lowbit.layers.quantized import QuantizedLayer
-from lowbit.quantizer.module import Quantizer
+from lowbit.quantizer.module import Quantizer, as_quantizer
 
 
 def weight_codes(layer: QuantizedLayer) -> Tensor:
     """The weight's codes, int8 in its own shape, on the CPU."""
-    return layer.weight_quantizer.codes(layer.weight).to(torch.int8).cpu()
+    return as_quantizer(layer.weight_quantizer).codes(layer.weight).to(torch.int8).cpu()
 
 
 def activation_codes(quantizer: Quantizer, x: Tensor) -> Tensor:
@@ -26,6 +26,7 @@ def type_of(quantizer: Quantizer) -> TensorType:
     if quantizer.raw_step.numel() != 1:
         raise LowbitError(f"{quantizer.name} has several steps; activations of an integer network have one")
     grid = quantizer.grid
+    assert grid is not None  # `check_quantizers`
     zero_point = float(quantizer.zero_point)
     if not quantizer.has_fraction:
         zero_point = int(zero_point)

@@ -11,16 +11,20 @@ accumulator is coarse where steps are. Training keeps batch statistics and the b
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.errors import LowbitError
 from lowbit.layers.quantized import QuantizedLayer
-from lowbit.quantizer.module import Quantizer
+from lowbit.quantizer.module import Quantizer, as_quantizer
 
 
-def gain_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def gain_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Batch-norm with running statistics as y = gain·x + shift, float64."""
+    assert norm.running_mean is not None and norm.running_var is not None  # else it is no `kinds.NORM`
     gain = 1 / torch.sqrt(norm.running_var.detach().double() + norm.eps)
     shift = -gain * norm.running_mean.detach().double()
     if norm.affine:
@@ -33,7 +37,7 @@ def gain_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def channel_steps(layer: QuantizedLayer) -> Tensor:
     """The weight's step per output channel, float32 [out]; of one element where the whole weight has one."""
-    return channel_values(layer, layer.weight_quantizer.step_for(layer.weight.detach()))
+    return channel_values(layer, as_quantizer(layer.weight_quantizer).step_for(layer.weight.detach()))
 
 
 def channel_values(layer: QuantizedLayer, values: Tensor) -> Tensor:
@@ -42,7 +46,7 @@ def channel_values(layer: QuantizedLayer, values: Tensor) -> Tensor:
     Raises:
         LowbitError: they differ within an output channel, which one accumulator can't sum.
     """
-    quantizer, weight = layer.weight_quantizer, layer.weight
+    quantizer, weight = as_quantizer(layer.weight_quantizer), layer.weight
     if values.numel() == 1:
         return values.reshape(1)
     view = weight.shape if quantizer.view is None else quantizer.view
@@ -55,7 +59,7 @@ def channel_values(layer: QuantizedLayer, values: Tensor) -> Tensor:
     return per_channel[:, 0]
 
 
-def fold(input_step: Tensor, layer: QuantizedLayer, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor]:
+def fold(input_step: Tensor, layer: QuantizedLayer, norm: _BatchNorm | None) -> tuple[Tensor, Tensor, Tensor]:
     """(gain float64 [out], the weight's scale with the gain in it float32 [out], bias float64 [out], whole numbers).
 
     A channel that batch-norm switches off (gain 0, also where it was too small to count) keeps the weight's own step; its
@@ -75,7 +79,7 @@ DEPTHWISE_CODE = 127
 """The weight code of a batch-norm that becomes a depthwise 1×1 convolution. The largest: the grid of its bias is finest then."""
 
 
-def fold_as_depthwise(input_step: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def fold_as_depthwise(input_step: Tensor, norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
     """`fold` for a batch-norm with no layer before it: gain, scale per unit of `DEPTHWISE_CODE`, bias."""
     gain, shift = gain_and_shift(norm)
     return _on_grid(input_step, torch.ones_like(gain) / DEPTHWISE_CODE, gain, shift, may_vanish=True)
@@ -105,11 +109,13 @@ def _on_grid(
     return gain, scale, bias
 
 
-class IntegerNorm(nn.Module):
+class IntegerNorm(_BatchNorm):
     """Batch-norm that in evaluation computes what its integer form will.
 
     `folded_into` is the quantized layer it follows, or the quantizer whose codes it takes.
     """
+
+    folded_into: tuple[QuantizedLayer | Quantizer]
 
     def forward(self, input: Tensor) -> Tensor:
         (source,) = self.folded_into
@@ -117,7 +123,7 @@ class IntegerNorm(nn.Module):
         quantizers = (source.input_quantizer, source.weight_quantizer) if behind_layer else (source,)
         if self.training or not all(isinstance(q, Quantizer) and q.started for q in quantizers):
             return super().forward(input)
-        input_step = quantizers[0].step
+        input_step = as_quantizer(quantizers[0]).step
         gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_as_depthwise(input_step, self)
         shift = bias * (input_step * scale).double()
         if behind_layer and source.bias is not None:
@@ -142,21 +148,23 @@ def follow(norm: nn.Module, source: nn.Module) -> None:
     """Make a batch-norm evaluate on the accumulator's grid of `source`, a layer or a quantizer, in place."""
     kinds = {nn.BatchNorm1d: IntegerNorm1d, nn.BatchNorm2d: IntegerNorm2d, nn.BatchNorm3d: IntegerNorm3d}
     norm.__class__ = next(integer for plain, integer in kinds.items() if isinstance(norm, plain))
+    assert isinstance(norm, IntegerNorm) and isinstance(source, (QuantizedLayer, Quantizer))
     # In a tuple, so that the source does not become a submodule of its batch-norm.
     norm.folded_into = (source,)
 
 
 class _RoundBias(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, bias, grid):
+    def forward(ctx: Any, bias: Tensor, grid: Tensor) -> Tensor:
         return torch.round(bias / grid) * grid
 
     @staticmethod
-    def backward(ctx, gradient):
+    # pyrefly: ignore[bad-override]  # torch declares one that takes any number of gradients
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
 def bias_on_grid(layer: QuantizedLayer) -> Tensor:
     """The layer's bias rounded to the accumulator's grid; its gradient goes to the bias unchanged."""
-    grid = layer.input_quantizer.step * channel_steps(layer)
+    grid = as_quantizer(layer.input_quantizer).step * channel_steps(layer)
     return _RoundBias.apply(layer.bias, grid)

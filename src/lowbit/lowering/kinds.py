@@ -221,6 +221,7 @@ def _kind_of(node: fx.Node, modules: Modules, kinds: Mapping[fx.Node, Kind | Non
     of_shapes = bool(operands) and all(kinds[operand] is SHAPE for operand in operands)
     if node.op == "call_function":
         # Python's own functions of numbers give numbers; torch's (torch.zeros) may give tensors.
+        assert callable(node.target)
         numbers = of_shapes and node.target.__module__ in ("_operator", "builtins", "math")
         return SHAPE if numbers else _BY_FUNCTION.get(node.target)
     if of_shapes:
@@ -273,4 +274,5 @@ def lookup_function(node: fx.Node, modules: Modules) -> Callable:
         return modules[str(node.target)]
     function = getattr(torch, str(node.target).rstrip("_")) if node.op == "call_method" else node.target
     options = {key: value for key, value in arguments(node, modules).items() if key not in ("input", "inplace", "out")}
+    assert callable(function)
     return partial(function, **options)

@@ -26,15 +26,15 @@ _DROPOUTS = {
 class _Tracer(fx.Tracer):
     """Records prepared layers, quantizers, activations and normalisations whole, and looks into everything else."""
 
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        known = isinstance(module, (QuantizedLayer, Quantizer)) or is_norm(module)
-        known = known or any(is_library_module(module, kind) for kind in (LOOKUP, UNCHANGED))
-        return known or super().is_leaf_module(module, name)
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = isinstance(m, (QuantizedLayer, Quantizer)) or is_norm(m)
+        known = known or any(is_library_module(m, kind) for kind in (LOOKUP, UNCHANGED))
+        return known or super().is_leaf_module(m, module_qualified_name)
 
-    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        out = super().call_module(module, forward, args, kwargs)
-        if is_norm(module) and isinstance(getattr(module, "activation", None), nn.Module):
-            return self.create_proxy("call_module", f"{self.path_of_module(module)}.activation", (out,), {})
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        if is_norm(m) and isinstance(getattr(m, "activation", None), nn.Module):
+            return self.create_proxy("call_module", f"{self.path_of_module(m)}.activation", (out,), {})
         return out
 
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *more: Any, **options: Any) -> Any:

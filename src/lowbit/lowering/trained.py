@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from lowbit.integer.graph import Graph
 from lowbit.integer.result import Result, Runner
 from lowbit.lowering.codes import activation_codes
+from lowbit.quantizer.module import as_quantizer
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def trained_runner(model: fx.GraphModule, graph: Graph, places: Places) -> Runne
             def run_node(self, n: fx.Node) -> Any:
                 for name, place in wanted.get(n.name, ()):
                     module = modules[str(n.target)]
-                    quantizer = module.input_quantizer if place.of_input else module
+                    quantizer = module.get_submodule("input_quantizer") if place.of_input else module
                     (tensor,) = n.all_input_nodes
-                    found[name] = activation_codes(quantizer, self.env[tensor])
+                    found[name] = activation_codes(as_quantizer(quantizer), self.env[tensor])
                 return super().run_node(n)
 
         with torch.no_grad():

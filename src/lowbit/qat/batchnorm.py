@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
@@ -22,11 +23,11 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
     Raises:
         LowbitError: no batches.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
-    before = [(n.running_mean.clone(), n.running_var.clone(), n.num_batches_tracked.clone(), n.momentum) for n in norms]
-    device = norms[0].running_mean.device
+    before = [([each.clone() for each in _statistics(norm)], norm.momentum) for norm in norms]
+    device = _statistics(norms[0])[0].device
     done = False
     with evaluation(model):
         try:
@@ -40,11 +41,17 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
             if not done:
                 raise LowbitError("no batches to re-estimate batch-norm with")
         except BaseException:
-            for norm, (mean, variance, count, _) in zip(norms, before):
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_(variance)
-                norm.num_batches_tracked.copy_(count)
+            for norm, (saved, _) in zip(norms, before):
+                for each, value in zip(_statistics(norm), saved):
+                    each.copy_(value)
             raise
         finally:
-            for norm, (*_, momentum) in zip(norms, before):
+            for norm, (_, momentum) in zip(norms, before):
                 norm.momentum = momentum
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Running mean and variance, and how many batches they are of."""
+    mean, variance, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert mean is not None and variance is not None and count is not None
+    return mean, variance, count

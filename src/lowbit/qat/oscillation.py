@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
+from lowbit.grid import Grid
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.sites import quantized_layers
 from lowbit.quantizer.functional import round_to_grid
-from lowbit.quantizer.module import Quantizer
+from lowbit.quantizer.module import Quantizer, as_quantizer
 
 
 def dampening_loss(model: nn.Module) -> Tensor:
@@ -20,9 +23,9 @@ def dampening_loss(model: nn.Module) -> Tensor:
     """
     terms = []
     for layer in _learned(model):
-        quantizer = layer.weight_quantizer
+        quantizer, grid = _quantizer(layer)
         step, w = quantizer.step_for(layer.weight), quantizer.transform(layer.weight)
-        low, high = step * quantizer.grid.qn, step * quantizer.grid.qp
+        low, high = step * grid.qn, step * grid.qp
         w_hat = quantizer.codes(layer.weight).reshape(w.shape) * step
         terms.append((w_hat - w.clamp(low, high)).square().sum())
     if not terms:
@@ -76,8 +79,8 @@ class OscillationFreezer:
             state["codes"] = torch.where(newly, self._nearest(layer, state["average"]), codes)
             state["frozen"] = frozen | newly
             # The weight moves with its code when the step is learned on.
-            held = state["codes"] * layer.weight_quantizer.step_for(layer.weight)
-            held = held.reshape(layer.weight.shape)
+            quantizer, _ = _quantizer(layer)
+            held = (state["codes"] * quantizer.step_for(layer.weight)).reshape(layer.weight.shape)
             layer.weight.copy_(torch.where(state["frozen"].reshape(layer.weight.shape), held, layer.weight))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -108,17 +111,25 @@ class OscillationFreezer:
     @staticmethod
     def _codes(layer: QuantizedLayer) -> Tensor:
         """The weight's codes in the shape in which it is quantized."""
-        quantizer = layer.weight_quantizer
+        quantizer, _ = _quantizer(layer)
         codes = quantizer.codes(layer.weight).float()
         return codes if quantizer.view is None else codes.reshape(quantizer.view)
 
     @staticmethod
     def _nearest(layer: QuantizedLayer, average: Tensor) -> Tensor:
-        grid = layer.weight_quantizer.grid
+        _, grid = _quantizer(layer)
         return round_to_grid(average.clamp(grid.qn, grid.qp), grid)
 
 
-def _learned(model: nn.Module):
+def _quantizer(layer: QuantizedLayer) -> tuple[Quantizer, Grid]:
+    """The quantizer of a weight that `_learned` gives, and its grid."""
+    quantizer = as_quantizer(layer.weight_quantizer)
+    assert quantizer.grid is not None
+    return quantizer, quantizer.grid
+
+
+def _learned(model: nn.Module) -> Iterator[QuantizedLayer]:
+    """The layers whose weights are quantized; refuses those that have no step yet."""
     for name, layer in quantized_layers(model):
         quantizer = layer.weight_quantizer
         if isinstance(quantizer, Quantizer):

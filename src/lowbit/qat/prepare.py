@@ -32,8 +32,8 @@ def prepare(
 ) -> nn.Module:
     """A copy of the model with quantizers at the weights and inputs of its convolution and linear layers.
 
-    Where the model has timm's `Attention`, its matrix products are quantized too: q, k, v and the probabilities, with the
-    attention's own name in rules ("blocks.0.attn") and the bits of activations.
+    Where the model has timm's `Attention`, its matrix products are quantized too: q, k, v and the probabilities, with
+    the attention's own name in rules ("blocks.0.attn") and the bits of activations.
 
     Parameter names stay, so checkpoints of the float model load into the result; the model given is left as it is. The
     quantizers have no steps yet: run `lowbit.calibrate` next, or load a checkpoint of a prepared network.
@@ -110,8 +110,9 @@ def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
             name.startswith(f"{parent}.") or not parent for name in chosen
         ):
             raise LowbitError(
-                f"layer {parent!r} is an nn.TransformerEncoderLayer, which reads its weights directly in evaluation and would run "
-                "in full precision there: use a transformer made of plain layers (timm's), or leave its layers out by rules"
+                f"layer {parent!r} is an nn.TransformerEncoderLayer, which reads its weights directly in evaluation "
+                "and would run in full precision there: use a transformer made of plain layers (timm's), or leave its "
+                "layers out by rules"
             )
 
 

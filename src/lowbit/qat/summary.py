@@ -19,8 +19,8 @@ from lowbit.quantizer.module import Quantizer
 @dataclass(frozen=True)
 class LayerRow:
     """One convolution or linear layer, or one matrix product of an attention: without parameters, and what would be the
-    weight is its right operand (the keys, the values). A side in full precision has None as bits and "float" as grid; the
-    grid of activations that only data decides is "from data" before calibration. `macs` (multiply-accumulates for one
+    weight is its right operand (the keys, the values). A side in full precision has None as bits and "float" as grid;
+    the grid of activations that only data decides is "from data" before calibration. `macs` (multiply-accumulates for one
     sample) and `bit_operations` (macs · weight bits · activation bits) are None unless an example input was given; full
     precision counts as 32 bits."""
 
@@ -80,8 +80,9 @@ def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[L
         if isinstance(module, QuantizedLayer):
             kind, weight = type(module).__name__.removeprefix("Quantized"), module.weight
             rows.append(_row(name, kind, weight, module.weight_quantizer, module.input_quantizer, macs.get(name)))
-        elif float_class(module) is not None:
-            rows.append(_row(name, float_class(module).__name__, module.weight, None, None, macs.get(name)))
+        elif (float_kind := float_class(module)) is not None:
+            assert isinstance(module.weight, Tensor)
+            rows.append(_row(name, float_kind.__name__, module.weight, None, None, macs.get(name)))
         elif isinstance(module, QuantizedAttention):
             for product, left, right in (
                 ("q·k", module.q_quantizer, module.k_quantizer),
@@ -103,8 +104,8 @@ def _row(
         activation_bits=activation_side[0],
         weight_grid=weight_side[1],
         activation_grid=activation_side[1],
-        steps=right.raw_step.numel() if weight_side[0] else 0,
-        method=next((q.method.name for q in (right, left) if _is(q)), "-"),
+        steps=right.raw_step.numel() if isinstance(right, Quantizer) else 0,
+        method=next((q.method.name for q in (right, left) if isinstance(q, Quantizer)), "-"),
         parameters=0 if weight is None else weight.numel(),
         macs=macs,
     )
@@ -118,13 +119,9 @@ def model_size_bits(model: nn.Module) -> int:
     widths = {
         id(layer.weight): layer.weight_quantizer.bits
         for _, layer in quantized_layers(model)
-        if _is(layer.weight_quantizer)
+        if isinstance(layer.weight_quantizer, Quantizer)
     }
     return sum(p.numel() * widths.get(id(p), 32) for p in model.parameters())
-
-
-def _is(module: nn.Module | None) -> bool:
-    return isinstance(module, Quantizer)
 
 
 def _side(module: nn.Module | None) -> tuple[int | None, str]:

@@ -15,8 +15,8 @@ from lowbit.quantizer.module import Quantizer
 def parameter_groups(model: nn.Module, *, weight_decay: float, step_lr: float | None = None) -> list[dict]:
     """Parameter groups for any torch optimizer: everything with weight decay, steps and offsets without.
 
-    A step whose method asks for decay (PACT's clip) stays with the weights. Parameters that do not require gradients are
-    left out, and so are empty groups.
+    A step whose method asks for decay (PACT's clip) stays with the weights. Parameters that do not require gradients
+    are left out, and so are empty groups.
 
     Args:
         weight_decay: for the network's own parameters.
@@ -62,7 +62,7 @@ def snap_offsets(model: nn.Module) -> nn.Module:
 @dataclass
 class _Pair:
     quantizer: Quantizer
-    weight: nn.Parameter
+    weight: Tensor
 
 
 class Attachment:
@@ -77,15 +77,15 @@ class Attachment:
 
     @torch.no_grad()
     def _balance(self) -> None:
-        ready = [p.quantizer.raw_step.grad is not None and p.weight.grad is not None for p in self._pairs]
-        if not all(ready):
-            return
         pairs = self._pairs
-        step_gradients = [p.quantizer.raw_step.grad for p in pairs]
+        step_gradients = [grad for p in pairs if (grad := p.quantizer.raw_step.grad) is not None]
+        weight_gradients = [grad for p in pairs if (grad := p.weight.grad) is not None]
+        if len(step_gradients) < len(pairs) or len(weight_gradients) < len(pairs):
+            return
         now = torch.stack(
             [
                 _norms(step_gradients) / _norms([p.quantizer.step for p in pairs]),
-                _norms([p.weight.grad for p in pairs]) / _norms([p.weight for p in pairs]),
+                _norms(weight_gradients) / _norms([p.weight for p in pairs]),
             ]
         ).square()
         self._running = torch.where(self._running < 0, now, self._memory * self._running + (1 - self._memory) * now)

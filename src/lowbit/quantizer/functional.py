@@ -200,7 +200,7 @@ class QuantizerNode(Protocol):
 
 
 def node_of(x: Tensor) -> QuantizerNode | None:
-    """The node of an x that `FakeQuantize` returned, unchanged and with a graph: `recomputed` gives x again; else None."""
+    """The node of an x that `FakeQuantize` returned, unchanged and with a graph: `recomputed` gives x again. Or None."""
     node: Any = x.grad_fn
     return node if isinstance(getattr(node, "settings", None), Settings) and x._version == 0 else None
 
@@ -235,7 +235,7 @@ def bounded_step(step: Tensor, initial: Tensor) -> Tensor:
     makes the step zero, negative or infinite.
     """
     # A selection, false for NaN: of fmax the compiler makes a dozen operations, and inlines them into every loop over
-    # x. Literals: as a global, the factor becomes a symbol under torch.compile(dynamic=True), which it can't handle here.
+    # x. Literals: as a global, the factor becomes a symbol under torch.compile(dynamic=True), which can't handle it.
     low = initial * 0.0009765625
     return torch.minimum(torch.where(step > low, step, low), initial * 1024.0)
 
@@ -337,7 +337,8 @@ def with_integer_zero_point(offset: Tensor, step: Tensor) -> Tensor:
 
 
 def _clipped(x: Tensor, s: Tensor, beta: Tensor | None, qn: Bound, qp: Bound) -> Tensor:
-    """c = clip((x − β)/s, qn, qp), of s's type. A division, not a product with 1/s: it is what QuantizeLinear computes."""
+    """c = clip((x − β)/s, qn, qp), of s's type."""
     x = x.to(s.dtype)
+    # A division, not a product with 1/s: it is what QuantizeLinear computes.
     v = (x if beta is None else x - beta) / s
     return v.clamp(qn, qp)  # pyrefly: ignore[no-matching-overload]  # both bounds are tensors, or both are numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lowbit.errors import LowbitError
@@ -124,3 +124,9 @@ class Quantizer(QuantizerState):
     def extra_repr(self) -> str:
         grid = f"{self.bits}-bit, not initialized" if self.grid is None else str(self.grid)
         return f"{grid}, method={self.method.name}, step_shape={tuple(self.raw_step.shape)}"
+
+
+def as_quantizer(module: nn.Module) -> Quantizer:
+    """The module, where it has to be a quantizer: of a side of a layer that is not in full precision, say."""
+    assert isinstance(module, Quantizer)
+    return module
