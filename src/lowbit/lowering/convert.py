@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lowbit.errors import LowbitError
-from lowbit.integer.graph import FloatType, Graph, Node, Shape
+from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType
 from lowbit.integer.ops import Concatenate, Lookup, Quantize, Requantize
 from lowbit.integer.ops.lookup import codes_at
 from lowbit.integer.validate import validate
@@ -71,7 +71,8 @@ class Converter:
 
     def __init__(self, model: fx.GraphModule, shapes: Shapes) -> None:
         self.modules: Modules = dict(model.named_modules(remove_duplicate=False))
-        self.kinds = k.kinds_of(model.graph, self.modules)
+        kinds = k.kinds_of(model.graph, self.modules)
+        self.kinds: k.Kinds = {node: kind for node, kind in kinds.items() if kind is not None}
         self.shapes = shapes
         self.places: Places = {}
         self._values: dict[fx.Node, Any] = {}
@@ -183,10 +184,12 @@ class Converter:
             value = made
         return value
 
-    def emit(self, name: str, make: Callable[[str], Node], type: Any = None) -> Codes:
+    def emit(self, name: str, make: Callable[[str], Node], type: TensorType | None = None) -> Codes:
         """Add the node that `make` makes of its final name; `type` where the node leaves that to its input."""
         node = make(self._unique(name))
-        return Codes(self._add(node), type if node.type is None else node.type)
+        y = type if node.type is None else node.type
+        assert isinstance(y, TensorType)
+        return Codes(self._add(node), y)
 
     def _add(self, node: Node) -> str:
         self._nodes.append(node)

@@ -25,7 +25,7 @@ from lowbit.lowering.checks import check_float_layers
 from lowbit.lowering.folding import bias_on_grid, channel_values, follow
 from lowbit.lowering.kinds import Kind, Kinds
 from lowbit.lowering.trace import trace
-from lowbit.quantizer.module import Quantizer
+from lowbit.quantizer.module import Quantizer, as_quantizer
 
 
 @dataclass
@@ -54,35 +54,35 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for module in modules.values():
         if isinstance(module, QuantizedLayer):
-            steps = module.weight_quantizer.raw_step
+            steps = as_quantizer(module.weight_quantizer).raw_step
             channel_values(module, torch.arange(steps.numel()).reshape(steps.shape))  # raises where one has several
     kinds = _kinds(graph, modules)
     model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
 
     for node in graph.nodes:
         if kinds[node] is k.LAYER:
-            follower, layer = folds_into(node, kinds), modules[node.target]
+            follower, layer = folds_into(node, kinds), _layer(node, modules)
             if follower is not None and kinds[follower] is k.NORM:
-                follow(modules[follower.target], layer)
+                follow(modules[str(follower.target)], layer)
             elif layer.bias is not None:
                 layer.bias_rounding = bias_on_grid
 
     inserted = []
     for group in _groups(graph, kinds):
         if _served_by_layers(group, modules):
-            first = modules[group.layers[0].target]
-            for layer in group.layers[1:]:
-                modules[layer.target].input_quantizer = first.input_quantizer
+            first = _layer(group.layers[0], modules)
+            for node in group.layers[1:]:
+                _layer(node, modules).input_quantizer = first.input_quantizer
         elif not _is_float_output(group, kinds):
             inserted.append(group)
 
     settings = setting_for([f"streams.{group.name}" for group in inserted])
-    model.streams = nn.ModuleDict()
+    streams = model.streams = nn.ModuleDict()
     for group, setting in zip(inserted, settings):
         if setting.activations is None or setting.skip:
             raise LowbitError(f"'streams.{group.name}' must have bits: an integer-only network has no float tensors")
         device = next(prepared.parameters()).device
-        model.streams[group.name] = Quantizer(
+        streams[group.name] = Quantizer(
             setting.activations,
             method=setting.method.for_activations,
             narrow=setting.narrow,
@@ -99,11 +99,18 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
         (before,) = node.all_input_nodes
         if kinds.get(before) is not k.LAYER:
             (source, *_) = _sources(before, kinds | {n: k.QUANTIZER for n in graph.nodes if n not in kinds})
-            follow(modules[node.target], model.get_submodule(source.target))
+            follow(modules[str(node.target)], model.get_submodule(str(source.target)))
     graph.lint()
     model.recompile()
-    model.streams.train(model.training)
+    streams.train(model.training)
     return model
+
+
+def _layer(node: fx.Node, modules: Modules) -> QuantizedLayer:
+    """The layer that a node of the kind `LAYER` calls."""
+    layer = modules[str(node.target)]
+    assert isinstance(layer, QuantizedLayer)
+    return layer
 
 
 def tensor_users(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
@@ -205,7 +212,7 @@ def _collect(node: fx.Node, kinds: Kinds, group: OneGrid, seen: set[fx.Node]) ->
 
 
 def _served_by_layers(group: OneGrid, modules: Modules) -> bool:
-    quantizers = [modules[layer.target].input_quantizer for layer in group.layers]
+    quantizers = [as_quantizer(_layer(node, modules).input_quantizer) for node in group.layers]
     alike = {(q.bits, q.narrow, q.method) for q in quantizers}
     return not group.others and len(alike) == 1
 

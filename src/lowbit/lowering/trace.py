@@ -17,7 +17,7 @@ from lowbit.lowering.calls import REMEDY, Modules, arguments
 from lowbit.lowering.kinds import ADD, LOOKUP, UNCHANGED, is_library_module, is_norm, kind_of_module, kinds_of
 from lowbit.quantizer.module import Quantizer
 
-_DROPOUTS = {
+_DROPOUTS: dict[fx.node.Target, type[nn.Module]] = {
     F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout,
 }  # fmt: skip

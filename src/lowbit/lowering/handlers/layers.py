@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Pads, Weight
@@ -23,6 +25,7 @@ from lowbit.lowering.folding import DEPTHWISE_CODE, fold, fold_as_depthwise
 from lowbit.lowering.placement import folds_into
 from lowbit.lowering.trained import Traced
 from lowbit.lowering.values import Codes, Computation
+from lowbit.quantizer.module import as_quantizer
 
 if TYPE_CHECKING:
     from lowbit.lowering.convert import Converter
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 def quantizer(converter: Converter, node: fx.Node) -> Codes:
     """An inserted quantizer: where the tensor before it gets its grid."""
     value = converter.value(converter.input_of(node), node)
-    codes = converter.on_grid(value, converter.modules[str(node.target)])
+    codes = converter.on_grid(value, as_quantizer(converter.modules[str(node.target)]))
     converter.places[Traced(node.name, of_input=False)] = codes.name
     return codes
 
@@ -48,6 +51,7 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
     before, module = converter.input_of(node), converter.modules[str(node.target)]
     if folds_into(before, converter.kinds) is node:
         return converter.value(before, node)
+    assert isinstance(module, _BatchNorm)
     x = converter.codes_at(before, node)
     gain, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), module))
     ones = (1,) * (len(converter.shapes[node]) - 2)
@@ -65,14 +69,15 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
 def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Computation:
     """`layer`, with the batch-norm that it is given."""
     layer, where = converter.modules[str(node.target)], converter.describe(node)
-    assert isinstance(layer, QuantizedLayer)
-    x = converter.on_grid(converter.value(converter.input_of(node), node), layer.input_quantizer)
+    assert isinstance(layer, QuantizedLayer) and (norm is None or isinstance(norm, _BatchNorm))
+    weights, inputs = as_quantizer(layer.weight_quantizer), as_quantizer(layer.input_quantizer)
+    x = converter.on_grid(converter.value(converter.input_of(node), node), inputs)
     converter.places[Traced(node.name, of_input=True)] = x.name
     codes = weight_codes(layer)
-    gain, scale, bias = (part.cpu() for part in fold(layer.input_quantizer.step, layer, norm))
+    gain, scale, bias = (part.cpu() for part in fold(inputs.step, layer, norm))
     codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
     scale = scale[:1].reshape(()) if bool((scale == scale[0]).all()) else scale
-    weight, bias = Weight(codes, scale, layer.weight_quantizer.bits), _int32(where, bias)
+    weight, bias = Weight(codes, scale, weights.bits), _int32(where, bias)
     if isinstance(layer, nn.Linear):
         if len(converter.shapes[node]) != 2:
             raise LowbitError(f"{where}: linear layers on more than [batch, features] have no integer form yet")
@@ -81,11 +86,13 @@ def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Comp
             lambda n, y: Linear(name=n, inputs=(x.name,), type=y, weight=weight, bias=bias),
             may_be_float=True,
         )
+    assert isinstance(layer, _ConvNd)
+    stride, padding, dilation, groups = tuple(layer.stride), _padding(layer), tuple(layer.dilation), layer.groups
     return Computation(
         node.name,
         lambda n, y: Convolution(
-            name=n, inputs=(x.name,), type=y, weight=weight, bias=bias, stride=tuple(layer.stride),
-            padding=_padding(layer), dilation=tuple(layer.dilation), groups=layer.groups,
+            name=n, inputs=(x.name,), type=y, weight=weight, bias=bias, stride=stride, padding=padding,
+            dilation=dilation, groups=groups,
         ),
         may_be_float=True,
     )  # fmt: skip
@@ -102,12 +109,13 @@ def _int32(where: str, bias: Tensor) -> Tensor:
     return bias.to(torch.int32)
 
 
-def _padding(layer: nn.Module) -> Pads:
+def _padding(layer: _ConvNd) -> Pads:
     if layer.padding == "valid":
         return tuple((0, 0) for _ in layer.kernel_size)
     if layer.padding == "same":  # torch puts the odd one behind
         totals = [d * (size - 1) for d, size in zip(layer.dilation, layer.kernel_size)]
         return tuple((total // 2, total - total // 2) for total in totals)
+    assert not isinstance(layer.padding, str)
     return tuple((p, p) for p in layer.padding)
 
 
