@@ -100,5 +100,13 @@ def test_adding_a_format(tmp_path, monkeypatch):
     assert names["report"].ok and (tmp_path / "network.json").read_text().startswith('{"lowbit": 1,')
 
 
+def test_adding_an_operation(tmp_path, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    reports = run_blocks(ROOT / "docs" / "add-an-operation.md")["reports"]
+    assert len(reports) == 4 and all(report.ok for report in reports.values())
+
+
 def test_the_table_of_coverage_is_that_of_the_registry():
     assert coverage.table() in (ROOT / "docs" / "integer.md").read_text(), "print it: python -m lowbit.formats.coverage"

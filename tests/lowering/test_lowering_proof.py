@@ -132,3 +132,21 @@ def test_one_sample_and_many_chunks(various, monkeypatch):
     assert proof._samples == 1
     alone, several = proof({"x": x[:1]}), proof({"x": x[:3]})
     assert alone and set(alone) == set(several) and all(several[name].count > alone[name].count for name in alone)
+
+
+def test_a_layer_that_shares_the_quantizer_before_it():
+    """One tensor goes to layers of other widths: the inserted quantizer is the first layer's too, at a place of its own."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(F.relu(self.first(x) + self.second(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    prepared = lowbit.calibrate(lowbit.prepare(Two(), integer_only=True), [x]).eval()
+    assert prepared.first.input_quantizer is next(prepared.streams.children())
+    assert lowbit.to_integer(prepared, x).proof({"x": x}) == {}

@@ -35,8 +35,8 @@ from lowbit.integer.result import Mismatch
 from lowbit.integer.roundings import get_rounding
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.codes import type_of
-from lowbit.lowering.trained import Places, trained_runner
-from lowbit.quantizer.module import Quantizer
+from lowbit.lowering.trained import Places, Traced, trained_runner
+from lowbit.quantizer.module import Quantizer, as_quantizer
 
 _ROUNDINGS = 8
 _UNIT = 2.0**-24
@@ -152,15 +152,16 @@ class _ExactNetwork:
     def __init__(self, model: fx.GraphModule, graph: Graph, places: Places) -> None:
         self.graph, self.places = graph, places
         self.model = copy.deepcopy(model).cpu().eval()
-        self._given: dict[tuple[str, bool], Tensor] = {}
-        self._met: dict[tuple[str, bool], Tensor] = {}
-        self._node = ""
-        modules = dict(self.model.named_modules(remove_duplicate=False))
+        self._given: dict[Traced, Tensor] = {}
+        self._met: dict[Traced, Tensor] = {}
+        self._place = Traced("", of_input=False)
+        self._modules = modules = dict(self.model.named_modules(remove_duplicate=False))
         nodes = {node.name: node for node in self.model.graph.nodes}
         self.grids: dict[str, TensorType] = {}
         for place, name in places.items():
             module = modules[str(nodes[place.node].target)]
-            self.grids[name] = type_of(module.input_quantizer if place.of_input else module)
+            quantizer = module.get_submodule("input_quantizer") if place.of_input else module
+            self.grids[name] = type_of(as_quantizer(quantizer))
         weights = {}
         for module in self.model.modules():
             if isinstance(module, QuantizedLayer):
@@ -172,9 +173,9 @@ class _ExactNetwork:
                 self._in_float32(module)
             if isinstance(module, QuantizedLayer):
                 _replace_forward(module.weight_quantizer, lambda w, w_hat=weights[module]: w_hat)
-                _replace_forward(module.input_quantizer, lambda x: self._quantized(True, x))
-        for module in self.model.streams.children():
-            _replace_forward(module, lambda x: self._quantized(False, x))
+                _replace_forward(module.input_quantizer, self._quantized)
+        for module in self.model.get_submodule("streams").children():
+            _replace_forward(module, self._quantized)
 
     @staticmethod
     def _in_float32(quantizer: Quantizer) -> None:
@@ -182,10 +183,9 @@ class _ExactNetwork:
         step_for = quantizer.step_for
         object.__setattr__(quantizer, "step_for", lambda x: step_for(x.float()))
 
-    def _quantized(self, of_input: bool, x: Tensor) -> Tensor:
-        key = (self._node, of_input)
-        self._met.setdefault(key, x)
-        return self._given[key]
+    def _quantized(self, x: Tensor) -> Tensor:
+        self._met.setdefault(self._place, x)
+        return self._given[self._place]
 
     def __call__(self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The exact real value of every tensor that has a place in the network, and of the float outputs, by name.
@@ -196,21 +196,22 @@ class _ExactNetwork:
         """
         self._met = {}
         self._given = {
-            (place.node, place.of_input): dequantize(codes[name], self.grids[name]).double()
+            place: dequantize(codes[name], self.grids[name]).double()
             for place, name in self.places.items()
         }
-        outer = self
+        outer, modules = self, self._modules
 
         class Interpreter(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
-                outer._node = n.name
+                layer = n.op == "call_module" and isinstance(modules[str(n.target)], QuantizedLayer)
+                outer._place = Traced(n.name, of_input=layer)
                 return super().run_node(n)
 
         output = Interpreter(self.model).run(*(x.double() for x in inputs.values()))
         outputs = [output] if isinstance(output, Tensor) else list(output)
         found = {}
         for place, name in self.places.items():
-            met = self._met.get((place.node, place.of_input))
+            met = self._met.get(place)
             if met is None:
                 raise LowbitError(f"node {name!r}: the trained network never quantizes the tensor that stands for it")
             found.setdefault(name, met)
