@@ -22,7 +22,7 @@ from lowbit.layers.rules import Setting
 from lowbit.lowering import kinds as k
 from lowbit.lowering.calls import REMEDY, Modules, describe
 from lowbit.lowering.checks import check_float_layers
-from lowbit.lowering.folding import bias_on_grid, channel_values, follow
+from lowbit.lowering.folding import IntegerNorm, bias_on_grid, channel_values, follow
 from lowbit.lowering.kinds import Kind, Kinds
 from lowbit.lowering.trace import trace
 from lowbit.quantizer.module import Quantizer, as_quantizer
@@ -59,13 +59,21 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
     kinds = _kinds(graph, modules)
     model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
 
+    folded: set[QuantizedLayer] = set()
     for node in graph.nodes:
         if kinds[node] is k.LAYER:
             follower, layer = folds_into(node, kinds), _layer(node, modules)
             if follower is not None and kinds[follower] is k.NORM:
-                follow(modules[str(follower.target)], layer)
+                _follow(follower, modules, layer, describe(node, modules))
+                folded.add(layer)
             elif layer.bias is not None:
                 layer.bias_rounding = bias_on_grid
+    for node in graph.nodes:
+        if kinds[node] is k.LAYER and (layer := _layer(node, modules)) in folded and layer.bias_rounding is not None:
+            raise LowbitError(
+                f"{describe(node, modules)} is called with a batch-norm behind it and without one, and its bias would be rounded for "
+                "one of the two: call a layer of its own in each place"
+            )
 
     inserted = []
     for group in _groups(graph, kinds):
@@ -99,7 +107,7 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
         (before,) = node.all_input_nodes
         if kinds.get(before) is not k.LAYER:
             (source, *_) = _sources(before, kinds | {n: k.QUANTIZER for n in graph.nodes if n not in kinds})
-            follow(modules[str(node.target)], model.get_submodule(str(source.target)))
+            _follow(node, modules, model.get_submodule(str(source.target)), f"the tensor {str(source.target)!r}")
     graph.lint()
     model.recompile()
     streams.train(model.training)
@@ -111,6 +119,21 @@ def _layer(node: fx.Node, modules: Modules) -> QuantizedLayer:
     layer = modules[str(node.target)]
     assert isinstance(layer, QuantizedLayer)
     return layer
+
+
+def _follow(node: fx.Node, modules: Modules, source: nn.Module, where: str) -> None:
+    """`follow` for the batch-norm of a node.
+
+    Raises:
+        LowbitError: the batch-norm stands behind something else too: its bias would be rounded on the grid of one of them.
+    """
+    norm = modules[str(node.target)]
+    if isinstance(norm, IntegerNorm) and norm.folded_into[0] is not source:
+        raise LowbitError(
+            f"{describe(node, modules)} stands behind {where} and behind something else, and its bias would be rounded on the "
+            "accumulator's grid of one of the two: give each a batch-norm of its own"
+        )
+    follow(norm, source)
 
 
 def tensor_users(node: fx.Node, kinds: Kinds) -> list[fx.Node]:

@@ -195,10 +195,7 @@ class _ExactNetwork:
             codes: what its quantizers give, by tensor.
         """
         self._met = {}
-        self._given = {
-            place: dequantize(codes[name], self.grids[name]).double()
-            for place, name in self.places.items()
-        }
+        self._given = {place: dequantize(codes[name], self.grids[name]).double() for place, name in self.places.items()}
         outer, modules = self, self._modules
 
         class Interpreter(fx.Interpreter):

@@ -110,11 +110,16 @@ def upsample(converter: Converter, node: fx.Node) -> Any:
 def _repeats(given: dict[str, Any], before: tuple[int, ...], factors: tuple[int, ...]) -> bool:
     """Whether torch's interpolation repeats every position as often as its dimension grows: by 41, 47 or 55 "nearest" does not."""
     scale = given.get("scale_factor")
-    options: dict[str, Any] = {"mode": given.get("mode", "nearest"), "recompute_scale_factor": given.get("recompute_scale_factor")}
+    options: dict[str, Any] = {
+        "mode": given.get("mode", "nearest"),
+        "recompute_scale_factor": given.get("recompute_scale_factor"),
+    }
     for axis, (size, factor) in enumerate(zip(before, factors)):
         positions = torch.arange(size, dtype=torch.float32).reshape(1, 1, size)
         by = scale[axis] if isinstance(scale, (tuple, list)) else scale
-        to: dict[str, Any] = {"size": size * factor, "mode": options["mode"]} if by is None else {"scale_factor": by, **options}
+        to: dict[str, Any] = (
+            {"size": size * factor, "mode": options["mode"]} if by is None else {"scale_factor": by, **options}
+        )
         grown = F.interpolate(positions, **to)
         if not torch.equal(grown, positions.repeat_interleave(factor, 2)):
             return False
