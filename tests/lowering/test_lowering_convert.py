@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -429,3 +431,16 @@ def test_a_fractional_offset_says_how_to_snap():
     lowbit.calibrate(prepared, [x])
     with pytest.raises(LowbitError, match="snap_offsets"):
         lowbit.to_integer(prepared, x)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "efficientnet_b0"])
+def test_a_pickled_network_is_the_same_network(name, tmp_path):
+    """timm's batch-norms with an activation inside are taken apart once, not again by whoever loads the network."""
+    import_torchvision()
+    model = pytest.importorskip("timm").create_model(name, num_classes=5)
+    x = images(2, 3, 32, 32)
+    prepared = trained(model, x)
+    torch.save(prepared, tmp_path / "network.pt")
+    for other in (pickle.loads(pickle.dumps(prepared)), torch.load(tmp_path / "network.pt", weights_only=False)):
+        assert torch.equal(other(x), prepared(x)) and len(other.graph.nodes) == len(prepared.graph.nodes)
+    assert torch.equal(lowbit.to_integer(other, x)(x), lowbit.to_integer(prepared, x)(x))

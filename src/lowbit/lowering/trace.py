@@ -88,6 +88,9 @@ def trace(model: nn.Module) -> fx.Graph:
     try:
         with evaluation(model):
             graph = _Tracer().trace(model)
+        # A pickled graph is recorded again when it is loaded, from code that has all of this in it: by a plain tracer, or what
+        # `_Tracer` adds would be in it twice.
+        graph._tracer_cls = None
     except Exception as error:  # whatever the network's own code raises of what it is traced with
         message = (
             f"torch.fx cannot follow the forward of {type(model).__name__} ({type(error).__name__}: {error}): an "
