@@ -136,7 +136,7 @@ def test_changes_that_no_checksum_guards(tmp_path):
     def set_field(index, **fields):
         return lambda _, nodes, __: nodes[index].update(fields)
 
-    broken("'n1.Convolution': operation Tangent is not known", set_field(1, operation="Tangent"))
+    broken("'n1.Convolution': operation .Tangent. is not known", set_field(1, operation="Tangent"))
     broken("must have the fields", set_field(1, extra=1))
     broken("must be a whole number, not True", set_field(1, groups=True))
     broken("must be a whole number", set_field(1, groups=1 << 40))
@@ -146,7 +146,7 @@ def test_changes_that_no_checksum_guards(tmp_path):
     huge = {"shape": [1 << 30, 1 << 30, 1 << 30, 3], "bits": 8, "scales": []}
     broken("'n1.Convolution:weight' must be", set_field(1, weight=huge))
     broken("there are 1 to 8", set_field(1, weight={"shape": [16, 3, 3, 3], "bits": 9, "scales": []}))
-    broken("belong to no node: stray", lambda one, *_: one.update(stray=torch.zeros(2)))
+    broken("belong to no node: .stray.", lambda one, *_: one.update(stray=torch.zeros(2)))
     broken("is missing", lambda one, *_: one.pop("n1.Convolution:bias"))
     broken("must be torch.int32", lambda one, *_: one.update({"n1.Convolution:bias": torch.zeros(16)}))
     broken("no earlier node", lambda _, nodes, __: nodes.reverse())

@@ -17,6 +17,8 @@ from lowbit.integer.graph import FloatType, TensorType, Weight
 
 FLOAT32_TINY = 2.0**-126
 """The smallest normal float32: below it, runtimes may flush to zero."""
+SCALE_MIN = 2 * FLOAT32_TINY
+"""The smallest scale of codes: an input that may be flushed to zero then lies less than half a step from it."""
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)
 
 
@@ -27,10 +29,12 @@ class Multiplier:
     Attributes:
         single: float32, rounded as the operation states it.
         exact: float64, before any rounding to float32.
+        through: float64, the magnitude of a product of scales that `single` is rounded through on the way, where there is one.
     """
 
     single: Tensor
     exact: Tensor
+    through: Tensor | None = None
 
     def along(self, axis: int, rank: int) -> Multiplier:
         """The same, with one value per channel reshaped to broadcast along `axis` of a tensor with `rank` dimensions."""
@@ -43,7 +47,7 @@ class Multiplier:
 
 def f32(value: float) -> Tensor:
     """f(value), a 0-dim tensor."""
-    return torch.tensor(value, dtype=torch.float32)
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def code_dtype(y: TensorType) -> torch.dtype:
@@ -60,7 +64,7 @@ def steps_of(codes: Tensor, x: TensorType) -> Tensor:
 
 def all_codes(x: TensorType) -> Tensor:
     """Every code of a grid from the lowest to the highest, int32."""
-    return torch.arange(x.qn, x.qp + 1, dtype=torch.int32)
+    return torch.arange(x.qn, x.qp + 1, dtype=torch.int32, device="cpu")
 
 
 def look_up(table: Tensor, codes: Tensor, x: TensorType) -> Tensor:
@@ -77,7 +81,7 @@ def to_codes(steps: Tensor, y: TensorType) -> Tensor:
 
 
 def _exact(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def accumulator_scale(x: TensorType, weight: Weight) -> Multiplier:
@@ -88,7 +92,9 @@ def accumulator_scale(x: TensorType, weight: Weight) -> Multiplier:
 def layer_multiplier(x: TensorType, weight: Weight, y: TensorType | FloatType) -> Multiplier:
     """M = f(f(s_x · s_w) / s_y); for a float output the accumulator's scale itself."""
     scale = accumulator_scale(x, weight)
-    return scale if isinstance(y, FloatType) else Multiplier(scale.single / f32(y.scale), scale.exact / y.scale)
+    if isinstance(y, FloatType):
+        return scale
+    return Multiplier(scale.single / f32(y.scale), scale.exact / y.scale, scale.exact.abs())
 
 
 def ratio(x: TensorType, y: TensorType) -> Multiplier:
@@ -98,17 +104,20 @@ def ratio(x: TensorType, y: TensorType) -> Multiplier:
 
 def product_multiplier(a: TensorType, b: TensorType, y: TensorType) -> Multiplier:
     """M = f(f(s_a · s_b) / s_y)."""
-    return Multiplier(f32(a.scale) * f32(b.scale) / f32(y.scale), _exact(a.scale * b.scale / y.scale))
+    through = a.scale * b.scale
+    return Multiplier(f32(a.scale) * f32(b.scale) / f32(y.scale), _exact(through / y.scale), _exact(through))
 
 
 def window_mean_multiplier(x: TensorType, count: int, y: TensorType) -> Multiplier:
     """M = f(f(s_x · f(1 / c)) / s_y), for the sum over a window of c elements."""
-    return Multiplier(f32(x.scale) * (1 / f32(count)) / f32(y.scale), _exact(x.scale / (count * y.scale)))
+    single = f32(x.scale) * (1 / f32(count)) / f32(y.scale)
+    return Multiplier(single, _exact(x.scale / (count * y.scale)), _exact(x.scale / count))
 
 
 def global_mean_multiplier(x: TensorType, count: int, y: TensorType) -> Multiplier:
     """M = f(s_x / f(s_y · c)), for the sum over all c positions of a channel."""
-    return Multiplier(f32(x.scale) / (f32(y.scale) * count), _exact(x.scale / (count * y.scale)))
+    single = f32(x.scale) / (f32(y.scale) * count)
+    return Multiplier(single, _exact(x.scale / (count * y.scale)), _exact(count * y.scale))
 
 
 # ---------------------------------------------------------------- float32

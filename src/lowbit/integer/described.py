@@ -18,7 +18,7 @@ from lowbit.errors import LowbitError
 from lowbit.grid import BITS_MAX
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
 from lowbit.integer.ops import OPERATIONS
-from lowbit.integer.validate import validate
+from lowbit.integer.validate import check_count, validate
 
 VERSION = 2
 _RANK_MAX = 8  # dimensions of any tensor
@@ -82,9 +82,12 @@ def read(version: int, description: Any, tensors: Tensors) -> Graph:
     described = mapping(description, "the graph", keys | {"nodes"})
     if not isinstance(described["nodes"], list):
         raise LowbitError("the graph's nodes are not a list")
+    check_count(len(described["nodes"]))  # before they are read
     nodes = tuple(_node(entry, tensors) for entry in described["nodes"])
     if tensors.by_name:
-        raise LowbitError(f"the file holds tensors that belong to no node: {', '.join(sorted(tensors.by_name)[:5])}")
+        raise LowbitError(
+            f"the file holds tensors that belong to no node: {', '.join(map(repr, sorted(tensors.by_name)[:5]))}"
+        )
     if version == 1:
         inputs = {_string(described["input"], "input"): _integers(described["input_shape"], "input_shape")}
         outputs = (_string(described["output"], "output"),)
@@ -111,7 +114,7 @@ def _node(entry: Any, tensors: Tensors) -> Node:
     operation = entry.get("operation")
     kind = OPERATIONS.get(operation) if isinstance(operation, str) else None
     if kind is None:
-        raise LowbitError(f"node {name!r}: operation {operation!s:.40} is not known to this lowbit")
+        raise LowbitError(f"node {name!r}: operation {operation!r:.40} is not known to this lowbit")
     where = f"node {name!r}"
     fields = dataclasses.fields(kind)
     mapping(entry, where, {field.name for field in fields} | {"operation"})
@@ -135,7 +138,7 @@ def mapping(value: Any, where: str, keys: set[str], *, exact: bool = True) -> di
 
 def _integer(value: Any, where: str) -> int:
     if type(value) is not int or abs(value) >= 2**31:
-        raise LowbitError(f"{where} must be a whole number, not {value!s:.40}")
+        raise LowbitError(f"{where} must be a whole number, not {value!r:.40}")
     return value
 
 

@@ -36,17 +36,17 @@ FORMAT_VERSION = described.VERSION
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Unsigned codes (any shape, values 0 .. 2^bits − 1) as a little-endian bit stream: uint8 of ceil(numel · bits / 8)."""
     wide = torch.uint8 if bits <= 8 else torch.int32
-    flat, places = codes.flatten().to(wide), torch.arange(bits, dtype=wide)
+    flat, places = codes.flatten().to(wide), torch.arange(bits, dtype=wide, device="cpu")
     stream = ((flat[:, None] >> places) & 1).to(torch.uint8).flatten()
     stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).reshape(-1, 8)
-    return (stream << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return (stream << torch.arange(8, dtype=torch.uint8, device="cpu")).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The `count` codes that `pack` packed, uint8 (int32 beyond 8 bits) of shape (count,). The sizes must fit."""
     wide = torch.uint8 if bits <= 8 else torch.int32
-    stream = ((packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: count * bits]
-    return (stream.reshape(count, bits).to(wide) << torch.arange(bits, dtype=wide)).sum(1, dtype=wide)
+    stream = ((packed[:, None] >> torch.arange(8, dtype=torch.uint8, device="cpu")) & 1).flatten()[: count * bits]
+    return (stream.reshape(count, bits).to(wide) << torch.arange(bits, dtype=wide, device="cpu")).sum(1, dtype=wide)
 
 
 class _Packed(described.Tensors):

@@ -1,4 +1,6 @@
-"""The bit-exact reference executor, on torch integer tensors, on the CPU: nodes in order, each as its operation says."""
+"""The bit-exact reference executor, on torch integer tensors, on the CPU: nodes in order, each as its operation says,
+whatever the process has set for floats (`integer.settings`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Graph
 from lowbit.integer.roundings import get_rounding
+from lowbit.integer.settings import reference_arithmetic
 
 Inputs = Tensor | Mapping[str, Tensor]
 """The float inputs of a graph: one tensor where it has one input, else tensors by name."""
@@ -31,7 +34,10 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
     last_use = {name: node.name for node in graph.nodes for name in node.inputs}
     for node in graph.nodes:
         inputs = [values[name] for name in node.inputs]
-        values[node.name] = node.execute(inputs, graph.input_types(node), rounding)
+        with (
+            reference_arithmetic()
+        ):  # around each node: between two of them the caller's code runs, with its own settings
+            values[node.name] = node.execute(inputs, graph.input_types(node), rounding)
         yield node.name, values[node.name]
         for name in node.inputs:
             if last_use[name] == node.name:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from lowbit.errors import LowbitError
 from lowbit.grid import BITS_MAX
-from lowbit.integer.arithmetic import FLOAT32_MAX, FLOAT32_TINY
-from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType, known_shape
+from lowbit.integer import limits
+from lowbit.integer.arithmetic import FLOAT32_MAX, FLOAT32_TINY, SCALE_MIN, f32
+from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType, known_shape, reach
 from lowbit.integer.ops import OPERATIONS
+from lowbit.integer.settings import reference_arithmetic
 
 ACCUMULATOR_MAX = 2**31 - 1
 _MULTIPLIER_MAX = 2.0**29  # so that the fixed form's shift is at least 1
-_ELEMENTS_MAX = 2**31 - 1  # of one sample's tensor
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of characters that steer a terminal or break a line, and of lone surrogates, which no file can hold."""
 
 
 def validate(graph: Graph, *, fractional_zero_points: bool = False) -> Graph:
     """The same graph with every type and shape filled in, after checking every rule.
 
-    Checked: names, order, number and types of inputs; grids and scales; shapes; what each operation checks of its own
-    fields; multipliers; and that no accumulator can overflow 32 bits, by its bound over the actual weights.
+    Checked: names, order, number and types of inputs; grids and scales; shapes and sizes (`integer.limits`); what each operation checks of its own
+    fields; multipliers; that no accumulator can overflow 32 bits, by its bound over the actual weights; and that no float output
+    can overflow float32.
 
     Args:
         graph: any graph.
@@ -32,16 +35,31 @@ def validate(graph: Graph, *, fractional_zero_points: bool = False) -> Graph:
     Raises:
         LowbitError: naming the node and the rule it breaks.
     """
+    with reference_arithmetic():
+        return _validated(graph, fractional_zero_points)
+
+
+def _validated(graph: Graph, fractional_zero_points: bool) -> Graph:
     known: dict[str, TensorType | FloatType] = {}
     for name, shape in graph.inputs.items():
         _check_name(name, known)
-        known[name] = FloatType(_checked_shape(shape, name))
+        known[name] = FloatType(_checked_shape(shape, f"input {name!r}: ", limits.INPUT_MAX))
     if not known:
         raise LowbitError("the graph has no input")
+    check_count(len(graph.nodes))
     nodes: list[Node] = []
+    elements = macs = 0
     for node in graph.nodes:
         try:
             node = _checked(node, known, graph, fractional_zero_points)
+            elements += math.prod(node.shape_of())
+            work = node.work()
+            macs += work.macs if work else 0
+            if elements > limits.TOTAL_MAX or macs > limits.MACS_MAX:
+                raise LowbitError(
+                    f"the tensors of a sample have {elements:,} elements up to here and take {macs:,} multiply-accumulates; "
+                    f"at most {limits.TOTAL_MAX:,} and {limits.MACS_MAX:,} are run"
+                )
         except LowbitError as error:
             raise LowbitError(f"node {node.name!r}: {error}") from error
         assert node.type is not None
@@ -55,9 +73,17 @@ def validate(graph: Graph, *, fractional_zero_points: bool = False) -> Graph:
     return replace(graph, nodes=tuple(nodes))
 
 
+def check_count(nodes: int) -> None:
+    """Raise LowbitError for more nodes than a network has."""
+    if nodes > limits.NODES_MAX:
+        raise LowbitError(f"the graph has {nodes:,} nodes; at most {limits.NODES_MAX:,} are read")
+
+
 def _check_name(name: str, known: dict) -> None:
     if not isinstance(name, str) or not name or ":" in name:
         raise LowbitError("a name is a string that is not empty and has no colon in it")
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in name):
+        raise LowbitError(f"the name {name!a} has control characters, line breaks or lone surrogates in it; rename it")
     if name in known:
         raise LowbitError("the name is used twice; names of nodes and of the input must differ")
 
@@ -67,6 +93,8 @@ def _checked(node: Node, known: dict[str, TensorType | FloatType], graph: Graph,
     if OPERATIONS.get(operation) is not type(node):
         raise LowbitError(f"{operation} is not an operation of an integer network")
     _check_name(node.name, known)
+    if len(node.inputs) > limits.INPUTS_MAX:
+        raise LowbitError(f"{operation} has {len(node.inputs):,} inputs; at most {limits.INPUTS_MAX:,} are read")
     for name in node.inputs:
         if name not in known:
             raise LowbitError(f"its input {name!r} is made by no earlier node")
@@ -84,7 +112,7 @@ def _checked(node: Node, known: dict[str, TensorType | FloatType], graph: Graph,
     y = _checked_type(node, types, graph, fractional)
     node = replace(node, type=y)
     node.check(types)
-    shape = _checked_shape(node.output_shape([known_shape(x) for x in inputs]), "")
+    shape = _checked_shape(node.output_shape([known_shape(x) for x in inputs]), "", limits.TENSOR_MAX)
     if y.shape is not None and tuple(y.shape) != shape:
         raise LowbitError(f"its type says shape {tuple(y.shape)}, its inputs make it {shape}")
     node = replace(node, type=replace(y, shape=shape))
@@ -118,9 +146,9 @@ def _check_codes(y: TensorType, fractional: bool) -> None:
     if y.narrow and not y.signed:
         raise LowbitError("narrow is for signed grids")
     scale = y.scale
-    if not isinstance(scale, float) or not math.isfinite(scale) or not FLOAT32_TINY <= scale <= FLOAT32_MAX:
-        raise LowbitError(f"scale {scale}; a scale is finite and greater than 0: calibrate the network again")
-    if float(torch.tensor(scale, dtype=torch.float32)) != scale:
+    if not isinstance(scale, float) or not math.isfinite(scale) or not SCALE_MIN <= scale <= FLOAT32_MAX:
+        raise LowbitError(f"scale {scale}; a scale is finite and at least {SCALE_MIN:g}: calibrate the network again")
+    if float(f32(scale)) != scale:
         raise LowbitError(f"scale {scale!r} is not a float32 value; round it to float32 first")
     zero = y.zero_point
     if not isinstance(zero, int | float) or not math.isfinite(zero):
@@ -131,6 +159,10 @@ def _check_codes(y: TensorType, fractional: bool) -> None:
     if not 0 <= zero + y.carrier_offset <= (1 << carrier) - 1:
         what = "byte" if carrier == 8 else "16 bits"
         raise LowbitError(f"zero point {zero} with {y.bits} bits does not fit the {what} that carries the codes")
+    if reach(y) * scale > FLOAT32_MAX:
+        raise LowbitError(
+            f"scale {scale}: its largest value {reach(y) * scale:g} is more than float32 holds ({FLOAT32_MAX:g})"
+        )
 
 
 def _check_arithmetic(node: Node, inputs: Sequence[TensorType]) -> None:
@@ -148,11 +180,23 @@ def _check_arithmetic(node: Node, inputs: Sequence[TensorType]) -> None:
                 f"the ratio of its accumulator's scale to its output's scale is {float(size.max()):g}, outside "
                 f"{FLOAT32_TINY:g} .. {largest:g}; calibrate the network again"
             )
+        through = multiplier.through
+        if through is not None and not bool(((through >= FLOAT32_TINY) & (through <= FLOAT32_MAX)).all()):
+            raise LowbitError(
+                f"the scale of its accumulator is {float(through.min()):g}, outside {FLOAT32_TINY:g} .. {FLOAT32_MAX:g}, the "
+                "normal numbers of float32; calibrate the network again"
+            )
+        if isinstance(node.type, FloatType) and bound * float(size.max()) > FLOAT32_MAX:
+            raise LowbitError(
+                f"its float output can reach {bound * float(size.max()):g}, more than float32 holds ({FLOAT32_MAX:g}); "
+                "calibrate the network again"
+            )
 
 
-def _checked_shape(shape: Shape, name: str) -> Shape:
+def _checked_shape(shape: Shape, where: str, largest: int) -> Shape:
     shape = tuple(shape)
-    if not shape or not all(type(size) is int and size >= 1 for size in shape) or math.prod(shape) > _ELEMENTS_MAX:
-        where = f"{name}: " if name else ""
-        raise LowbitError(f"{where}shape {shape} of a sample is empty, not made of whole numbers, or too large")
+    if not shape or not all(type(size) is int and size >= 1 for size in shape):
+        raise LowbitError(f"{where}shape {shape} of a sample is empty or not made of whole numbers")
+    if math.prod(shape) > largest:
+        raise LowbitError(f"{where}shape {shape} of a sample is too large; it has at most {largest:,} elements")
     return shape

@@ -245,9 +245,10 @@ def check_equal(proof: Proof, example_input: Tensor) -> None:
 
 def random_inputs(graph: Graph, samples: int) -> dict[str, Tensor]:
     """Seeded samples of every input, whose values cover the input's grid and a little beyond it."""
-    generator, found = torch.Generator().manual_seed(0), {}
+    generator, found = torch.Generator("cpu").manual_seed(0), {}
     for name, shape in graph.inputs.items():
         kind = next((node.codes_of() for node in graph.nodes if name in node.inputs), None)
         low, high = (0.0, 1.0) if kind is None else (kind.scale * (end - kind.zero_point) for end in (kind.qn, kind.qp))
-        found[name] = torch.rand(samples, *shape, generator=generator) * 1.1 * (high - low) + low - 0.05 * (high - low)
+        values = torch.rand(samples, *shape, generator=generator, dtype=torch.float32, device="cpu")
+        found[name] = values * 1.1 * (high - low) + low - 0.05 * (high - low)
     return found

@@ -39,13 +39,13 @@ class _Listed(described.Tensors):
         entry = described.mapping(self.by_name.pop(name, None), f"tensor {name!r}", {"shape", "values"})
         values, floats = entry["values"], dtype == torch.float32
         if shape is not None and entry["shape"] != list(shape):
-            raise LowbitError(f"tensor {name!r} must have shape {shape}, not {entry['shape']!s:.60}")
+            raise LowbitError(f"tensor {name!r} must have shape {shape}, not {entry['shape']!r:.60}")
         if not isinstance(values, list) or len(values) != count:
             raise LowbitError(f"tensor {name!r} must have {count} values")
         for value in values:
             if type(value) is not (float if floats else int) or not abs(value) < (math.inf if floats else 2**31):
-                raise LowbitError(f"tensor {name!r}: {value!s:.40} is not one of its values")
-        tensor = torch.tensor(values, dtype=dtype)
+                raise LowbitError(f"tensor {name!r}: {value!r:.40} is not one of its values")
+        tensor = torch.tensor(values, dtype=dtype, device="cpu")
         return tensor if shape is None else tensor.reshape(shape)
 
     def take(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -31,7 +31,7 @@ class AveragePool(Node):
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         (x,) = shapes
-        return (x[0], *window_shape(x[1:], self.kernel, self.stride, self.padding, (1,) * len(self.kernel)))
+        return (x[0], *window_shape(x, self.kernel, self.stride, self.padding, (1,) * len(self.kernel)))
 
     def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:
         return math.prod(self.kernel) * reach(inputs[0])

@@ -42,7 +42,7 @@ class Convolution(Layer):
         if groups < 1 or codes.shape[0] % groups or x[0] != codes.shape[1] * groups:
             raise LowbitError(f"weight {tuple(codes.shape)} in {groups} groups does not fit {x[0]} input channels")
         kernel = tuple(codes.shape[2:])
-        return (codes.shape[0], *window_shape(x[1:], kernel, self.stride, self.padding, self.dilation))
+        return (codes.shape[0], *window_shape(x, kernel, self.stride, self.padding, self.dilation))
 
     def samples_at_once(self, kind: TensorType, batch: int) -> int:
         per_sample = known_shape(kind)[0] * math.prod(self.weight.codes.shape[2:]) * math.prod(self.shape_of()[1:])

@@ -20,6 +20,7 @@ from lowbit.integer.arithmetic import (
 from lowbit.integer.costs import Work
 from lowbit.integer.graph import FloatType, Int32, Node, TensorType, Weight, reach
 from lowbit.integer.roundings import Rounding
+from lowbit.integer.settings import float32_products_are_exact
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,7 +33,8 @@ class Layer(Node):
 
     The sum of products runs through a floating-point matrix product, because integer ones are ten times slower in torch; it
     is exact all the same: every factor is an integer and every partial sum is at most `accumulator_bound`, so float32 holds
-    each one exactly when the bound is below 2^24, and float64 always does (the bound is below 2^31).
+    each one exactly when the bound is below 2^24 (and products are not run at reduced precision on request), and float64
+    always does (the bound is below 2^31).
 
     Attributes:
         weight: codes and scale.
@@ -76,8 +78,7 @@ class Layer(Node):
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         (x,), (kind,) = inputs, types
-        # Float matrix products may be run at reduced precision on request; then only float64 is exact.
-        exact32 = self.accumulator_bound(types) < 1 << 24 and torch.get_float32_matmul_precision() == "highest"
+        exact32 = float32_products_are_exact() and self.accumulator_bound(types) < 1 << 24
         dtype = torch.float32 if exact32 else torch.float64
         (multiplier,) = self.multipliers(types)
         parts = []

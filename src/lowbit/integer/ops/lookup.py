@@ -12,6 +12,7 @@ from lowbit.errors import LowbitError
 from lowbit.integer.arithmetic import all_codes, code_dtype, f32, look_up
 from lowbit.integer.graph import Node, OutputCodes, Shape, TensorType
 from lowbit.integer.roundings import Rounding
+from lowbit.integer.settings import reference_arithmetic
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,5 +60,6 @@ def lookup_table(function: Callable[[Tensor], Tensor], x: TensorType, y: TensorT
     Returns:
         int16 of 2^bits entries (one fewer for a narrow grid), ordered by input code.
     """
-    values = function((all_codes(x).to(torch.float32) - x.zero_point) * f32(x.scale))
-    return codes_at(values / f32(y.scale), y).clamp(y.qn, y.qp).to(torch.int16)
+    with reference_arithmetic(), torch.device("cpu"):
+        values = function((all_codes(x).to(torch.float32) - x.zero_point) * f32(x.scale))
+        return codes_at(values / f32(y.scale), y).clamp(y.qn, y.qp).to(torch.int16)

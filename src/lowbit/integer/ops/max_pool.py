@@ -33,9 +33,10 @@ class MaxPool(Node):
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         (x,) = shapes
+        out = window_shape(x, self.kernel, self.stride, self.padding, self.dilation)
         if any(max(pair) >= (k - 1) * d + 1 for pair, k, d in zip(self.padding, self.kernel, self.dilation)):
             raise LowbitError(f"padding {self.padding} reaches windows with no element in them")
-        return (x[0], *window_shape(x[1:], self.kernel, self.stride, self.padding, self.dilation))
+        return (x[0], *out)
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         around = padded(inputs[0], self.padding, types[0].qn)

@@ -36,5 +36,5 @@ class Take(Node):
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         (x,) = inputs
         for axis, taken in self.indices(tuple(x.shape[1:])).items():
-            x = x.index_select(axis, torch.tensor(taken))
+            x = x.index_select(axis, torch.tensor(taken, dtype=torch.int64, device="cpu"))
         return x

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Shape
+from lowbit.integer.limits import INDICES_MAX
 from lowbit.integer.ops.take import Take
 
 
@@ -24,6 +25,10 @@ class Upsample(Take):
         if len(self.factors) != len(x) - 1 or min(self.factors, default=0) < 1:
             raise LowbitError(
                 f"factors {self.factors} of an input of shape {x}: one per position's dimension, 1 or more"
+            )
+        if any(size * factor > INDICES_MAX for size, factor in zip(x[1:], self.factors)):
+            raise LowbitError(
+                f"factors {self.factors} of an input of shape {x} make more than {INDICES_MAX:,} positions"
             )
         return {
             axis: [place // factor for place in range(x[axis - 1] * factor)]
