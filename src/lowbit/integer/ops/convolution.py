@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Pads, Shape, TensorType, known_shape
-from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.layer import Index, Layer
 from lowbit.integer.windows import padded, shifts, window_shape
 
 _WINDOW_ELEMENTS = 1 << 22  # of the gathered windows at once: about a cache's worth
@@ -44,18 +44,33 @@ class Convolution(Layer):
         kernel = tuple(codes.shape[2:])
         return (codes.shape[0], *window_shape(x, kernel, self.stride, self.padding, self.dilation))
 
-    def samples_at_once(self, kind: TensorType, batch: int) -> int:
-        per_sample = known_shape(kind)[0] * math.prod(self.weight.codes.shape[2:]) * math.prod(self.shape_of()[1:])
-        return max(1, _WINDOW_ELEMENTS // per_sample)
+    def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Iterator[tuple[Index, Tensor]]:
+        """Gathered windows times the weight matrix: of several samples at once, or of some rows of one."""
+        out, kernel = self.shape_of()[1:], tuple(self.weight.codes.shape[2:])
+        per_row = known_shape(kind)[0] * math.prod(kernel) * math.prod(out[1:])
+        samples = max(1, _WINDOW_ELEMENTS // (per_row * out[0]))
+        rows = min(out[0], max(1, _WINDOW_ELEMENTS // per_row))
+        weight = self.weight.codes.to(dtype).reshape(self.groups, self.weight.codes.shape[0] // self.groups, -1)
+        for first in range(0, len(x), samples):
+            batch = slice(first, min(first + samples, len(x)))
+            for top in range(0, out[0], rows):
+                block = range(top, min(top + rows, out[0]))
+                total = self._block(x[batch], kind, weight, block)
+                yield (batch, slice(None), slice(block.start, block.stop)), total
 
-    def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Tensor:
-        """Gathered windows times the weight matrix."""
-        weight, groups, out = self.weight.codes, self.groups, self.shape_of()[1:]
-        kernel = tuple(weight.shape[2:])
-        around = padded(x.to(dtype) - kind.zero_point, self.padding, 0)
+    def _block(self, x: Tensor, kind: TensorType, weight: Tensor, rows: range) -> Tensor:
+        """The sums of some rows, counted along the first spatial dimension of the output."""
+        out, kernel = (len(rows), *self.shape_of()[2:]), tuple(self.weight.codes.shape[2:])
+        # The input's rows that the block's windows meet, of which some lie in the padding.
+        start = rows.start * self.stride[0] - self.padding[0][0]
+        stop = rows[-1] * self.stride[0] - self.padding[0][0] + (kernel[0] - 1) * self.dilation[0] + 1
+        low = min(max(start, 0), x.shape[2])
+        high = min(max(stop, low), x.shape[2])
+        before = min(max(-start, 0), stop - start)
+        pads = ((before, stop - start - before - (high - low)), *self.padding[1:])
+        around = padded(x[:, :, low:high].to(weight.dtype) - kind.zero_point, pads, 0)
         columns = around.new_empty(len(x), x.shape[1], math.prod(kernel), *out)
         for position, window in enumerate(shifts(around, out, kernel, self.stride, self.dilation)):
             columns[:, :, position] = window
-        columns = columns.reshape(len(x), groups, -1, math.prod(out))
-        total = weight.to(dtype).reshape(groups, weight.shape[0] // groups, -1) @ columns
-        return total.to(torch.int32).reshape(len(x), weight.shape[0], *out)
+        columns = columns.reshape(len(x), self.groups, -1, math.prod(out))
+        return (weight @ columns).to(torch.int32).reshape(len(x), -1, *out)

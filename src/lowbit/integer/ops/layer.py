@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,12 +15,16 @@ from lowbit.integer.arithmetic import (
     FLOAT32_TINY,
     Multiplier,
     accumulator_scale,
+    code_dtype,
     layer_multiplier,
 )
 from lowbit.integer.costs import Work
 from lowbit.integer.graph import FloatType, Int32, Node, TensorType, Weight, reach
 from lowbit.integer.roundings import Rounding
 from lowbit.integer.settings import float32_products_are_exact
+
+Index = tuple[slice, ...]
+"""A part of a tensor, the batch included."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,13 +52,12 @@ class Layer(Node):
     channel_axis: ClassVar[int] = 1
     """The dimension of the output, counted with the batch, along which the multipliers lie."""
 
-    def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Tensor:
-        """Σ w · (x − z_x), int32, without the bias; `dtype` holds every partial sum exactly."""
-        raise NotImplementedError
+    def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Iterator[tuple[Index, Tensor]]:
+        """Yield Σ w · (x − z_x), int32, without the bias, block by block with its place in the output.
 
-    def samples_at_once(self, kind: TensorType, batch: int) -> int:
-        """How many samples `sums` takes at once."""
-        return batch
+        `dtype` holds every partial sum exactly.
+        """
+        raise NotImplementedError
 
     def check(self, inputs: Sequence[TensorType]) -> None:
         check_weight(self.weight)
@@ -81,20 +84,18 @@ class Layer(Node):
         exact32 = float32_products_are_exact() and self.accumulator_bound(types) < 1 << 24
         dtype = torch.float32 if exact32 else torch.float64
         (multiplier,) = self.multipliers(types)
-        parts = []
-        for part in x.split(self.samples_at_once(kind, len(x))):
-            total = self.sums(part, kind, dtype)
-            axis = self.channel_axis
+        axis, floats = self.channel_axis, isinstance(self.type, FloatType)
+        y = torch.empty(
+            (len(x), *self.shape_of()), dtype=torch.float32 if floats else code_dtype(self.codes_of()), device="cpu"
+        )
+        for place, total in self.sums(x, kind, dtype):
             if self.bias is not None:
                 shape = [1] * total.ndim
                 shape[axis] = -1
                 total += self.bias.reshape(shape)
             m = multiplier.along(axis, total.ndim)
-            floats = isinstance(self.type, FloatType)
-            parts.append(
-                total.to(torch.float32) * m.single if floats else rounding.requantize(total, m, self.codes_of())
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            y[place] = total.to(torch.float32) * m.single if floats else rounding.requantize(total, m, self.codes_of())
+        return y
 
     def work(self) -> Work:
         weight, biases = self.weight, 0 if self.bias is None else self.bias.numel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Shape, TensorType
-from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.layer import Index, Layer
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,5 +26,5 @@ class Linear(Layer):
             raise LowbitError(f"weight {tuple(weight.shape)} does not fit an input of shape {x}")
         return (*x[:-1], weight.shape[0])
 
-    def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Tensor:
-        return ((x.to(dtype) - kind.zero_point) @ self.weight.codes.to(dtype).T).to(torch.int32)
+    def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Iterator[tuple[Index, Tensor]]:
+        yield (slice(None),), ((x.to(dtype) - kind.zero_point) @ self.weight.codes.to(dtype).T).to(torch.int32)
