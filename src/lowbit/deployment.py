@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write
+from lowbit.files import atomic_write, check_writable
 from lowbit.formats import get_format
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.validate import validate
@@ -85,8 +85,7 @@ def export(
         )
     writer = get_format(format)
     path = Path(path)
-    if not path.parent.is_dir():
-        raise LowbitError(f"{path}: there is no folder {path.parent}; make it first")
+    check_writable(path)
     trained = None
     if isinstance(network, IntegerNetwork):
         graph = validate(network.graph)

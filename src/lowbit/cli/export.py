@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 from pathlib import Path
 
 from lowbit.cli.options import Parser
+from lowbit.cli.signals import terminable
+from lowbit.errors import LowbitError
+from lowbit.files import check_writable
+
+_RUN_FILES = ("config.json", "versions.json", "metrics.jsonl", "training.json", "checkpoints.json")
+_RUN_FOLDERS = ("checkpoints", "tensorboard", "plots")
 
 
 def run(argv: list[str]) -> int:
@@ -19,13 +27,33 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--images", type=int, default=256, metavar="N", help="test images to verify on (default: 256)")
     options = parser.parse(argv)
 
+    path = Path(options.file or Path(options.run) / f"model{FORMATS[options.format].suffix}")
+    if options.file:
+        _check_target(path)  # before the run and its data are read
+    with terminable():
+        return _export(options, path)
+
+
+def _check_target(path: Path) -> None:
+    """Raise LowbitError for what is no place for an export: no file, or one of the files that make up a run."""
+    check_writable(path)
+    whole = path.absolute()
+    with contextlib.suppress(OSError):
+        whole = whole.resolve()
+    own = whole.parent if whole.name in _RUN_FILES else None
+    inner = next((each.parent for each in whole.parents if each.name in _RUN_FOLDERS), None)
+    for run in (own, inner):
+        if run is not None and (run / "config.json").is_file():
+            raise LowbitError(f"{path} belongs to the run in {run} itself; give another name")
+
+
+def _export(options: argparse.Namespace, path: Path) -> int:
     from lowbit import deployment, train
     from lowbit.cli.options import test_batches
 
     model, config = train.load(options.run, options.checkpoint)
     batches = list(test_batches(config, model, options.data, options.images))
     network = deployment.to_integer(model, batches[0][0])
-    path = Path(options.file or Path(options.run) / f"model{FORMATS[options.format].suffix}")
     report = deployment.export(network, path, options.format, batches=batches)
     print(network.summary())
     print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")

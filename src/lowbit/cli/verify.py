@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 from lowbit.cli.options import Parser
+from lowbit.cli.signals import terminable
+from lowbit.files import check_readable
 
 
 def run(argv: list[str]) -> int:
@@ -18,6 +22,12 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--images", type=int, metavar="N", help="how many test images; default: all")
     options = parser.parse(argv)
 
+    check_readable(options.file)  # before the run and its data are read
+    with terminable():
+        return _verify(options)
+
+
+def _verify(options: argparse.Namespace) -> int:
     from lowbit import deployment, train
     from lowbit.cli.options import test_batches
 

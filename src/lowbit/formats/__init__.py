@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from lowbit.errors import LowbitError
+from lowbit.files import check_readable
 from lowbit.formats import executorch, json, litert, lowbit, onnx, qonnx
 from lowbit.formats.registry import Format
 from lowbit.integer.graph import Graph
@@ -35,9 +36,10 @@ def get_format(name: str) -> Format:
 def open_file(path: str | os.PathLike, graph: Graph) -> Runner:
     """The file, in the runtime of the format that recognizes it; a file that none recognizes is taken for ONNX.
 
-    Raises LowbitError where the runtime is not installed or the file is not one of this network.
+    Raises LowbitError where the runtime is not installed, or it is no file, or not one of this network.
     """
     path = Path(path)
+    check_readable(path)
     try:
         with open(path, "rb") as file, contextlib.ExitStack() as stack:
             empty = os.fstat(file.fileno()).st_size == 0

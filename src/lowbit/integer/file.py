@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write
+from lowbit.files import atomic_write, check_readable
 from lowbit.integer import described
 from lowbit.integer.graph import Graph
 
@@ -134,6 +134,7 @@ def load(path: str | os.PathLike) -> Graph:
     Raises LowbitError for a file that is missing, truncated, altered, of a newer format version, or not such a file at all.
     """
     path, library = Path(path), _safetensors()
+    check_readable(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write
+from lowbit.files import atomic_write, check_readable
 from lowbit.formats.lowbit import covers_everything, reference_runner
 from lowbit.formats.registry import Format
 from lowbit.integer import described
@@ -72,6 +72,7 @@ def write(graph: Graph, path: Path) -> None:
 
 def load(path: Path) -> Graph:
     """The validated graph in a file that `write` wrote. Raises LowbitError for anything else."""
+    check_readable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -83,7 +84,7 @@ def load(path: Path) -> Graph:
         return described.read(
             described.checked_version(content["lowbit"]), content["graph"], _Listed(content["tensors"])
         )
-    except LowbitError as error:
+    except (LowbitError, RecursionError) as error:
         raise LowbitError(f"{path}: {error}") from error
 
 
