@@ -33,6 +33,7 @@ from lowbit.integer.network import dequantize
 from lowbit.integer.ops import Lookup
 from lowbit.integer.result import Mismatch
 from lowbit.integer.roundings import get_rounding
+from lowbit.integer.settings import reference_arithmetic
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.codes import type_of
 from lowbit.lowering.trained import Places, Traced, trained_runner
@@ -81,7 +82,7 @@ class Proof:
         samples = len(next(iter(inputs.values())))
         # At least two samples, so that nothing takes the batch for a dimension of size one.
         several = {name: x if samples > 1 else torch.cat([x, x]) for name, x in inputs.items()}
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with reference_arithmetic():
             codes = self._trained(several).codes
             exact = self._exact(several, codes)
             codes, exact = ({name: x[:samples] for name, x in found.items()} for found in (codes, exact))
