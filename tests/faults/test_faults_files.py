@@ -84,7 +84,7 @@ def test_only_files_are_replaced(kind, network, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "link to nothing", "device", "zeros"])
-def test_only_files_are_read_and_nothing_is_waited_for(kind, network, tmp_path):
+def test_only_files_are_read_and_nothing_is_waited_for(kind, network, tmp_path, capsys):
     path, began = no_file(kind, tmp_path), time.monotonic()
     for read in (
         lambda: formats.open_file(path, network.graph),
@@ -96,6 +96,7 @@ def test_only_files_are_read_and_nothing_is_waited_for(kind, network, tmp_path):
         with pytest.raises(LowbitError, match="cannot be read"):
             read()
     assert main(["verify", str(tmp_path), str(path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err  # before the run is looked for
     assert time.monotonic() - began < 5
 
 
