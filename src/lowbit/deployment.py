@@ -8,15 +8,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write, check_writable
 from lowbit.formats import get_format
+from lowbit.integer.graph import Graph
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert, trained_runner
 from lowbit.lowering.proof import Proof, check_equal, random_inputs
+from lowbit.lowering.trained import Places
 from lowbit.quantizer.module import Quantizer
 from lowbit.verification.compare import compare, compare_with_trained, inputs_and_labels
 from lowbit.verification.report import Report
@@ -41,8 +43,8 @@ def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
             snapped (`lowbit.snap_offsets`), an operation has no integer form, an accumulator can overflow, or the integer
             network would compute something else than the trained one; the message names the layer or node.
     """
-    graph, places = convert(model, example_input)
-    proof = Proof(model, graph, places)
+    prepared, graph, places = _converted(model, example_input)
+    proof = Proof(prepared, graph, places)
     check_equal(proof, example_input)
     return IntegerNetwork(graph, proof)
 
@@ -94,8 +96,8 @@ def export(
         first, batches = _first_of(
             () if batches is None else batches, "a trained network is exported with batches, whose shape is its input's"
         )
-        graph, places = convert(network, inputs_and_labels(first)[0], fractional_zero_points=True)
-        trained = trained_runner(network, graph, places)
+        prepared, graph, places = _converted(network, inputs_and_labels(first)[0], fractional_zero_points=True)
+        trained = trained_runner(prepared, graph, places)
     with atomic_write(path) as temporary:
         writer.checked_write(graph, temporary)
         runner = writer.checked_open(temporary, graph)
@@ -130,6 +132,13 @@ def _first_of(batches: Iterable[Any], lacking: str) -> tuple[Any, Iterable[Any]]
     return first, chain([first], rest)
 
 
+def _converted(model: nn.Module, example_input: Any, **options: bool) -> tuple[fx.GraphModule, Graph, Places]:
+    """The network and what `convert` gives of it."""
+    graph, places = convert(model, example_input, **options)
+    assert isinstance(model, fx.GraphModule)  # `convert` refuses others
+    return model, graph, places
+
+
 def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: Iterable[Any]) -> Report:
     """Run trained network, integer reference and exported file on the same data, and compare code by code.
 
@@ -147,8 +156,6 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     first, batches = _first_of(batches, "there is no data to compare on")
     if isinstance(model, IntegerNetwork):
         return compare(model, file, batches, fixed=True, proof=model.proof)
-    graph, places = convert(model, inputs_and_labels(first)[0])
-    proof = Proof(model, graph, places)
-    return compare(
-        IntegerNetwork(graph), file, batches, trained=trained_runner(model, graph, places), fixed=True, proof=proof
-    )
+    converted = _converted(model, inputs_and_labels(first)[0])
+    network, trained, proof = IntegerNetwork(converted[1]), trained_runner(*converted), Proof(*converted)
+    return compare(network, file, batches, trained=trained, fixed=True, proof=proof)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType
@@ -34,7 +34,7 @@ from lowbit.quantizer.module import Quantizer
 __all__ = ["Converter", "Traced", "convert", "trained_runner"]
 
 
-def convert(model: nn.Module, example_input: Tensor, *, fractional_zero_points: bool = False) -> tuple[Graph, Places]:
+def convert(model: nn.Module, example_input: Any, *, fractional_zero_points: bool = False) -> tuple[Graph, Places]:
     """The integer graph of a trained network, validated, and where its tensors stand in the network.
 
     Args:

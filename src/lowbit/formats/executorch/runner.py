@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from executorch.runtime import Runtime
+from executorch.runtime import Runtime  # pyrefly: ignore[missing-import]  # may not be installed
 from torch import Tensor
 
 from lowbit.errors import LowbitError

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from lowbit.formats import xnnpack
 from lowbit.formats.registry import Lowerings
 from lowbit.formats.xnnpack import FoldedLayer, zero_byte
 from lowbit.integer.arithmetic import f32, sum_constants
-from lowbit.integer.graph import FloatType, Graph, Node, Pads, TensorType
+from lowbit.integer.graph import FloatType, Graph, Node, Pads, TensorType, known_shape
 from lowbit.integer.ops import (
     Add,
     AveragePool,
@@ -46,7 +46,7 @@ from lowbit.integer.ops.layer import Layer
 from lowbit.integer.ops.take import Take
 
 if TYPE_CHECKING:
-    from executorch.exir import ExecutorchProgramManager
+    from executorch.exir import ExecutorchProgramManager  # pyrefly: ignore[missing-import]  # may not be installed
 
 _ROUNDER = 12582912.0
 """1.5 · 2^23: adding it to a float32 of magnitude below 2^22 rounds it to an integer, half to even."""
@@ -67,7 +67,10 @@ def build(graph: Graph, shown: Sequence[str] = ()) -> ExecutorchProgramManager:
     Raises:
         LowbitError: XNNPACK has no exact form of something in it; the message names the node.
     """
+    # pyrefly: ignore[missing-import]  # may not be installed
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    # pyrefly: ignore[missing-import]  # may not be installed
     from executorch.exir import to_edge_transform_and_lower
 
     module = _Network(graph, tuple(shown)).eval()
@@ -190,7 +193,8 @@ def _folded_layer(node: Node, x: TensorType, layer: FoldedLayer) -> _Step:
             )
         constants["bias"] = real
     same = all(before == after for before, after in layer.padding)
-    flat, how = _flat(layer.padding), {}
+    flat = _flat(layer.padding)
+    how: dict[str, Any] = {}
     function: Callable[..., Tensor] = F.linear
     if space:
         function = _dimensions(node, space, F.conv1d, F.conv2d)
@@ -236,7 +240,7 @@ def _average_pool(node: AveragePool, types: Sequence[TensorType]) -> _Step:
 
 @LOWERINGS(GlobalAveragePool)
 def _global_average_pool(node: GlobalAveragePool, types: Sequence[TensorType]) -> _Step:
-    return _folded_layer(node, types[0], xnnpack.ones_layer(node, types[0], types[0].shape[1:]))
+    return _folded_layer(node, types[0], xnnpack.ones_layer(node, types[0], known_shape(types[0])[1:]))
 
 
 @LOWERINGS(Requantize)
@@ -298,7 +302,7 @@ def _shuffle(node: ChannelShuffle, types: Sequence[TensorType]) -> _Step:
 @LOWERINGS(Take)
 def _take(node: Take, types: Sequence[TensorType]) -> _Step:
     """An index_select per dimension of which something is taken, outside XNNPACK."""
-    places = {f"places{axis}": torch.tensor(taken) for axis, taken in node.indices(types[0].shape).items()}
+    places = {f"places{axis}": torch.tensor(taken) for axis, taken in node.indices(known_shape(types[0])).items()}
 
     def compute(x: Tensor, **places: Tensor) -> Tensor:
         for name, taken in places.items():

@@ -15,7 +15,11 @@ from ai_edge_litert.schema_py_generated import TensorType as Type
 from lowbit.formats.xnnpack import carrier, zero_byte
 from lowbit.integer.graph import Graph, Node, Pads, Shape, TensorType
 
-_TYPES = {np.dtype(np.float32): Type.FLOAT32, np.dtype(np.int32): Type.INT32, np.dtype(np.int8): Type.INT8}
+_TYPES: dict[np.dtype, int] = {
+    np.dtype(np.float32): Type.FLOAT32,
+    np.dtype(np.int32): Type.INT32,
+    np.dtype(np.int8): Type.INT8,
+}
 _VERSIONS = {
     Operator.CONV_2D: 6, Operator.DEPTHWISE_CONV_2D: 3, Operator.FULLY_CONNECTED: 12, Operator.DEQUANTIZE: 2,
     Operator.MAX_POOL_2D: 2, Operator.MINIMUM: 2, Operator.MAXIMUM: 2, Operator.CONCATENATION: 2, Operator.PAD: 2,
@@ -145,7 +149,9 @@ class Builder:
 
     def shape(self, tensor: int) -> Shape:
         """A tensor's shape without the batch."""
-        return tuple(self._tensors[tensor].shape[1:])
+        shape = self._tensors[tensor].shape
+        assert shape is not None  # `tensor` gives every tensor one
+        return tuple(shape[1:])
 
     def like(self, x: int, name: str, shape: Sequence[int]) -> int:
         """A tensor of x's type in another shape."""
@@ -250,7 +256,9 @@ class Builder:
         pads = self.constant(np.array([(0, 0), *padding, (0, 0)], np.int32))
         if fill is None:
             return self.add(Operator.PAD, [x, pads], output, schema.PadOptionsT())
-        value = self.byte_constant(np.array([fill], np.int8), self._tensors[x].quantization.zeroPoint[0])
+        codes = self._tensors[x].quantization
+        assert codes is not None
+        value = self.byte_constant(np.array([fill], np.int8), codes.zeroPoint[0])
         return self.add(Operator.PADV2, [x, pads, value], output, schema.PadV2OptionsT())
 
 

@@ -35,7 +35,7 @@ class LitertRunner:
         self.names = [node.name for node in graph.nodes if isinstance(node.type, TensorType)]
         try:
             model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
-            (part,) = model.subgraphs
+            (part,) = list(model.subgraphs or ())
             places = {tensor.name.decode(): place for place, tensor in enumerate(part.tensors)}
             inputs, outputs = set(part.inputs), len(part.outputs)
         except Exception as error:  # the generated reader raises whatever it stumbles over

@@ -27,7 +27,7 @@ from lowbit.formats import pairs, xnnpack
 from lowbit.formats.litert.builder import Builder, FloatOperators, layout, layout_axis, plane, quantization
 from lowbit.formats.registry import Lowerings
 from lowbit.formats.xnnpack import FoldedLayer, zero_byte
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
 from lowbit.integer.ops import (
     Add,
     AveragePool,
@@ -171,6 +171,7 @@ def _float_layer(builder: Builder, node: Layer, kind: TensorType, where: dict[st
         part = builder.tensor(f"{node.name}:sum{number}", shape)
         builder.add(operator, [steps, weight, builder.constant(bias.astype(np.float32))], part, options)
         total = part if total is None else builder.binary(Operator.ADD, total, part, f"{node.name}:accumulator")
+    assert total is not None
     factor = builder.constant(scale.numpy())
     builder.values[node.name] = builder.binary(Operator.MUL, total, factor, f"{node.name}:scaled")
 
@@ -187,7 +188,7 @@ def _average_pool(builder: Builder, node: AveragePool) -> None:
 @LOWERINGS(GlobalAveragePool)
 def _global_average_pool(builder: Builder, node: GlobalAveragePool) -> None:
     (x,) = builder.graph.input_types(node)
-    _folded_layer(builder, node, xnnpack.ones_layer(node, x, x.shape[1:]))
+    _folded_layer(builder, node, xnnpack.ones_layer(node, x, known_shape(x)[1:]))
 
 
 @LOWERINGS(Requantize)
@@ -234,7 +235,7 @@ def _max_pool(builder: Builder, node: MaxPool) -> None:
 @LOWERINGS(Reshape)
 def _reshape(builder: Builder, node: Reshape) -> None:
     (x,), (kind,), shape = builder.inputs(node), builder.graph.input_types(node), node.shape_of()
-    plain = builder.channels_first(x, f"{node.name}:plain", kind.shape)
+    plain = builder.channels_first(x, f"{node.name}:plain", known_shape(kind))
     flat = builder.reshape(plain, builder.like(plain, f"{node.name}:reshaped", shape))
     builder.values[node.name] = builder.channels_last(flat, node.name, shape)
     builder.rename(builder.values[node.name], node.name)
@@ -243,7 +244,7 @@ def _reshape(builder: Builder, node: Reshape) -> None:
 @LOWERINGS(Slice)
 def _slice(builder: Builder, node: Slice) -> None:
     (x,), (kind,) = builder.inputs(node), builder.graph.input_types(node)
-    shape, axis = builder.shape(x), layout_axis(kind.shape, node.axis)
+    shape, axis = builder.shape(x), layout_axis(known_shape(kind), node.axis)
     begin, end, step = [0] * (len(shape) + 1), [1, *shape], [1] * (len(shape) + 1)
     begin[axis], end[axis], step[axis] = node.start, node.stop, node.step
     inputs = [x, *map(builder.integers, (begin, end, step))]
@@ -277,9 +278,10 @@ def _shuffle(builder: Builder, node: ChannelShuffle) -> None:
 def _take(builder: Builder, node: Take) -> None:
     """A GATHER per dimension of which something is taken."""
     (x,), (kind,) = builder.inputs(node), builder.graph.input_types(node)
-    taken = node.indices(kind.shape)
+    whole = known_shape(kind)
+    taken = node.indices(whole)
     for number, (axis, places) in enumerate(taken.items(), 1):
-        place, shape = layout_axis(kind.shape, axis), list(builder.shape(x))
+        place, shape = layout_axis(whole, axis), list(builder.shape(x))
         shape[place - 1] = len(places)
         output = builder.like(x, node.name if number == len(taken) else f"{node.name}:taken{axis}", shape)
         x = builder.add(Operator.GATHER, [x, builder.integers(places)], output, schema.GatherOptionsT(axis=place))
@@ -303,9 +305,10 @@ def _addition(builder: Builder, node: Add) -> None:
         return
     parts = []
     for number, (name, factor) in enumerate(zip(node.inputs, factors)):
-        operands = builder.steps(name), builder.constant(factor.numpy().reshape(1))
-        parts.append(builder.binary(Operator.MUL, *operands, f"{node.name}:part{number}"))
-    builder.quantize(node, builder.binary(Operator.ADD, *parts, f"{node.name}:sum"))
+        steps, by = builder.steps(name), builder.constant(factor.numpy().reshape(1))
+        parts.append(builder.binary(Operator.MUL, steps, by, f"{node.name}:part{number}"))
+    a, b = parts
+    builder.quantize(node, builder.binary(Operator.ADD, a, b, f"{node.name}:sum"))
 
 
 def _sum_table(builder: Builder, node: Add) -> None:
@@ -329,7 +332,8 @@ def _product(builder: Builder, node: Multiply) -> None:
     y, (multiplier,) = node.codes_of(), node.multipliers(builder.graph.input_types(node))
     zero = np.array([y.zero_point + y.carrier_offset], np.float32)
     m = builder.constant(multiplier.single.numpy().reshape(1))
-    n = builder.binary(Operator.MUL, *map(builder.steps, node.inputs), f"{node.name}:product")
+    a, b = map(builder.steps, node.inputs)
+    n = builder.binary(Operator.MUL, a, b, f"{node.name}:product")
     total = builder.binary(Operator.MUL, n, m, f"{node.name}:scaled")
     total = builder.binary(Operator.ADD, total, builder.constant(zero), f"{node.name}:total")
     rounded = builder.add(Operator.ROUND, [total], builder.tensor(f"{node.name}:rounded", builder.shape(total)))
