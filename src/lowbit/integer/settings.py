@@ -40,6 +40,6 @@ def reference_arithmetic() -> Iterator[None]:
 def float32_products_are_exact() -> bool:
     """Whether a float32 matrix product on the CPU computes in float32, and not with operands cut to bfloat16 or TF32."""
     # "none" is the default, which leaves the choice to oneDNN: its environment then decides.
-    chosen = torch.backends.mkldnn.matmul.fp32_precision
+    chosen = torch.backends.mkldnn.matmul.fp32_precision  # pyrefly: ignore[missing-attribute]  # torch makes it when asked
     modes = (os.environ.get(f"{prefix}_DEFAULT_FPMATH_MODE", "") for prefix in ("DNNL", "ONEDNN"))
     return chosen in ("none", "ieee") and all(mode.upper() in ("", "STRICT") for mode in modes)
