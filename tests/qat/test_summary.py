@@ -91,3 +91,35 @@ def test_layers_in_full_precision_have_rows() -> None:
             "-",
         )
         assert (row.macs, row.bit_operations, row.size_bits, row.granularity) == (32, 32 * 1024, 1024, "-")
+
+
+class Tied(nn.Module):
+    """Words in, words out, with one matrix of 100 × 8 for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(100, 8)
+        self.middle = nn.Linear(8, 8, bias=False)
+        self.head = nn.Linear(8, 100, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.middle(self.embedding(x)))
+
+
+@pytest.mark.filterwarnings("ignore:prepare leaves")
+def test_a_weight_shared_with_a_layer_in_full_precision_is_stored_in_both_forms() -> None:
+    model = lowbit.prepare(Tied(), weights=4, activations=None, first_last=4)
+    assert lowbit.model_size_bits(model) == 800 * (32 + 4) + 64 * 4 + 2 * 32  # and two steps
+    assert lowbit.model_size_bits(Tied()) == 864 * 32
+
+
+def test_a_weight_of_two_layers_is_stored_once_for_each_of_its_quantizers() -> None:
+    first, second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+    second.weight = first.weight
+    once = lowbit.prepare(nn.Sequential(first, first), weights=4, activations=None, first_last=4)
+    twice = lowbit.prepare(
+        nn.Sequential(first, second), weights=4, activations=None, first_last=4, rules=[lowbit.Rule("1", weights=2)]
+    )
+    assert lowbit.model_size_bits(once) == 64 * 4 + 32
+    assert lowbit.model_size_bits(twice) == 64 * (4 + 2) + 2 * 32

@@ -114,14 +114,22 @@ def _row(
 def model_size_bits(model: nn.Module) -> int:
     """Bits to store the network's parameters: quantized weights at their width, everything else at 32.
 
-    Steps and offsets count at 32 bits; batch-norm statistics, which fold away, do not count.
+    A parameter that several modules share is stored once for each form in which they need it: an embedding tied to a
+    4-bit output layer takes 4 + 32 bits per element, since the embedding computes with floats. Steps and offsets count
+    at 32 bits; batch-norm statistics, which fold away, do not count.
     """
-    widths = {
-        id(layer.weight): layer.weight_quantizer.bits
-        for _, layer in quantized_layers(model)
-        if isinstance(layer.weight_quantizer, Quantizer)
-    }
-    return sum(p.numel() * widths.get(id(p), 32) for p in model.parameters())
+    total = 0
+    floats: dict[int, Tensor] = {}
+    codes = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            quantizer = module.weight_quantizer if isinstance(module, QuantizedLayer) and name == "weight" else None
+            if not isinstance(quantizer, Quantizer):
+                floats[id(parameter)] = parameter
+            elif (id(parameter), id(quantizer)) not in codes:  # each quantizer has steps, and so codes, of its own
+                codes.add((id(parameter), id(quantizer)))
+                total += parameter.numel() * quantizer.bits
+    return total + 32 * sum(parameter.numel() for parameter in floats.values())
 
 
 def _side(module: nn.Module | None) -> tuple[int | None, str]:
