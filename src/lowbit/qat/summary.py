@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowbit.grid import Grid
 from lowbit.layers.attention import QuantizedAttention, quantized_attentions
 from lowbit.layers.quantized import QuantizedLayer, float_class
-from lowbit.layers.sites import input_sites, quantized_layers
+from lowbit.layers.sites import input_sites
 from lowbit.qat.calibrate import observed
 from lowbit.quantizer.module import Quantizer
 
