@@ -221,6 +221,7 @@ def begun(run: Path, folder: Path) -> subprocess.Popen:
         [sys.executable, "-c", WAITS, str(sign), "export", str(run), "--file", str(folder / "m.onnx"), "--images", "4"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it otherwise
     )
     deadline = time.monotonic() + 120
     while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
