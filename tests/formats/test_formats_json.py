@@ -64,6 +64,12 @@ def test_changed_text_is_refused(change, words, tmp_path):
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+    with pytest.raises(
+        LowbitError, match=words if isinstance(content["tensors"], list) else "checksum does not fit|lowbit"
+    ):
+        format_json.load(path)
+    del content["sha256"]  # by someone who means it
+    path.write_text(json.dumps(content))
     with pytest.raises(LowbitError, match=words):
         format_json.load(path)
 
@@ -81,6 +87,7 @@ def test_a_changed_number_shows(tmp_path):
     format_json.write(graph, path)
     content = json.loads(path.read_text())
     content["tensors"]["n1.Convolution:bias"]["values"][0] += 5000
+    del content["sha256"]
     path.write_text(json.dumps(content))
     report = lowbit.verify(IntegerNetwork(graph), path, [b.input(2)])
     assert not report.ok and report.parts_at == "n1.Convolution"

@@ -1,14 +1,18 @@
 """The whole network as text: one JSON file with every operation, type and number, to be read by people, scripts and `diff`.
 
-    {"lowbit": VERSION, "graph": …, "tensors": {"conv1:weight": {"shape": […], "values": […]}, …}}
+    {"lowbit": VERSION, "sha256": …, "graph": …, "tensors": {"conv1:weight": {"shape": […], "values": […]}, …}}
 
 "graph" is `integer.described`'s; "values" are whole numbers (weight and table codes counted from the lowest code of their grid,
 biases as they are) or float32 numbers (scales), flat and row-major. The file is read back into a graph, which the integer
 reference runs: what the text says is what is proved.
+
+"sha256" is that of version, graph and tensors as JSON without spaces: a damaged file is refused. The line may be left out: whoever
+changes a number by hand deletes it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -62,10 +66,12 @@ def write(graph: Graph, path: Path) -> None:
     """Write a validated graph to `path`, a line per node and per tensor."""
     tensors = _Listed()
     version, graph_as_data = described.describe(graph, tensors)
-    nodes = ",\n ".join(json.dumps(node) for node in graph_as_data.pop("nodes"))
+    list_of_nodes = graph_as_data.pop("nodes")
+    nodes = ",\n ".join(map(json.dumps, list_of_nodes))
     lines = ",\n ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(tensors.by_name.items()))
     around = json.dumps(graph_as_data)[:-1]
-    text = f'{{"lowbit": {version},\n"graph": {around}, "nodes": [\n {nodes}]}},\n"tensors": {{\n {lines}}}}}\n'
+    digest = _checksum(version, graph_as_data | {"nodes": list_of_nodes}, tensors.by_name)
+    text = f'{{"lowbit": {version},\n"sha256": "{digest}",\n"graph": {around}, "nodes": [\n {nodes}]}},\n"tensors": {{\n {lines}}}}}\n'
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -78,14 +84,24 @@ def load(path: Path) -> Graph:
     except (OSError, ValueError, RecursionError) as error:
         raise LowbitError(f"{path}: cannot be read as JSON: {error!s:.200}") from error
     try:
+        digest = content.pop("sha256", None) if isinstance(content, dict) else None
         content = described.mapping(content, "the file", {"lowbit", "graph", "tensors"})
         if not isinstance(content["tensors"], dict):
             raise LowbitError("the tensors are no object")
+        if digest not in (None, _checksum(content["lowbit"], content["graph"], content["tensors"])):
+            raise LowbitError(
+                "the checksum does not fit: the file was damaged, or changed without deleting its sha256 line"
+            )
         return described.read(
             described.checked_version(content["lowbit"]), content["graph"], _Listed(content["tensors"])
         )
     except (LowbitError, RecursionError) as error:
         raise LowbitError(f"{path}: {error}") from error
+
+
+def _checksum(version: Any, graph: Any, tensors: dict[str, Any]) -> str:
+    text = json.dumps([version, graph, tensors], separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _open(path: Path, graph: Graph) -> Runner:
