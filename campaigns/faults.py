@@ -6,6 +6,7 @@ lowbit's own file and the JSON file of four small networks, changed in one of th
     header      one bit of the header       truncated   the end cut off
     signed      one to three random values at random places of the graph, with a checksum that fits
     numbers     random numbers in a tensor, with a checksum that fits
+    sizes       another, valid-looking graph, whose shapes, kernels, paddings and factors are random, up to 65,536
 
 Every file is loaded, checked and run in both roundings, in a process of its own kind:
 
@@ -35,6 +36,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,9 +52,24 @@ from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.formats import json as json_format
 from lowbit.integer import file
-from lowbit.integer.graph import Graph
+from lowbit.integer.graph import Graph, TensorType, Weight
 from lowbit.integer.network import IntegerNetwork
-from lowbit.integer.ops import OPERATIONS
+from lowbit.integer.ops import (
+    OPERATIONS,
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    GlobalAveragePool,
+    MaxPool,
+    Multiply,
+    PadChannels,
+    Quantize,
+    Requantize,
+    Reshape,
+    Subtract,
+    Upsample,
+)
 from lowbit.integer.run import run
 
 NETWORKS: tuple[Callable[[], GraphBuilder], ...] = (
@@ -62,7 +79,7 @@ NETWORKS: tuple[Callable[[], GraphBuilder], ...] = (
     lambda: upsampling((2, 3)),
 )
 FORMATS = ("lowbit", "json")
-KINDS = ("flip", "flips", "header", "truncated", "signed", "numbers")
+KINDS = ("flip", "flips", "header", "truncated", "signed", "numbers", "sizes")
 OUTCOMES = ("refused", "same", "other", "silent", "traceback", "hang")
 BAD = ("silent", "traceback", "hang")
 SECONDS = 10
@@ -84,9 +101,13 @@ def original(index: int) -> tuple[Graph, Any]:
 @cache
 def written(index: int, format: str) -> bytes:
     """The network's file."""
+    return _file_of(original(index)[0], format)
+
+
+def _file_of(graph: Graph, format: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "original"
-        (file.save if format == "lowbit" else json_format.write)(original(index)[0], path)
+        (file.save if format == "lowbit" else json_format.write)(graph, path)
         return path.read_bytes()
 
 
@@ -101,6 +122,8 @@ def mutated(seed: int, number: int) -> bytes:
     """The content of a changed file."""
     index, format, kind, chooser = case(seed, number)
     data = bytearray(written(index, format))
+    if kind == "sizes":
+        return _file_of(_sized(chooser), format)
     if kind == "truncated":
         return bytes(data[: chooser.randrange(len(data))])
     if kind in ("flip", "flips", "header"):
@@ -175,6 +198,47 @@ def _replace_somewhere(graph: Any, chooser: random.Random) -> None:
     place[key] = copy.deepcopy(chooser.choice(like if like and chooser.random() < 0.85 else VALUES))
 
 
+def _sized(chooser: random.Random) -> Graph:
+    """A graph, not validated, of random sizes: a quantized input, one operation with windows or factors, and one behind it."""
+
+    def size(largest: float) -> int:
+        return int(2 ** chooser.uniform(0, largest))
+
+    y = TensorType(0.5, 0, 8, False)
+    channels, rank = size(4), chooser.randint(1, 3)
+    kernel = tuple(size(chooser.choice((2, 12 / rank))) for _ in range(rank))
+    around: dict[str, Any] = {
+        "stride": tuple(size(chooser.choice((1, 15))) for _ in kernel),
+        "padding": tuple((size(chooser.choice((1, 16))), size(chooser.choice((1, 16)))) for _ in kernel),
+    }
+    dilation = tuple(size(chooser.choice((1, 6))) for _ in kernel)
+    fields: dict[str, Any] = {"name": "big", "inputs": ("in",), "type": y}
+    weight = Weight(torch.ones(size(3), channels, *kernel, dtype=torch.int8), torch.tensor(0.5), 8)
+    big = chooser.choice(
+        [
+            lambda: MaxPool(**fields, kernel=kernel, dilation=dilation, **around),
+            lambda: AveragePool(**fields, kernel=kernel, **around),
+            lambda: Convolution(**fields, weight=weight, dilation=dilation, **around),
+            lambda: Upsample(**fields, factors=tuple(size(12) for _ in kernel)),
+            lambda: PadChannels(**fields, before=size(20), after=size(20)),
+            lambda: Concatenate(**fields | {"inputs": ("in",) * size(11)}),
+        ]
+    )()
+    fields |= {"name": "after", "inputs": ("big",)}
+    after = chooser.choice(
+        [
+            lambda: Add(**fields | {"inputs": ("big", "big")}),
+            lambda: Multiply(**fields | {"inputs": ("big", "big")}),
+            lambda: Subtract(**fields | {"inputs": ("big", "big")}),
+            lambda: Requantize(**fields | {"type": replace(y, scale=0.25)}),
+            lambda: GlobalAveragePool(**fields),
+            lambda: Reshape(**fields, shape=(-1,)),
+        ]
+    )()
+    shape = (channels, *(size(chooser.choice((5, 24 / rank))) for _ in kernel))
+    return Graph({"image": shape}, (Quantize(name="in", inputs=("image",), type=y), big, after), ("after",))
+
+
 def _leaves(value: Any, lists: bool = False) -> Iterator[tuple[Any, Any]]:
     """(container, key) of every value that is no container; or of every list that is not empty."""
     for key in list(value) if isinstance(value, dict) else range(len(value)):
@@ -229,7 +293,7 @@ def outcome(path: Path, seed: int, number: int) -> tuple[str, str]:
         return "traceback", f"{type(error).__name__}: {error}"
     if same:
         return "same", ""
-    return ("other" if kind in ("signed", "numbers") else "silent"), ""
+    return ("other" if kind in ("signed", "numbers", "sizes") else "silent"), ""
 
 
 @cache
