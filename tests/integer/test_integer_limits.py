@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.format_graphs import two_inputs_and_two_outputs
 from tests.integer_graphs import GraphBuilder, every_operation
 
 from lowbit.errors import LowbitError
 from lowbit.integer import limits
+from lowbit.integer import run as run_file
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.ops import (
@@ -26,9 +28,11 @@ from lowbit.integer.ops import (
     Quantize,
     Requantize,
     Reshape,
+    Subtract,
     Upsample,
 )
 from lowbit.integer.ops import convolution as convolution_file
+from lowbit.integer.run import run
 from lowbit.integer.validate import validate
 
 BYTE = TensorType(0.5, 0, 8, False)
@@ -181,3 +185,28 @@ def test_convolutions_in_blocks_of_rows_are_the_same(budget, monkeypatch):
             monkeypatch.setattr(convolution_file, "_WINDOW_ELEMENTS", budget)
             assert all(torch.equal(found, whole[name]) for name, found in network.codes(x).items())
             monkeypatch.undo()
+
+
+@pytest.mark.parametrize("budget", [1, 37, 500])
+def test_operations_in_blocks_are_the_same(budget, monkeypatch):
+    """Blocks along whichever dimension is the longest, with operands that broadcast."""
+    builders = [every_operation(seed) for seed in range(3)] + [two_inputs_and_two_outputs()]
+    for b in builders:
+        network, x = IntegerNetwork(b.graph()), b.input(3)
+        for rounding in ("float", "fixed"):
+            whole = network.codes(x, rounding)
+            monkeypatch.setattr(run_file, "_BLOCK_ELEMENTS", budget)
+            assert all(torch.equal(found, whole[name]) for name, found in network.codes(x, rounding).items())
+            monkeypatch.undo()
+
+
+def test_a_large_tensor_takes_little_more_than_its_codes():
+    """66 million codes through a pool and a difference: 128 MB of codes, and not 2 GB of floats."""
+    far = ((1, 26), (10_781, 1), (1, 6))
+    big = pool(AveragePool, kernel=(7, 3, 1), stride=(1, 1, 1), padding=far)
+    after = Subtract(name="after", inputs=("big", "big"), type=BYTE)
+    network = IntegerNetwork(graph(big, after, shape=(10, 1, 2, 21)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in run(network.graph, torch.rand(1, 10, 1, 2, 21)):
+        pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # kB

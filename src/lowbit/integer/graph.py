@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -146,6 +146,11 @@ class Node:
     """Whether its input is an input of the graph, a float tensor."""
     may_give_floats: ClassVar[bool] = False
     """Whether its tensor may have a FloatType, as an output of the graph."""
+
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "samples"
+    """What of its tensor is computed each from its own place of the inputs alone, so that a large one may be in blocks: samples;
+    samples and channels; or every element, from those at its place of inputs with its shape, or a shape that broadcasts to it.
+    """
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         """The shape of its tensor, from those of its inputs. Raises LowbitError for inputs that it does not take."""

@@ -4,15 +4,18 @@ whatever the process has set for floats (`integer.settings`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
-from lowbit.integer.graph import Graph
-from lowbit.integer.roundings import get_rounding
+from lowbit.integer.graph import Graph, Node, TensorType
+from lowbit.integer.roundings import Rounding, get_rounding
 from lowbit.integer.settings import reference_arithmetic
+
+_BLOCK_ELEMENTS = 1 << 20  # of a tensor at once: its floats fit a cache
 
 Inputs = Tensor | Mapping[str, Tensor]
 """The float inputs of a graph: one tensor where it has one input, else tensors by name."""
@@ -37,11 +40,29 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
         with (
             reference_arithmetic()
         ):  # around each node: between two of them the caller's code runs, with its own settings
-            values[node.name] = node.execute(inputs, graph.input_types(node), rounding)
+            values[node.name] = _executed(node, inputs, graph.input_types(node), rounding)
         yield node.name, values[node.name]
         for name in node.inputs:
             if last_use[name] == node.name:
                 values.pop(name, None)
+
+
+def _executed(node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
+    """`Node.execute`, in blocks of a large tensor: their floats and int32 numbers take several times the memory of the codes."""
+    largest = max(inputs, key=Tensor.numel)
+    axes = {"samples": 1, "channels": 2, "elements": largest.ndim}[node.independent]
+    elements = max(largest.numel(), len(largest) * math.prod(node.shape_of()))
+    size, axis = max((size, -axis) for axis, size in enumerate(largest.shape[:axes]))
+    length = max(1, size * _BLOCK_ELEMENTS // elements)
+    if node.independent == "samples" or length >= size:  # layers make blocks of their own
+        return node.execute(inputs, types, rounding)
+    axis = -axis
+    parts = []
+    for start in range(0, size, length):
+        count = min(length, size - start)
+        block = [x.narrow(axis, start, count) if x.shape[axis] == size else x for x in inputs]
+        parts.append(node.execute(block, types, rounding))
+    return torch.cat(parts, axis)
 
 
 def checked_inputs(graph: Graph, x: Inputs) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Add(Node):
     other roundings: their weighted sum of a − z_a and b − z_b with M_a = s_a / s_y, M_b = s_b / s_y in float64.
     """
 
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "elements"
     arity: ClassVar[int | None] = 2
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:

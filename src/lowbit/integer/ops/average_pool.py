@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class AveragePool(Node):
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: Pads
+
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "channels"
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         (x,) = shapes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class _Tensors:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Elementwise(Node):
     """y = clip(rint(in_floats(q − z of every input)) + z_y) in "float"; other roundings as the operation states."""
+
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "elements"
 
     def in_floats(self, floats: Floats[Value], steps: Sequence[Value], types: Sequence[TensorType]) -> Value:
         """The output in steps, before rounding, from every input's q − z."""

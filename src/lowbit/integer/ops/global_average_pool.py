@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class GlobalAveragePool(Node):
 
     Fixed-point roundings take M from s_x / (c · s_y) in float64.
     """
+
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "channels"
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         (x,) = shapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Lookup(Node):
     """
 
     table: OutputCodes
+
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "elements"
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         return shapes[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class MaxPool(Node):
     padding: Pads
     dilation: tuple[int, ...]
 
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "channels"
     moves_codes: ClassVar[bool] = True
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Quantize(Node):
     A division, not a product with 1/s_y. NaN has no code: the executor refuses it.
     """
 
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "elements"
     takes_floats: ClassVar[bool] = True
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:

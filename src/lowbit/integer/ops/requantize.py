@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from lowbit.integer.roundings import Rounding
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Requantize(Node):
     """From one grid to another: y = requant(x − z_x, M), M = f(s_x / s_y). Also a ReLU, by its clip range."""
+
+    independent: ClassVar[Literal["samples", "channels", "elements"]] = "elements"
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         return shapes[0]
