@@ -15,7 +15,7 @@ Every file is loaded, checked and run in both roundings, in a process of its own
     other       loaded and runs; it is signed, so it is another network
     silent      loaded although damaged, and computes something else: must not happen
     traceback   any other exception: must not happen
-    hang        more than 10 s, or 2 GB more than before: must not happen
+    hang        more than 10 s of a processor or 60 s in all, or 2 GB more than before: must not happen
 
 Outcomes are kept in --outcomes as they come; the same command goes on where it was stopped. The exit status is 1 where
 something happened that must not.
@@ -29,6 +29,7 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import os
 import platform
 import random
 import resource
@@ -39,6 +40,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +287,7 @@ def outcome(path: Path, seed: int, number: int) -> tuple[str, str]:
                 same = same and torch.equal(codes, original_codes(index, rounding)[name])
             same = same and next(expected, None) is None
     except LowbitError as error:
-        return "refused", str(error)
+        return "refused", str(error).replace(str(path), "FILE")
     except (MemoryError, RuntimeError) as error:
         memory = isinstance(error, MemoryError) or "memory" in str(error)
         return "hang" if memory else "traceback", f"{type(error).__name__}: {error}"
@@ -334,7 +336,8 @@ def judged(numbers: Sequence[int], seed: int, seconds: float = SECONDS) -> Itera
                 pipe.recv()
             pipe.send(number)
             try:
-                found = pipe.recv() if pipe.poll(seconds) else ("hang", f"more than {seconds:g} s")
+                in_time = _answers(pipe, process, seconds)
+                found = pipe.recv() if in_time else ("hang", f"more than {seconds:g} s")
             except EOFError:
                 found = "traceback", "the process died"
             if found[0] == "hang" or found[1] == "the process died":
@@ -346,6 +349,20 @@ def judged(numbers: Sequence[int], seed: int, seconds: float = SECONDS) -> Itera
         if process is not None:
             process.kill()
             process.join()
+
+
+def _answers(pipe: Connection, process: BaseProcess, seconds: float) -> bool:
+    """Whether there is an answer within so many seconds of processor time, and six times as many of any other."""
+
+    def used() -> float:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    began, processor = time.monotonic(), used()
+    while not pipe.poll(0.5):
+        if used() - processor > seconds or time.monotonic() - began > 6 * seconds:
+            return False
+    return True
 
 
 # ---------------------------------------------------------------- the table
