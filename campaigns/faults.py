@@ -24,6 +24,7 @@ something happened that must not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import csv
 import hashlib
@@ -87,9 +88,10 @@ BAD = ("silent", "traceback", "hang")
 SECONDS = 10
 BYTES = 2 * 10**9
 VALUES = (
-    None, True, False, -1, 0, 1, 2, 3, 7, 8, 15, 16, 17, 64, 255, 1000, 5000, 20_000, 65_536, 2**20, 2**24, 2**31 - 1, -(2**31), 2**31,
-    2**63, 10**400, 0.0, -0.5, 0.5, 1e-40, 1e-38, 2.0**-126, 2.0**-125, 1e30, 3e38, 1e308, "", "image", "n1.Convolution", "a:b", "\ud800",
-    "\x1b[2J", "x" * 100_000, [], {}, [1], [[1, 1]], [[1, 1]] * 9, [2**31 - 1] * 8, [5000, 5000], [[20_000, 20_000]] * 2, [2000, 2000], [1] * 5000,
+    None, True, False, -1, 0, 1, 2, 3, 7, 8, 15, 16, 17, 64, 255, 1000, 5000, 20_000, 65_536, 2**20, 2**24,
+    2**31 - 1, -(2**31), 2**31, 2**63, 10**400, 0.0, -0.5, 0.5, 1e-40, 1e-38, 2.0**-126, 2.0**-125, 1e30, 3e38, 1e308,
+    "", "image", "n1.Convolution", "a:b", "\ud800", "\x1b[2J", "x" * 100_000, [], {}, [1], [[1, 1]], [[1, 1]] * 9,
+    [2**31 - 1] * 8, [5000, 5000], [[20_000, 20_000]] * 2, [2000, 2000], [1] * 5000,
 )  # fmt: skip
 
 
@@ -166,8 +168,9 @@ def _opened(data: bytes, format: str) -> tuple[Any, dict[str, Any], Callable[[],
 
 
 def _replace_somewhere(graph: Any, chooser: random.Random) -> None:
-    """Change one place of the graph, mostly to a value of the same type; or every whole number of a node; or take an entry away, or
-    put it in twice.
+    """Change one place of the graph, mostly to a value of the same type; or every whole number of a node.
+
+    Or take an entry of a list away, or put it in twice.
     """
     act = chooser.random()
     if act < 0.25:  # windows, factors, sizes and zero points that are large together
@@ -201,7 +204,7 @@ def _replace_somewhere(graph: Any, chooser: random.Random) -> None:
 
 
 def _sized(chooser: random.Random) -> Graph:
-    """A graph, not validated, of random sizes: a quantized input, one operation with windows or factors, and one behind it."""
+    """A graph of random sizes, not validated: a quantized input, an operation with windows or factors, one more."""
 
     def size(largest: float) -> int:
         return int(2 ** chooser.uniform(0, largest))
@@ -303,34 +306,33 @@ def original_codes(index: int, rounding: str) -> dict[str, Tensor]:
     return dict(run(*original(index), rounding))
 
 
-def _worker(pipe: Connection, seed: int) -> None:
+def _worker(pipe: Connection, path: Path, seed: int) -> None:
     """Judge the numbers that come through a pipe, with a bound on memory."""
     torch.set_num_threads(1)
     for index in range(len(NETWORKS)):
         original_codes(index, "float"), original_codes(index, "fixed")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES,) * 2)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mutated"
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the campaign was stopped
         pipe.send(None)
-        for number in iter(pipe.recv, None):
-            pipe.send(outcome(_put(path, mutated(seed, number)), seed, number))
-
-
-def _put(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
+        while True:
+            number = pipe.recv()
+            path.write_bytes(mutated(seed, number))
+            pipe.send(outcome(path, seed, number))
 
 
 def judged(numbers: Sequence[int], seed: int, seconds: float = SECONDS) -> Iterator[tuple[int, str, str]]:
     """Yield (number, outcome, message) of every file, from a process that is ended and started anew when it hangs."""
     context = multiprocessing.get_context("spawn")
     process = pipe = None
+    folder = tempfile.TemporaryDirectory()
     try:
         for number in numbers:
             if process is None:
                 pipe, other = context.Pipe()
-                process = context.Process(target=_worker, args=(other, seed), daemon=True)
+                process = context.Process(
+                    target=_worker, args=(other, Path(folder.name) / "mutated", seed), daemon=True
+                )
                 process.start()
                 other.close()
                 pipe.recv()
@@ -349,6 +351,7 @@ def judged(numbers: Sequence[int], seed: int, seconds: float = SECONDS) -> Itera
         if process is not None:
             process.kill()
             process.join()
+        folder.cleanup()
 
 
 def _answers(pipe: Connection, process: BaseProcess, seconds: float) -> bool:
@@ -414,9 +417,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"torch {torch.__version__}, safetensors {safetensors.__version__}, Python {platform.python_version()}"
         )
         with atomic_write(options.report) as temporary:
+            command = (
+                f"python -m campaigns.faults --files {options.files} --seed {options.seed} --report {options.report}"
+            )
             temporary.write_text(
-                f"# Damaged and hostile integer files\n\n    python -m campaigns.faults --files {options.files} --seed {options.seed} "
-                f"--report {options.report}\n\n{versions}; originals {files} (the first digits of their SHA-256).\n\n{counts}\n\n"
+                f"# Damaged and hostile integer files\n\n    {command}\n\n"
+                f"{versions}; originals {files} (the first digits of their SHA-256).\n\n{counts}\n\n"
                 "What the changes and outcomes are: `campaigns/faults.py`. Silent, traceback and hang must be 0.\n"
             )
     return int(any(found in BAD for found, _ in rows.values()))

@@ -1,9 +1,9 @@
 """Writing files so that a killed process leaves the old file or the new one, never half of one, and reading only files.
 
-A file is written under a temporary name beside its place and renamed. While that lasts, the process holds a lock on the temporary
-file, which the system lets go of when the process ends, however it ends: so a later write in the same folder can tell what a
-killed process has left from what another one is writing, also on a disk that several machines or containers share, and removes
-it.
+A file is written under a temporary name beside its place and renamed. While that lasts, the process holds a lock on the
+temporary file, which the system lets go of when the process ends, however it ends: so a later write in the same folder
+can tell what a killed process has left from what another one is writing, also on a disk that several machines or
+containers share, and removes it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ _open_now: set[Path] = set()  # temporary files that this process is writing
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` on success, remove it on failure.
 
-    The folder must exist. The yielded file is created empty, with the suffix of `path` (some writers look at it). What processes
-    that no longer live have left in the folder is removed. Within such a write, one to the yielded path writes it directly.
+    The folder must exist. The yielded file is created empty, with the suffix of `path` (some writers look at it). What
+    processes that no longer live have left in the folder is removed. Within such a write, one to the yielded path
+    writes it directly.
 
-    Raises LowbitError where `path` is anything but a file or a free name, no file can be made beside it, or the disk is full.
+    Raises:
+        LowbitError: `path` is anything but a file or a free name, no file can be made beside it, or the disk is full.
     """
     path = Path(path)
     if path in _open_now:
@@ -62,7 +64,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             raise
         try:
             temporary.chmod(0o644)  # a temporary file is private; a result file is an ordinary file
-            # On disk before it takes the old file's place: a power cut must not leave an empty file under the final name.
+            # On disk before it takes the old file's place: a power cut must not leave an empty file in its place.
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -76,8 +78,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise LowbitError where a file can't be put at `path`: what is there is a folder, a link, a device or a pipe, there is no such
-    folder, or the name is none that the system takes.
+    """Raise LowbitError where a file can't be put at `path`.
+
+    What is there is a folder, a link, a device or a pipe, there is no such folder, or the system takes no such name.
     """
     path = Path(path)
     try:
@@ -93,7 +96,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def check_readable(path: str | os.PathLike) -> None:
-    """Raise LowbitError, without opening it, for what is no file: a pipe would be waited for without end, a device never ends."""
+    """Raise LowbitError, without opening it, for what is no file: a pipe would be waited for, a device never ends."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Kills, full disks and paths that are no files: LowbitError and exit status 2, or the end asked for, and nothing left behind."""
+"""Kills, full disks and paths that are no files: LowbitError and exit status 2, and nothing left behind."""
 
 from __future__ import annotations
 

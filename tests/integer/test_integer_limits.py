@@ -1,4 +1,4 @@
-"""Sizes, values and names that a signed file may ask for, and that validation refuses before anything is run or allocated."""
+"""Sizes, values and names that a signed file may ask for, and that validation refuses before anything is run."""
 
 from __future__ import annotations
 
@@ -84,7 +84,10 @@ TOO_LARGE = {
         graph(*[Requantize(name=f"r{i}", inputs=("in",), type=BYTE) for i in range(40)], shape=(4, 4096, 4096)),
         "'r31'.*the tensors of a sample",
     ),
-    "float output": (graph(linear(FloatType(), 1e36), kind=replace(BYTE, scale=2.0**-2), shape=(4,)), "'big'.*float output can reach"),
+    "float output": (
+        graph(linear(FloatType(), 1e36), kind=replace(BYTE, scale=2.0**-2), shape=(4,)),
+        "'big'.*float output can reach",
+    ),
     "codes' values": (graph(kind=replace(BYTE, scale=2.0**121)), "'in'.*largest value"),
     "smallest scale": (graph(kind=replace(BYTE, scale=TINY)), "'in'.*at least 2.35"),
     "a layer's scale": (
@@ -92,18 +95,25 @@ TOO_LARGE = {
         "'big': the scale of its accumulator",
     ),
     "a product's scale": (
-        graph(Multiply(name="big", inputs=("in", "in"), type=replace(BYTE, scale=2.0**-100)), kind=replace(BYTE, scale=2.0**-80)),
+        graph(
+            Multiply(name="big", inputs=("in", "in"), type=replace(BYTE, scale=2.0**-100)),
+            kind=replace(BYTE, scale=2.0**-80),
+        ),
         "'big': the scale of its accumulator",
     ),
     "a mean's scale": (
-        graph(GlobalAveragePool(name="big", inputs=("in",), type=replace(BYTE, scale=2.0**119)), shape=(1, 512, 513), kind=replace(BYTE, scale=2.0**110)),
+        graph(
+            GlobalAveragePool(name="big", inputs=("in",), type=replace(BYTE, scale=2.0**119)),
+            shape=(1, 512, 513),
+            kind=replace(BYTE, scale=2.0**110),
+        ),
         "'big': the scale of its accumulator",
     ),
     "a window's scale": (
         graph(pool(AveragePool, type=replace(BYTE, scale=2.0**-125)), kind=replace(BYTE, scale=2.0**-125)),
         "'big': the scale of its accumulator",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
@@ -121,14 +131,17 @@ def test_what_no_network_meets_is_refused_by_name_at_once(name):
     [
         graph(convolution(padding=((2_000, 2_000),) * 2)),
         graph(pool(AveragePool, kernel=(112, 112), padding=((0, 0),) * 2), shape=(64, 112, 112)),
-        graph(convolution(weight=Weight(torch.ones(2, 4, 101, 101, dtype=torch.int8), torch.tensor(0.5), 8)), shape=(4, 112, 112)),
+        graph(
+            convolution(weight=Weight(torch.ones(2, 4, 101, 101, dtype=torch.int8), torch.tensor(0.5), 8)),
+            shape=(4, 112, 112),
+        ),
         graph(Upsample(name="u", inputs=("in",), factors=(32, 32)), shape=(21, 16, 16)),
         graph(*chain(limits.NODES_MAX - 1)),
         graph(linear(FloatType(), 1e36, codes=1), kind=replace(BYTE, scale=2.0**-2), shape=(4,)),
         graph(kind=replace(BYTE, scale=2.0**-125)),
         graph(Requantize(name="r", inputs=("in",), type=BYTE), shape=(32, 1080, 1920)),
     ],
-)  # fmt: skip
+)
 def test_large_networks_that_exist_are_accepted(fits):
     validate(fits)
 
@@ -163,7 +176,7 @@ def test_other_names_are_kept(name, tmp_path):
 
 @pytest.mark.parametrize("budget", [1, 50, 700])
 def test_convolutions_in_blocks_of_rows_are_the_same(budget, monkeypatch):
-    """Also blocks that lie in the padding alone, with strides, dilations and uneven padding, in one to three dimensions."""
+    """Also blocks within the padding, with strides, dilations and uneven padding, in one to three dimensions."""
     for seed in range(6):
         b = every_operation(seed)
         network, x = IntegerNetwork(b.graph()), b.input(3)

@@ -208,7 +208,11 @@ def test_reduced_precision_is_noticed(networks, monkeypatch):
 
     monkeypatch.setattr(Linear, "sums", watched)
     network, x, _ = networks[-1]
-    reduced = [name for name, (owner, _) in PRECISIONS.items() if owner not in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]  # fmt: skip
+    reduced = [
+        name
+        for name, (owner, _) in PRECISIONS.items()
+        if owner not in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    ]
     for name in (*reduced, "matmul precision high", "matmul precision medium"):
         seen.clear()
         with setting(name):

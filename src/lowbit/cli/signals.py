@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within: SIGTERM, which `kill`, schedulers and containers send, raises KeyboardInterrupt; a second one is ignored."""
+    """Within: SIGTERM, which `kill` and schedulers send, raises KeyboardInterrupt; a second one is ignored."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is being removed must not be interrupted

@@ -29,7 +29,7 @@ class Multiplier:
     Attributes:
         single: float32, rounded as the operation states it.
         exact: float64, before any rounding to float32.
-        through: float64, the magnitude of a product of scales that `single` is rounded through on the way, where there is one.
+        through: float64, the magnitude of a product of scales that `single` is rounded through, where there is one.
     """
 
     single: Tensor

@@ -148,8 +148,9 @@ class Node:
     """Whether its tensor may have a FloatType, as an output of the graph."""
 
     independent: ClassVar[Literal["samples", "channels", "elements"]] = "samples"
-    """What of its tensor is computed each from its own place of the inputs alone, so that a large one may be in blocks: samples;
-    samples and channels; or every element, from those at its place of inputs with its shape, or a shape that broadcasts to it.
+    """What of its tensor is computed each from its own place in the inputs, so that a large one is made in blocks.
+
+    "samples"; "channels", of each sample; or "elements", from inputs of its shape or one that broadcasts to it.
     """
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:

@@ -48,7 +48,7 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
 
 
 def _executed(node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
-    """`Node.execute`, in blocks of a large tensor: their floats and int32 numbers take several times the memory of the codes."""
+    """`Node.execute`, block by block of a large tensor: floats and int32 take several times the memory of the codes."""
     largest = max(inputs, key=Tensor.numel)
     axes = {"samples": 1, "channels": 2, "elements": largest.ndim}[node.independent]
     elements = max(largest.numel(), len(largest) * math.prod(node.shape_of()))

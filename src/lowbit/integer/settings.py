@@ -3,7 +3,7 @@
 What could change a result, and what is done about it:
 
     autocast, inference mode, grad mode      off within `reference_arithmetic`
-    default device                           within it the CPU for a function that is not ours; our own tensors name theirs
+    default device                           the CPU for a function that is not ours; our own tensors name theirs
     default dtype                            every tensor made from Python numbers names its dtype
     reduced precision of float32 products    `float32_products_are_exact` is asked; if not, products run in float64
     flush-to-zero                            no subnormal float32 ever decides a code: scales, products of scales and
@@ -11,8 +11,8 @@ What could change a result, and what is done about it:
                                              2^-126 lies less than half a step from 0 on every grid
     threads, deterministic algorithms        sums are of integers, each partial sum exact in any order
 
-Flush-to-zero is met by a bound and not by switching it off, because each thread of the pool has a setting of its own, which
-this one can neither read nor change.
+Flush-to-zero is met by a bound and not by switching it off, because each thread of the pool has a setting of its own,
+which this one can neither read nor change.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def reference_arithmetic() -> Iterator[None]:
 
 
 def float32_products_are_exact() -> bool:
-    """Whether a float32 matrix product on the CPU computes in float32, and not with operands cut to bfloat16 or TF32."""
+    """Whether a float32 matrix product on the CPU computes in float32, not with operands cut to bfloat16 or TF32."""
     # "none" is the default, which leaves the choice to oneDNN: its environment then decides.
     chosen = torch.backends.mkldnn.matmul.fp32_precision  # pyrefly: ignore[missing-attribute]  # torch makes it when asked
     modes = (os.environ.get(f"{prefix}_DEFAULT_FPMATH_MODE", "") for prefix in ("DNNL", "ONEDNN"))

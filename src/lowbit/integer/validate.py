@@ -18,15 +18,15 @@ from lowbit.integer.settings import reference_arithmetic
 ACCUMULATOR_MAX = 2**31 - 1
 _MULTIPLIER_MAX = 2.0**29  # so that the fixed form's shift is at least 1
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode's categories of characters that steer a terminal or break a line, and of lone surrogates, which no file can hold."""
+"""Unicode's categories of characters that steer a terminal or break a line, and of lone surrogates."""
 
 
 def validate(graph: Graph, *, fractional_zero_points: bool = False) -> Graph:
     """The same graph with every type and shape filled in, after checking every rule.
 
-    Checked: names, order, number and types of inputs; grids and scales; shapes and sizes (`integer.limits`); what each operation checks of its own
-    fields; multipliers; that no accumulator can overflow 32 bits, by its bound over the actual weights; and that no float output
-    can overflow float32.
+    Checked: names, order, number and types of inputs; grids and scales; shapes and sizes (`integer.limits`); what each
+    operation checks of its own fields; multipliers; that no accumulator can overflow 32 bits, by its bound over the
+    actual weights; and that no float output can overflow float32.
 
     Args:
         graph: any graph.
@@ -57,7 +57,7 @@ def _validated(graph: Graph, fractional_zero_points: bool) -> Graph:
             macs += work.macs if work else 0
             if elements > limits.TOTAL_MAX or macs > limits.MACS_MAX:
                 raise LowbitError(
-                    f"the tensors of a sample have {elements:,} elements up to here and take {macs:,} multiply-accumulates; "
+                    f"the tensors of a sample have {elements:,} elements so far, with {macs:,} multiply-accumulates; "
                     f"at most {limits.TOTAL_MAX:,} and {limits.MACS_MAX:,} are run"
                 )
         except LowbitError as error:
@@ -183,8 +183,8 @@ def _check_arithmetic(node: Node, inputs: Sequence[TensorType]) -> None:
         through = multiplier.through
         if through is not None and not bool(((through >= FLOAT32_TINY) & (through <= FLOAT32_MAX)).all()):
             raise LowbitError(
-                f"the scale of its accumulator is {float(through.min()):g}, outside {FLOAT32_TINY:g} .. {FLOAT32_MAX:g}, the "
-                "normal numbers of float32; calibrate the network again"
+                f"the scale of its accumulator is {float(through.min()):g}, outside {FLOAT32_TINY:g} .. "
+                f"{FLOAT32_MAX:g}, the normal numbers of float32; calibrate the network again"
             )
         if isinstance(node.type, FloatType) and bound * float(size.max()) > FLOAT32_MAX:
             raise LowbitError(

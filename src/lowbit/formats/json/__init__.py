@@ -6,8 +6,8 @@
 biases as they are) or float32 numbers (scales), flat and row-major. The file is read back into a graph, which the integer
 reference runs: what the text says is what is proved.
 
-"sha256" is that of version, graph and tensors as JSON without spaces: a damaged file is refused. The line may be left out: whoever
-changes a number by hand deletes it.
+"sha256" is that of version, graph and tensors as JSON without spaces: a damaged file is refused. The line may be left
+out: whoever changes a number by hand deletes it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def write(graph: Graph, path: Path) -> None:
     lines = ",\n ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(tensors.by_name.items()))
     around = json.dumps(graph_as_data)[:-1]
     digest = _checksum(version, graph_as_data | {"nodes": list_of_nodes}, tensors.by_name)
-    text = f'{{"lowbit": {version},\n"sha256": "{digest}",\n"graph": {around}, "nodes": [\n {nodes}]}},\n"tensors": {{\n {lines}}}}}\n'
+    head = f'{{"lowbit": {version},\n"sha256": "{digest}",\n'
+    text = f'{head}"graph": {around}, "nodes": [\n {nodes}]}},\n"tensors": {{\n {lines}}}}}\n'
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

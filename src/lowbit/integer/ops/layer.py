@@ -37,8 +37,8 @@ class Layer(Node):
 
     The sum of products runs through a floating-point matrix product, because integer ones are ten times slower in torch; it
     is exact all the same: every factor is an integer and every partial sum is at most `accumulator_bound`, so float32 holds
-    each one exactly when the bound is below 2^24 (and products are not run at reduced precision on request), and float64
-    always does (the bound is below 2^31).
+    each one exactly when the bound is below 2^24 (and products do not run at reduced
+    precision on request), and float64 always does (the bound is below 2^31).
 
     Attributes:
         weight: codes and scale.
