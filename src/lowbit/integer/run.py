@@ -49,14 +49,16 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
 
 def _executed(node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
     """`Node.execute`, block by block of a large tensor: floats and int32 take several times the memory of the codes."""
-    largest = max(inputs, key=Tensor.numel)
-    axes = {"samples": 1, "channels": 2, "elements": largest.ndim}[node.independent]
-    elements = max(largest.numel(), len(largest) * math.prod(node.shape_of()))
-    size, axis = max((size, -axis) for axis, size in enumerate(largest.shape[:axes]))
-    length = max(1, size * _BLOCK_ELEMENTS // elements)
-    if node.independent == "samples" or length >= size:  # layers make blocks of their own
+    if node.independent == "samples":  # layers make blocks of their own
         return node.execute(inputs, types, rounding)
-    axis = -axis
+    largest = max(inputs, key=Tensor.numel)
+    elements = max(largest.numel(), len(largest) * math.prod(node.shape_of()))
+    if elements <= _BLOCK_ELEMENTS:
+        return node.execute(inputs, types, rounding)
+    axes = 2 if node.independent == "channels" else largest.ndim
+    axis = max(range(axes), key=lambda axis: largest.shape[axis])
+    size = largest.shape[axis]
+    length = max(1, size * _BLOCK_ELEMENTS // elements)
     parts = []
     for start in range(0, size, length):
         count = min(length, size - start)

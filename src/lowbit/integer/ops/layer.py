@@ -15,7 +15,6 @@ from lowbit.integer.arithmetic import (
     FLOAT32_TINY,
     Multiplier,
     accumulator_scale,
-    code_dtype,
     layer_multiplier,
 )
 from lowbit.integer.costs import Work
@@ -66,7 +65,7 @@ class Layer(Node):
             raise LowbitError(f"bias must be int32, one per output channel, not {bias.dtype} {tuple(bias.shape)}")
 
     def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:
-        sums = self.weight.codes.to(torch.int64).abs().flatten(1).sum(1) * reach(inputs[0])
+        sums = self.weight.codes.to(torch.int16).abs().flatten(1).sum(1, dtype=torch.int64) * reach(inputs[0])
         if self.bias is not None:
             sums = sums + self.bias.to(torch.int64).abs()
         return int(sums.max())
@@ -85,16 +84,19 @@ class Layer(Node):
         dtype = torch.float32 if exact32 else torch.float64
         (multiplier,) = self.multipliers(types)
         axis, floats = self.channel_axis, isinstance(self.type, FloatType)
-        y = torch.empty(
-            (len(x), *self.shape_of()), dtype=torch.float32 if floats else code_dtype(self.codes_of()), device="cpu"
-        )
+        shape, y = (len(x), *self.shape_of()), None
         for place, total in self.sums(x, kind, dtype):
             if self.bias is not None:
-                shape = [1] * total.ndim
-                shape[axis] = -1
-                total += self.bias.reshape(shape)
+                places = [1] * total.ndim
+                places[axis] = -1
+                total += self.bias.reshape(places)
             m = multiplier.along(axis, total.ndim)
-            y[place] = total.to(torch.float32) * m.single if floats else rounding.requantize(total, m, self.codes_of())
+            block = total.to(torch.float32) * m.single if floats else rounding.requantize(total, m, self.codes_of())
+            if block.shape == shape:  # the only one
+                return block
+            y = block.new_empty(shape) if y is None else y
+            y[place] = block
+        assert y is not None
         return y
 
     def work(self) -> Work:
