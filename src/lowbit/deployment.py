@@ -43,10 +43,9 @@ def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
             snapped (`lowbit.snap_offsets`), an operation has no integer form, an accumulator can overflow, or the integer
             network would compute something else than the trained one; the message names the layer or node.
     """
-    prepared, graph, places = _converted(model, example_input)
-    proof = Proof(prepared, graph, places)
+    proof = Proof(*_converted(model, example_input))
     check_equal(proof, example_input)
-    return IntegerNetwork(graph, proof)
+    return IntegerNetwork(proof.graph, proof)
 
 
 def export(
@@ -156,6 +155,5 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     first, batches = _first_of(batches, "there is no data to compare on")
     if isinstance(model, IntegerNetwork):
         return compare(model, file, batches, fixed=True, proof=model.proof)
-    converted = _converted(model, inputs_and_labels(first)[0])
-    network, trained, proof = IntegerNetwork(converted[1]), trained_runner(*converted), Proof(*converted)
-    return compare(network, file, batches, trained=trained, fixed=True, proof=proof)
+    proof = Proof(*_converted(model, inputs_and_labels(first)[0]))
+    return compare(IntegerNetwork(proof.graph), file, batches, trained=proof.trained, fixed=True, proof=proof)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Graph, Node
-from lowbit.integer.ops import OPERATIONS
 from lowbit.integer.result import Runner
 
 
@@ -50,12 +49,6 @@ class Lowerings:
         return function
 
 
-class Covers(Protocol):
-    """Whether a format has a form of an operation."""
-
-    def __call__(self, kind: type[Node]) -> bool: ...
-
-
 @dataclass(frozen=True)
 class Format:
     """A file that holds an integer network.
@@ -81,7 +74,7 @@ class Format:
     write: Callable[[Graph, Path], None]
     open: Callable[[Path, Graph], Runner]
     recognizes: Callable[[Any], bool]
-    covers: Covers
+    covers: Callable[[type[Node]], bool]
     bits_max: int = 8
     takes_fractions: bool = False
 
@@ -108,10 +101,6 @@ class Format:
                 f"an exported file is checked in its own runtime, and {error.name} is not installed: "
                 f"pip install 'lowbit[{self.extra}]'"
             ) from error
-
-    def missing(self) -> list[str]:
-        """The names of the operations that the format has no form of."""
-        return [name for name, kind in OPERATIONS.items() if not self.covers(kind)]
 
 
 def not_this_network(path: Path, what: str) -> LowbitError:

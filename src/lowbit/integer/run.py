@@ -37,17 +37,15 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
     last_use = {name: node.name for node in graph.nodes for name in node.inputs}
     for node in graph.nodes:
         inputs = [values[name] for name in node.inputs]
-        with (
-            reference_arithmetic()
-        ):  # around each node: between two of them the caller's code runs, with its own settings
-            values[node.name] = _executed(node, inputs, graph.input_types(node), rounding)
+        with reference_arithmetic():  # for each node: between two of them the caller's code runs, with its own settings
+            values[node.name] = executed(node, inputs, graph.input_types(node), rounding)
         yield node.name, values[node.name]
         for name in node.inputs:
             if last_use[name] == node.name:
                 values.pop(name, None)
 
 
-def _executed(node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
+def executed(node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
     """`Node.execute`, block by block of a large tensor: floats and int32 take several times the memory of the codes."""
     if node.independent == "samples":  # layers make blocks of their own
         return node.execute(inputs, types, rounding)

@@ -33,11 +33,12 @@ from lowbit.integer.network import dequantize
 from lowbit.integer.ops import Lookup
 from lowbit.integer.result import Mismatch
 from lowbit.integer.roundings import get_rounding
+from lowbit.integer.run import executed
 from lowbit.integer.settings import reference_arithmetic
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.codes import type_of
 from lowbit.lowering.trained import Places, Traced, trained_runner
-from lowbit.quantizer.module import Quantizer, as_quantizer
+from lowbit.quantizer.module import Quantizer
 
 _ROUNDINGS = 8
 _UNIT = 2.0**-24
@@ -52,11 +53,14 @@ class Proof:
         model: the trained network that was converted. It is not changed.
         graph: its integer graph, validated.
         places: where the graph's tensors stand in the network; from `convert` too.
+
+    Attributes:
+        trained: the runner of the trained network.
     """
 
     def __init__(self, model: fx.GraphModule, graph: Graph, places: Places) -> None:
-        self.graph, self.places = graph, places
-        self._trained = trained_runner(model, graph, places)
+        self.graph = graph
+        self.trained = trained_runner(model, graph, places)
         self._exact = _ExactNetwork(model, graph, places)
         per_sample = sum(torch.Size(known_shape(node.type)).numel() for node in graph.nodes if node.type is not None)
         self._samples = max(1, _ELEMENTS_AT_ONCE // max(per_sample, 1))
@@ -83,7 +87,7 @@ class Proof:
         # At least two samples, so that nothing takes the batch for a dimension of size one.
         several = {name: x if samples > 1 else torch.cat([x, x]) for name, x in inputs.items()}
         with reference_arithmetic():
-            codes = self._trained(several).codes
+            codes = self.trained(several).codes
             exact = self._exact(several, codes)
             codes, exact = ({name: x[:samples] for name, x in found.items()} for found in (codes, exact))
             return self._compare_nodes(inputs, codes, exact)
@@ -97,7 +101,7 @@ class Proof:
         found = []
         for node in graph.nodes:
             types = graph.input_types(node)
-            value = node.execute([values[name] for name in node.inputs], types, rounding)
+            value = executed(node, [values[name] for name in node.inputs], types, rounding)
             tolerance = _tolerance(node, types) + sum(slack[name] for name in node.inputs)
             if node.name in exact:
                 mismatch = _mismatch(node, value, exact[node.name], self._exact.grids.get(node.name), tolerance)
@@ -160,9 +164,7 @@ class _ExactNetwork:
         nodes = {node.name: node for node in self.model.graph.nodes}
         self.grids: dict[str, TensorType] = {}
         for place, name in places.items():
-            module = modules[str(nodes[place.node].target)]
-            quantizer = module.get_submodule("input_quantizer") if place.of_input else module
-            self.grids[name] = type_of(as_quantizer(quantizer))
+            self.grids[name] = type_of(place.quantizer(modules[str(nodes[place.node].target)]))
         weights = {}
         for module in self.model.modules():
             if isinstance(module, QuantizedLayer):

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from lowbit.integer.graph import Graph
 from lowbit.integer.result import Result, Runner
 from lowbit.lowering.codes import activation_codes
-from lowbit.quantizer.module import as_quantizer
+from lowbit.quantizer.module import Quantizer, as_quantizer
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Traced:
 
     node: str
     of_input: bool
+
+    def quantizer(self, module: nn.Module) -> Quantizer:
+        """The quantizer, of the module that the node calls."""
+        return as_quantizer(module.get_submodule("input_quantizer") if self.of_input else module)
 
 
 Places = dict[Traced, str]
@@ -53,10 +57,8 @@ def trained_runner(model: fx.GraphModule, graph: Graph, places: Places) -> Runne
         class Recorder(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
                 for name, place in wanted.get(n.name, ()):
-                    module = modules[str(n.target)]
-                    quantizer = module.get_submodule("input_quantizer") if place.of_input else module
                     (tensor,) = n.all_input_nodes
-                    found[name] = activation_codes(as_quantizer(quantizer), self.env[tensor])
+                    found[name] = activation_codes(place.quantizer(modules[str(n.target)]), self.env[tensor])
                 return super().run_node(n)
 
         with torch.no_grad():

@@ -11,8 +11,9 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from lowbit.files import atomic_write
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.graph import Graph, Node, Pads, Shape
+from lowbit.integer.graph import Graph, Node, Pads, Shape, known_shape
 from lowbit.integer.ops import ChannelShuffle, Concatenate, Convolution, MaxPool, Reshape, Slice
+from lowbit.integer.ops.take import Take
 
 _IR_VERSIONS = {13: 7, 21: 10, 25: 13}
 """The lowest file version an opset may be in: older runtimes refuse newer ones."""
@@ -130,6 +131,7 @@ def register_moves(lowerings: Lowerings) -> None:
     lowerings(Reshape)(_reshape)
     lowerings(Slice)(_slice)
     lowerings(ChannelShuffle)(_shuffle)
+    lowerings(Take)(_take)
 
 
 def _concatenate(builder: Builder, node: Concatenate) -> None:
@@ -163,9 +165,10 @@ def _shuffle(builder: Builder, node: ChannelShuffle) -> None:
     builder.add("Reshape", [shuffled, whole], node.name)
 
 
-def write_take(builder: Builder, node: Node, taken: dict[int, list[int]]) -> None:
+def _take(builder: Builder, node: Take) -> None:
     """A Gather per dimension of which something is taken."""
-    x = node.inputs[0]
+    (x,), (kind,) = node.inputs, builder.graph.input_types(node)
+    taken = node.indices(known_shape(kind))
     for number, (axis, places) in enumerate(taken.items(), 1):
         index = builder.integers(f"{node.name}:places{axis}", list(places))
         last = number == len(taken)

@@ -24,10 +24,9 @@ from lowbit.formats.onnx.builder import (
     pads,
     register_moves,
     write_model,
-    write_take,
 )
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight, known_shape
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
 from lowbit.integer.ops import (
     Add,
     AveragePool,
@@ -42,7 +41,6 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
-from lowbit.integer.ops.take import Take
 from lowbit.integer.roundings import ROUNDINGS
 
 OPSET = 21  # the first with 4-bit tensors
@@ -265,12 +263,6 @@ def _pad_channels(builder: Builder, node: PadChannels) -> None:
     zero = builder.constant(f"{source}:zero_point", _zero(x))
     sizes = builder.integers(f"{node.name}:pads", [0, node.before, *around, 0, node.after, *around])
     builder.add("Pad", [source, sizes, zero], node.name)
-
-
-@LOWERINGS(Take)
-def _take(builder: Builder, node: Take) -> None:
-    (x,) = builder.graph.input_types(node)
-    write_take(builder, node, {axis: list(places) for axis, places in node.indices(known_shape(x)).items()})
 
 
 @LOWERINGS(Elementwise)

@@ -28,11 +28,10 @@ from lowbit.formats.onnx.builder import (
     pads,
     register_moves,
     write_model,
-    write_take,
 )
 from lowbit.formats.qonnx import DOMAIN
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType
 from lowbit.integer.ops import (
     Add,
     AveragePool,
@@ -47,7 +46,6 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
-from lowbit.integer.ops.take import Take
 
 OPSET = 13  # what QONNX's own transformations are written for
 LOWERINGS = Lowerings("QONNX")
@@ -180,12 +178,6 @@ def _pad_channels(builder: Builder, node: PadChannels) -> None:
     around = [0] * (len(node.shape_of()) - 1)
     sizes = builder.integers(f"{node.name}:pads", [0, node.before, *around, 0, node.after, *around])
     builder.add("Pad", [node.inputs[0], sizes], node.name)
-
-
-@LOWERINGS(Take)
-def _take(builder: Builder, node: Take) -> None:
-    (x,) = builder.graph.input_types(node)
-    write_take(builder, node, {axis: list(places) for axis, places in node.indices(known_shape(x)).items()})
 
 
 @LOWERINGS(Elementwise)
