@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lowbit.errors import LowbitError
-from lowbit.processes import agreed, lost
+from lowbit.processes import agreed, lost, rank
 from lowbit.train.checkpoint import Checkpoints
 from lowbit.train.config import TrainConfig, differences
+from lowbit.train.lock import LOCK, locked
 from lowbit.train.tracking import save_versions, writable
 
 
@@ -25,12 +26,19 @@ def run_folder(config: TrainConfig, resume: bool) -> Path:
         raise LowbitError(f"{folder}: is a file; give a folder for the run (--output)")
     exists = (folder / "config.json").exists()
     if exists and not resume:
-        raise LowbitError(f"{folder}: holds a run already; continue it with --resume, or choose another --output")
+        if (folder / LOCK).exists() and rank() == 0:
+            with writable(folder), locked(folder):  # names the process that trains there, if one does
+                pass
+        raise _taken(folder)
     if not resume and (folder / "checkpoints").exists():
         raise LowbitError(f"{folder / 'checkpoints'}: is there already, and of no run; choose another --output")
     if resume and not exists:
         raise LowbitError(f"{folder}: no run to resume; leave out --resume, or name its folder with --output")
     return folder
+
+
+def _taken(folder: Path) -> LowbitError:
+    return LowbitError(f"{folder}: holds a run already; continue it with --resume, or choose another --output")
 
 
 def check_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
@@ -47,7 +55,7 @@ def check_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
 
 def absent_files(folder: Path) -> list[Path]:
     """What is not there yet of all that training writes before its first checkpoint is complete, the folder last."""
-    names = ("config.json", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints")
+    names = (LOCK, "config.json", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints")
     return [path for path in (*(folder / name for name in names), folder) if not path.exists()]
 
 
@@ -55,22 +63,39 @@ def absent_files(folder: Path) -> list[Path]:
 def started(config: TrainConfig, folder: Path, absent: list[Path], *, main: bool, fresh: bool) -> Iterator[None]:
     """The run folder, made by the first process; if a fresh run fails before a checkpoint, what was `absent` is again.
 
+    The first process holds the folder's lock within. A run that is resumed has it already.
+
     Raises:
-        LowbitError: the folder can't be written; on every process.
+        LowbitError: the folder can't be written, or another run has begun in it; on every process.
     """
-    with agreed():
-        if main:
-            with writable(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "metrics.jsonl").touch()
-                if fresh:
-                    config.save(folder / "config.json")
-                    save_versions(folder / "versions.json")
+    with ExitStack() as held:
+        with agreed():
+            if main:
+                _write_first(config, folder, held, fresh=fresh)
+        with _removed_on_failure(folder, absent if fresh else []):
+            yield
+
+
+def _write_first(config: TrainConfig, folder: Path, held: ExitStack, *, fresh: bool) -> None:
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            held.enter_context(locked(folder))
+            if (folder / "config.json").exists():  # since this process has looked
+                raise _taken(folder)
+        (folder / "metrics.jsonl").touch()
+        if fresh:
+            config.save(folder / "config.json")
+            save_versions(folder / "versions.json")
+
+
+@contextmanager
+def _removed_on_failure(folder: Path, absent: list[Path]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         # Not after Ctrl-C, nor where another process has died: then the run goes on from its start.
-        if fresh and not lost(error) and not Checkpoints(folder).exists:
+        if not lost(error) and not Checkpoints(folder).exists:
             for path in absent:
                 if path == folder:
                     with suppress(OSError):  # not empty: something else is there by now

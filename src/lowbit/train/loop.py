@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lowbit.train.checks import resolve
 from lowbit.train.config import TrainConfig
 from lowbit.train.evaluation import evaluate
 from lowbit.train.folder import absent_files, check_same, run_folder, started
+from lowbit.train.lock import locked
 from lowbit.train.machine import determinism, make_accelerator, move
 from lowbit.train.state import Progress, Result, Saved
 from lowbit.train.tracking import Metrics, epoch_line, mean_steps, opening, progress, writable
@@ -34,13 +36,14 @@ def run(config: TrainConfig, *, resume: bool = False) -> Result:
 
     Raises:
         LowbitError: bad input, before anything is written: paths, names, weights or settings that don't fit, a folder
-            that holds a run already, a run continued with another config. Also a loss that is not finite.
+            that holds a run already or in which another process trains, a run continued with another config. Also a
+            loss that is not finite.
     """
-    with named():
-        return _run(config, resume)
+    with named(), ExitStack() as held:
+        return _run(config, resume, held)
 
 
-def _run(config: TrainConfig, resume: bool) -> Result:
+def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
     with agreed():
         accelerator = make_accelerator(config)
         folder = run_folder(config, resume)
@@ -53,6 +56,9 @@ def _run(config: TrainConfig, resume: bool) -> Result:
                 f"precision {config.precision!r} does not work here, on {accelerator.device.type}: use bf16 or no"
             )
         if resume:
+            if accelerator.is_main_process:
+                with writable(folder):
+                    held.enter_context(locked(folder))
             check_same(read_config(folder), config, folder)
         saved = Saved.last(checkpoints, identity(config)) if resume and checkpoints.exists else None
         state = saved.progress if saved else Progress()
