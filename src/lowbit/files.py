@@ -129,23 +129,28 @@ def _create(path: Path) -> tuple[int, Path]:
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{stem}{_MARK}", suffix=suffix)
         # Between the two, another process may have taken it for a leftover.
-        if not _lock(handle, wait=True) or _is_open_as(handle, name):
+        if not lock(handle, wait=True) or is_open_as(handle, name):
             return handle, Path(name)
         os.close(handle)
 
 
-def _lock(handle: int, *, wait: bool) -> bool:
-    """Whether this process now holds the lock on a file; never where the disk knows no locks."""
+def lock(handle: int, *, wait: bool) -> bool | None:
+    """Whether this process now holds the lock on an open file; None where the disk or the system knows no locks.
+
+    Without `wait` it is False where another holds it. The lock is let go of when every copy of the handle is closed.
+    """
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
-def _is_open_as(handle: int, name: str) -> bool:
+def is_open_as(handle: int, name: str | os.PathLike) -> bool:
     """Whether the open file is still the one of this name."""
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(name))
@@ -162,7 +167,7 @@ def _remove_leftovers(folder: Path) -> None:
         with contextlib.suppress(OSError):
             handle = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                if stat.S_ISREG(os.fstat(handle).st_mode) and _lock(handle, wait=False) and _is_open_as(handle, name):
+                if stat.S_ISREG(os.fstat(handle).st_mode) and lock(handle, wait=False) and is_open_as(handle, name):
                     os.unlink(name)
             finally:
                 os.close(handle)

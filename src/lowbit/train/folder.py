@@ -55,7 +55,7 @@ def check_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
 
 def absent_files(folder: Path) -> list[Path]:
     """What is not there yet of all that training writes before its first checkpoint is complete, the folder last."""
-    names = (LOCK, "config.json", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints")
+    names = ("config.json", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints", LOCK)
     return [path for path in (*(folder / name for name in names), folder) if not path.exists()]
 
 

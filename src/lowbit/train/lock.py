@@ -14,12 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from lowbit.errors import LowbitError
+from lowbit.files import is_open_as, lock
 
 LOCK = ".lock"
 _held: set[int] = set()
@@ -48,39 +44,33 @@ def locked(folder: Path) -> Iterator[None]:
         OSError: the folder cannot be written.
     """
     path = folder / LOCK
-    handle = None if fcntl is None else _lock(path)
-    if handle is None:
-        yield
-        return
+    handle = _lock(path)
     _held.add(handle)
     try:
         yield
     finally:
         with suppress(OSError):
-            if _same(handle, path):
+            if is_open_as(handle, path):
                 path.unlink()
         _held.discard(handle)
         os.close(handle)
 
 
-def _lock(path: Path) -> int | None:
-    """A handle of the locked file; None where files cannot be locked."""
-    assert fcntl is not None
+def _lock(path: Path) -> int:
+    """A handle of the file, which says who this is; locked where files can be."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # Neither a link to elsewhere is followed nor a pipe waited for.
+        handle = os.open(
+            path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o644
+        )
+        if lock(handle, wait=False) is False:
             holder = _holder(handle)
             os.close(handle)
             raise LowbitError(
                 f"{path.parent}: another process trains in this folder ({holder}): wait until it has ended, stop it, "
                 "or choose another --output"
-            ) from None
-        except OSError:  # a network file system without locks
-            os.close(handle)
-            return None
-        if _same(handle, path):
+            )
+        if is_open_as(handle, path):
             break
         os.close(handle)  # its holder has removed the file meanwhile: the lock is on a file that nobody else finds
     who = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
@@ -88,14 +78,6 @@ def _lock(path: Path) -> int | None:
         os.ftruncate(handle, 0)
         os.pwrite(handle, (json.dumps(who) + "\n").encode(), 0)
     return handle
-
-
-def _same(handle: int, path: Path) -> bool:
-    """Whether the open file is still the one of this name."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except OSError:
-        return False
 
 
 def _holder(handle: int) -> str:
