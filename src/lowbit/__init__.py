@@ -9,6 +9,7 @@ from lowbit.grid import Grid
 from lowbit.integer.network import IntegerNetwork
 from lowbit.layers.rules import Rule
 from lowbit.layers.sites import quantizers
+from lowbit.layers.unquantized import UnquantizedWarning
 from lowbit.qat.batchnorm import reestimate_batchnorm
 from lowbit.qat.calibrate import calibrate
 from lowbit.qat.oscillation import OscillationFreezer, dampening_loss
@@ -30,6 +31,7 @@ __all__ = [
     "OscillationFreezer",
     "Quantizer",
     "Rule",
+    "UnquantizedWarning",
     "attach",
     "calibrate",
     "dampening_loss",

@@ -107,7 +107,7 @@ class Tied(nn.Module):
         return self.head(self.middle(self.embedding(x)))
 
 
-@pytest.mark.filterwarnings("ignore:prepare leaves")
+@pytest.mark.filterwarnings("ignore::lowbit.UnquantizedWarning")
 def test_a_weight_shared_with_a_layer_in_full_precision_is_stored_in_both_forms() -> None:
     model = lowbit.prepare(Tied(), weights=4, activations=None, first_last=4)
     assert lowbit.model_size_bits(model) == 800 * (32 + 4) + 64 * 4 + 2 * 32  # and two steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from lowbit.layers.attention import is_attention, quantize_attention
 from lowbit.layers.quantized import QuantizedLayer, add_quantizers, check_layer, float_class
 from lowbit.layers.rules import Rule, Rules, Setting, check_bits
 from lowbit.layers.sites import input_sites, quantizers
+from lowbit.layers.unquantized import UnquantizedWarning, unquantized, warning_text
 from lowbit.lowering.placement import integer_form
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.module import Quantizer
@@ -51,6 +53,11 @@ def prepare(
             pooling, lookups), so that `lowbit.to_integer` can convert the network. The result is then a
             torch.fx.GraphModule; the inserted quantizers have 8 bits and are called "streams.…", which rules can match.
 
+    Warns:
+        UnquantizedWarning: once, naming what computes with weights in full precision because lowbit does not quantize
+            it: nn.LSTM and its like, embeddings, nn.Bilinear, nn.MultiheadAttention, modules whose own methods multiply
+            with a parameter. A rule with skip=True says that it is meant.
+
     Raises:
         LowbitError: nothing to quantize, a model that is prepared already, bits out of range, an unknown method, a rule
             that decides no layer, or a layer whose computation can't be reproduced; the message names it.
@@ -80,6 +87,7 @@ def prepare(
         check_layer(name, layers[name])
     _check_attention(model, chosen)
     attentions = {name: matching.setting(name, default) for name, each in model.named_modules() if is_attention(each)}
+    floats = [each for each in unquantized(model) if not matching.setting(each.name, default).skip]
     if not integer_only:
         matching.check_used()
 
@@ -93,6 +101,10 @@ def prepare(
         stream = Setting(None, 8, get_method("lsq"), "tensor", narrow)
         prepared = integer_form(prepared, lambda names: [matching.setting(name, stream) for name in names])
         matching.check_used()
+    if floats:
+        left = {id(weight): weight.numel() for each in floats for weight in each.weights.values()}
+        share = sum(left.values()) / sum(parameter.numel() for parameter in model.parameters())
+        warnings.warn(warning_text(floats, share), UnquantizedWarning, stacklevel=2)
     prepared.register_load_state_dict_pre_hook(_forget_with_float_weights)
     prepared.register_load_state_dict_post_hook(_share_as_saved)
     return prepared

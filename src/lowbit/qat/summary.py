@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
 import torch
@@ -12,17 +12,20 @@ from lowbit.grid import Grid
 from lowbit.layers.attention import QuantizedAttention, quantized_attentions
 from lowbit.layers.quantized import QuantizedLayer, float_class
 from lowbit.layers.sites import input_sites
+from lowbit.layers.unquantized import unquantized
 from lowbit.qat.calibrate import observed
 from lowbit.quantizer.module import Quantizer
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One convolution or linear layer, or one matrix product of an attention: without parameters, and what would be the
-    weight is its right operand (the keys, the values). A side in full precision has None as bits and "float" as grid;
-    the grid of activations that only data decides is "from data" before calibration. `macs` (multiply-accumulates for one
-    sample) and `bit_operations` (macs · weight bits · activation bits) are None unless an example input was given; full
-    precision counts as 32 bits."""
+    """One convolution or linear layer, one matrix product of an attention, or a module that stays in full precision.
+
+    A matrix product has no parameters, and what would be the weight is its right operand (the keys, the values). A side
+    in full precision has None as bits and "float" as grid; the grid of activations that only data decides is "from data"
+    before calibration. `macs` (multiply-accumulates for one sample) and `bit_operations` (macs · weight bits ·
+    activation bits) are None unless an example input was given; full precision counts as 32 bits.
+    """
 
     name: str
     kind: str
@@ -71,12 +74,21 @@ class LayerRow:
 def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[LayerRow]:
     """A row per convolution and linear layer, prepared or not, and two per quantized attention.
 
+    What else computes with weights (nn.LSTM, an embedding, a module that multiplies with a parameter of its own) stays
+    in full precision and has a row too, with the shape () where it has several weights, and without `macs`.
+
     With `example_input`, [1, …], the model is run once without its quantizers, which need not be calibrated, to count
     multiply-accumulates. On the meta device (`torch.empty(1, 3, 224, 224, device="meta")`) nothing is computed.
     """
     macs = {} if example_input is None else _count_macs(model, example_input)
     rows = []
+    floats = {each.name: each for each in unquantized(model)}
     for name, module in model.named_modules():
+        if name in floats:
+            each = floats[name]
+            weights = list(each.weights.values())
+            row = _row(name, each.kind, weights[0] if len(weights) == 1 else None, None, None, None)
+            rows.append(replace(row, parameters=each.parameters))
         if isinstance(module, QuantizedLayer):
             kind, weight = type(module).__name__.removeprefix("Quantized"), module.weight
             rows.append(_row(name, kind, weight, module.weight_quantizer, module.input_quantizer, macs.get(name)))
