@@ -102,8 +102,8 @@ def _multiplied(module: nn.Module) -> dict[str, Tensor]:
 def _operands(kind: type[nn.Module]) -> tuple[str, ...]:
     """Attributes of self, as dotted paths, of which an operand of a product in the class's methods is made.
 
-    Only operands that do not depend on a method's arguments count: an operand made of data and a parameter, as attention
-    scores with a position's bias added are, holds no weights. Empty for a class whose source cannot be read.
+    Only operands that do not depend on a method's arguments count: an operand made of data and a parameter, as
+    attention scores with a position's bias added are, holds no weights. Empty for a class whose source cannot be read.
     """
     found: dict[str, None] = {}
     methods = _methods(kind)

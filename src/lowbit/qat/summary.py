@@ -21,10 +21,10 @@ from lowbit.quantizer.module import Quantizer
 class LayerRow:
     """One convolution or linear layer, one matrix product of an attention, or a module that stays in full precision.
 
-    A matrix product has no parameters, and what would be the weight is its right operand (the keys, the values). A side
-    in full precision has None as bits and "float" as grid; the grid of activations that only data decides is "from data"
-    before calibration. `macs` (multiply-accumulates for one sample) and `bit_operations` (macs · weight bits ·
-    activation bits) are None unless an example input was given; full precision counts as 32 bits.
+    A matrix product has no parameters, and what would be the weight is its right operand (the keys, the values). A
+    side in full precision has None as bits and "float" as grid; the grid of activations that only data decides is
+    "from data" before calibration. `macs` (multiply-accumulates for one sample) and `bit_operations` (macs · weight
+    bits · activation bits) are None unless an example input was given; full precision counts as 32 bits.
     """
 
     name: str
