@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import tokenize
 import warnings
 
 import pytest
@@ -110,6 +112,28 @@ class ReadsAnEmbedding(nn.Module):
 
 def test_a_parameter_is_listed_once() -> None:
     assert [each.name for each in unquantized(ReadsAnEmbedding())] == ["embedding"]
+
+
+@pytest.mark.parametrize(
+    "source", [OSError("no file"), tokenize.TokenError("EOF in multi-line statement"), "def other(self, x): self.w @ x"]
+)
+def test_a_class_whose_source_cannot_be_read_is_prepared(source, monkeypatch) -> None:
+    """Code that was run from text under a file's name has no source, or lines of that file that are not its own."""
+
+    class FromText(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    def getsource(function):
+        if isinstance(source, Exception):
+            raise source
+        return source
+
+    monkeypatch.setattr(inspect, "getsource", getsource)
+    network = FromText(nn.Linear(4, 4))
+    network.w = nn.Parameter(torch.ones(4, 4))
+    assert not list(unquantized(network))
+    lowbit.prepare(network)
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224", "cait_xxs24_224"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -131,9 +132,10 @@ def _methods(kind: type[nn.Module]) -> dict[str, ast.FunctionDef]:
                 continue
             try:
                 parsed = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-            except (OSError, SyntaxError, TypeError):
+            except (OSError, SyntaxError, TypeError, IndexError, tokenize.TokenError):
                 continue
-            if isinstance(parsed, ast.FunctionDef) and parsed.args.args:
+            # Code that was run from text, under the name of a file, may be given other lines of that file.
+            if isinstance(parsed, ast.FunctionDef) and parsed.name == function.__name__ and parsed.args.args:
                 methods[name] = parsed
     return methods
 
