@@ -78,6 +78,12 @@ def test_what_stays_in_full_precision_is_named_and_listed(module: nn.Module, wei
         lowbit.prepare(model, rules=[lowbit.Rule("other", skip=True)])
 
 
+def test_a_rule_that_gives_bits_to_what_cannot_have_them_decides_nothing() -> None:
+    model = nn.ModuleDict({"other": nn.LSTM(8, 8), "layer": nn.Linear(8, 8)})
+    with pytest.raises(lowbit.LowbitError, match="rule 'other' decides no layer"):
+        lowbit.prepare(model, rules=[lowbit.Rule("other", weights=4)])
+
+
 def test_own_parameters_that_only_add_hold_no_products() -> None:
     [found] = unquantized(Own())
     assert list(found.weights) == ["linear_weight", "masked", "product", "helped"]

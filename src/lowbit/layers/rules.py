@@ -105,6 +105,17 @@ class Rules:
             check_bits(getattr(setting, side), f"{side} of {name!r}")
         return setting
 
+    def skips(self, name: str) -> bool:
+        """Whether the first rule that matches says that this module, which has no quantizers, is meant to have none.
+
+        A rule that gives it bits decides nothing.
+        """
+        number = next((number for number, (_, pattern) in enumerate(self._rules) if pattern.fullmatch(name)), None)
+        if number is None or not self._rules[number][0].skip:
+            return False
+        self._used.add(number)
+        return True
+
     def check_used(self) -> None:
         """Refuse rules that decided nothing: a typing error in a pattern must not go unnoticed.
 

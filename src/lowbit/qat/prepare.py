@@ -87,7 +87,7 @@ def prepare(
         check_layer(name, layers[name])
     _check_attention(model, chosen)
     attentions = {name: matching.setting(name, default) for name, each in model.named_modules() if is_attention(each)}
-    floats = [each for each in unquantized(model) if not matching.setting(each.name, default).skip]
+    floats = [each for each in unquantized(model) if not matching.skips(each.name)]
     if not integer_only:
         matching.check_used()
 
