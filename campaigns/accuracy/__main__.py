@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
         prog="python -m campaigns.accuracy", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", metavar="PATH", help="CIFAR-10 as lowbit reads it; needed to run cells")
+    parser.add_argument("--given", type=Path, metavar="FOLDER", help="of the weights that no cell trains")
     parser.add_argument(
         "--only", nargs="+", metavar="PATTERN", help="cells whose name fits one of these, as in a shell"
     )
@@ -69,7 +70,9 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
         elif options.again and not options.only:
             raise LowbitError("--again: name the cells to run again with --only")
         else:
-            (run_again if options.again else run)(cells, Places(options.data, options.runs, options.results))
+            (run_again if options.again else run)(
+                cells, Places(options.data, options.runs, options.results, options.given)
+            )
     except LowbitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

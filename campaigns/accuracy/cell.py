@@ -13,6 +13,19 @@ CIFAR10 = DataConfig(path="", batch_size=128, augment="cifar", validation=5000.0
 
 
 @dataclass(frozen=True)
+class Given:
+    """Weights that no cell trains; the command takes the folder they lie in.
+
+    Attributes:
+        file: its name in that folder.
+        sha256: of the file.
+    """
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of a table.
 
@@ -24,7 +37,7 @@ class Cell:
         epochs: how long it trains.
         seed: of order and augmentation. Runs of one seed see the same batches, so that rows can be paired by it.
         method: an entry of `lowbit.METHODS`.
-        start: the name of the cell whose best checkpoint it starts from; None is random weights.
+        start: the name of the cell whose best checkpoint it starts from, or weights that are given; None is random weights.
         lr: another learning rate than the recipe's.
         data: how images are read; the path is filled in when it runs.
         ships: keep its weights with the results, for other cells to start from.
@@ -38,7 +51,7 @@ class Cell:
     epochs: int
     seed: int
     method: str = "lsq"
-    start: str | None = None
+    start: str | Given | None = None
     lr: float | None = None
     data: DataConfig = CIFAR10
     ships: bool = False
@@ -53,7 +66,8 @@ class Cell:
     @property
     def command(self) -> str:
         """What runs this cell from scratch, whatever results are there."""
-        return f"python -m campaigns.accuracy --data CIFAR10_JPEG --only '{self.name}' --again"
+        given = " --given FOLDER" if isinstance(self.start, Given) else ""
+        return f"python -m campaigns.accuracy --data CIFAR10_JPEG{given} --only '{self.name}' --again"
 
     def config(self, *, data: str, init: str | None, output: Path) -> TrainConfig:
         """The run: the recipe of CIFAR-10's networks at low bits, or from random weights that of full precision.

@@ -20,9 +20,9 @@ def report(tables: Iterable[Table], done: dict[str, Line]) -> str:
     for table in tables:
         lines = [done[cell.name] for _, cell in table.cells if cell.name in done]
         if lines:
-            parts.append(
-                f"## {table.title}\n\n{len(lines)} of {len(table.cells)} cells are there.\n\n{_body(table, lines)}"
-            )
+            note = f"{table.note}\n\n" if table.note else ""
+            there = f"{len(lines)} of {len(table.cells)} cells are there."
+            parts.append(f"## {table.title}\n\n{note}{there}\n\n{_body(table, lines)}")
     return "\n".join(parts)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.cell import Cell, Given
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.report import Run
@@ -20,6 +20,9 @@ from lowbit.train import TrainConfig
 from lowbit.train.tracking import versions
 
 Line = dict[str, Any]
+
+Start = dict[str, str | None]
+"""The weights that a cell starts from: `cell`, or None where no cell trained them, and `weights`, their SHA-256."""
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "results" / "accuracy"
@@ -82,11 +85,11 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def line_of(cell: Cell, run: Run, *, start: Line | None, weights: Path | None) -> Line:
+def line_of(cell: Cell, run: Run, *, start: Start | None, weights: Path | None) -> Line:
     """The result of a cell, from the folder of its finished run.
 
     Args:
-        start: the result of the cell it starts from.
+        start: the weights it starts from.
         weights: the file of its own weights, where they are kept.
     """
     final = run.final
@@ -106,16 +109,16 @@ def line_of(cell: Cell, run: Run, *, start: Line | None, weights: Path | None) -
     }  # fmt: skip
 
 
-def diverged_line(cell: Cell, config: TrainConfig, *, start: Line | None, error: str) -> Line:
+def diverged_line(cell: Cell, config: TrainConfig, *, start: Start | None, error: str) -> Line:
     """The result of a cell whose training came to NaN or infinity; of its run there may be nothing left."""
     return _identity(cell, config.as_dict(), versions(), start) | {"test": None, "validation": None, "diverged": error}
 
 
-def _identity(cell: Cell, config: dict[str, Any], used: dict[str, str], start: Line | None) -> Line:
+def _identity(cell: Cell, config: dict[str, Any], used: dict[str, str], start: Start | None) -> Line:
     config = json.loads(json.dumps(config))
     # Where things lay on the machine that trained is of no use to another.
     config["data"]["path"], config["data"]["workers"], config["output"] = "", None, None
-    config["model"]["init"] = cell.start
+    config["model"]["init"] = cell.start.file if isinstance(cell.start, Given) else cell.start
     return {
         "cell": cell.name,
         "table": cell.table,
@@ -125,7 +128,7 @@ def _identity(cell: Cell, config: dict[str, Any], used: dict[str, str], start: L
         "epochs": cell.epochs,
         "seed": cell.seed,
         "command": cell.command,
-        "start": None if start is None else {"cell": start["cell"], "weights": start["weights"]},
+        "start": start,
         "commit": commit(),
         "versions": used,
         "config": config,

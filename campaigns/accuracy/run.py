@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from campaigns.accuracy import results
-from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.cell import Cell, Given
 from lowbit import train
 from lowbit.errors import LowbitError
 from lowbit.report import read_run
@@ -18,11 +18,12 @@ from lowbit.train.trainer import CALMER
 
 @dataclass(frozen=True)
 class Places:
-    """Where a campaign reads and writes."""
+    """Where a campaign reads and writes; `given` is the folder of the weights that no cell trains."""
 
     data: str
     runs: Path
     results: Path
+    given: Path | None = None
 
 
 def state(cell: Cell, done: dict[str, results.Line], runs: Path) -> str:
@@ -96,17 +97,24 @@ def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True) -> 
     return results.line_of(cell, read_run(folder), start=start, weights=weights)
 
 
-def _start(cell: Cell, places: Places) -> tuple[results.Line | None, str | None]:
-    """The result and the weights of the cell that this one starts from."""
+def _start(cell: Cell, places: Places) -> tuple[results.Start | None, str | None]:
+    """What the result says of the weights that this cell starts from, and their file."""
     if cell.start is None:
         return None, None
-    line = results.read(places.results).get(cell.start)
-    if line is None:
-        raise LowbitError(f"{cell.name}: starts from {cell.start}, which has no result: run that first")
-    file = results.weights_file(places.results, cell.start)
-    if not file.exists() or results.sha256(file) != line["weights"]:
-        raise LowbitError(f"{file}: not the weights that the result of {cell.start} is of")
-    return line, str(file)
+    if isinstance(cell.start, Given):
+        if places.given is None:
+            raise LowbitError(f"{cell.name}: starts from {cell.start.file}: name its folder with --given")
+        start, file = {"cell": None, "weights": cell.start.sha256}, places.given / cell.start.file
+        what = f"{cell.start.file} that the results are of"
+    else:
+        line = results.read(places.results).get(cell.start)
+        if line is None:
+            raise LowbitError(f"{cell.name}: starts from {cell.start}, which has no result: run that first")
+        start, file = {"cell": cell.start, "weights": line["weights"]}, results.weights_file(places.results, cell.start)
+        what = f"weights that the result of {cell.start} is of"
+    if not file.exists() or results.sha256(file) != start["weights"]:
+        raise LowbitError(f"{file}: not the {what}")
+    return start, str(file)
 
 
 def _percent(accuracy: float | None) -> str:

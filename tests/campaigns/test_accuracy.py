@@ -11,7 +11,7 @@ import pytest
 import torch
 from campaigns.accuracy import results
 from campaigns.accuracy.__main__ import main
-from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.cell import Cell, Given
 from campaigns.accuracy.report import difference, spread
 from campaigns.accuracy.tables import TABLES, initialization, plan
 from campaigns.accuracy.tables.table import Table
@@ -194,6 +194,26 @@ def test_what_keeps_a_cell_from_running_is_said(command, tmp_path, capsys) -> No
     assert "--data: name the folder" in capsys.readouterr().err
 
 
+def test_a_cell_starts_from_weights_that_are_given(command, tmp_path, monkeypatch, capsys) -> None:
+    command("--only", START.name)
+    trained = results.weights_file(tmp_path / "results", START.name)
+    given = replace(cell(), start=Given("start.safetensors", results.sha256(trained)))
+    places = ["--data", "sklearn:digits", "--runs", str(tmp_path / "given"), "--results", str(tmp_path / "new")]
+    tables = (Table("init", "Rules", ((0, given),)),)
+    assert main(places, tables) == 2
+    assert "starts from start.safetensors: name its folder with --given" in capsys.readouterr().err
+    places += ["--given", str(tmp_path)]
+    assert main(places, tables) == 2
+    assert "not the start.safetensors that the results are of" in capsys.readouterr().err
+    (tmp_path / "start.safetensors").write_bytes(trained.read_bytes())
+    assert main(places, tables) == 0
+    line = results.read(tmp_path / "new")[given.name]
+    assert line["start"] == {"cell": None, "weights": given.start.sha256}
+    assert line["config"]["model"]["init"] == "start.safetensors" and "--given FOLDER" in line["command"]
+    command("--only", cell().name)  # the same weights, as a cell that trained them
+    assert line["test"] == results.read(tmp_path / "results")[cell().name]["test"]
+
+
 def test_results_that_contradict_each_other_are_refused(tmp_path) -> None:
     line = {"cell": "t/a", "table": "t"}
     results.append(tmp_path, line)
@@ -234,11 +254,11 @@ def test_report_is_of_recorded_results_alone(tmp_path, capsys) -> None:
     made_up(values | {("fp", None, 0): 70.0, ("lsq+lsq", 2, 0): 40.0}, tmp_path)
     cells = [cell(row, seed, bits) for row, bits, seed in values]
     cells += [cell("fp", 0, None), cell("lsq+lsq", 0, 2), cell("least-squares+lsq", 0, 2)]
-    tables = (Table("init", "Rules", tuple((0, c) for c in cells), "lsq+lsq"), TABLES_OF_DIGITS[0])
+    tables = (Table("init", "Rules", tuple((0, c) for c in cells), "lsq+lsq", note="Of digits."), TABLES_OF_DIGITS[0])
     assert main(["--report", "--results", str(tmp_path)], tables) == 0
     said = capsys.readouterr().out
     assert (
-        "## Rules\n\n11 of 12 cells are there." in said and "Full precision" not in said
+        "## Rules\n\nOf digits.\n\n11 of 12 cells are there." in said and "Full precision" not in said
     )  # what has no result has no table
     table = [[part.strip() for part in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
     head, _, *body = table
@@ -278,22 +298,25 @@ def test_recorded_results_are_of_cells_that_exist() -> None:
         assert line["config"]["data"]["validation"] == 5000 and line["seed"] == cells[name].seed
         if cells[name].ships:
             assert results.sha256(results.weights_file(results.FOLDER, name)) == line["weights"]
-        if cells[name].start is not None:
-            assert line["start"] == {"cell": cells[name].start, "weights": done[cells[name].start]["weights"]}
+        start = cells[name].start
+        if isinstance(start, Given):
+            assert line["start"] == {"cell": None, "weights": start.sha256}
+        elif start is not None:
+            assert line["start"] == {"cell": start, "weights": done[start]["weights"]}
 
 
 def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> None:
     cells = plan()
     names = [cell.name for cell in cells]
     assert len(set(names)) == len(names) > 300
-    assert cells[0].ships and cells[0].bits is None and cells[0].start is None  # full precision comes first
+    assert plan(TABLES[:1])[0].start is None and cells[0].ships  # what others start from comes first
     for number, cell in enumerate(cells):
-        assert cell.start is None or cell.start in names[:number]
+        assert cell.start is None or isinstance(cell.start, Given) or cell.start in names[:number]
         assert cell.config(data="somewhere", init=None, output=Path("runs")).data.validation == 5000
-    budgets = {(cell.network, cell.epochs, cell.seed) for cell in cells if cell.table == "init"}
-    for network, epochs, seed in budgets:  # every budget has full precision's
-        assert f"init/{network}-fp-{epochs}ep-s{seed}" in names
-    assert [table.name for table in TABLES] == ["fp", "init"]
+    budgets = {(cell.table, cell.network, cell.epochs, cell.seed) for cell in cells if cell.table.startswith("init")}
+    for table, network, epochs, seed in budgets:  # every budget has full precision's
+        assert f"{table}/{network}-fp-{epochs}ep-s{seed}" in names
+    assert [table.name for table in TABLES] == ["fp", "init", "init20"]
 
 
 def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start() -> None:

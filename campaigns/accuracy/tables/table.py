@@ -17,9 +17,11 @@ class Table:
         cells: (stage, cell). Cells of an earlier stage are run before those of a later one, whatever their table;
             within a stage their order here counts.
         reference: the row that others are compared with, or None.
+        note: what the reader has to know of it beside what the page says of all tables.
     """
 
     name: str
     title: str
     cells: tuple[tuple[int, Cell], ...]
     reference: str | None = None
+    note: str = ""
