@@ -5,16 +5,23 @@
 A mutation changes one node of an integer graph as a fault of conversion would: a pool dropped, strides swapped, a clamp
 forgotten, another layer's batch-norm. The changed graph is a valid one; `lowering.proof` compares it with the trained network on
 the inputs that `to_integer` uses. Each must be caught. What is changed into the same function is no mutation, and is not counted.
+
+What becomes of each is kept in --outcomes as it is found; the same command goes on where it was stopped, and begins anew where
+the sources have changed. The exit status is 1 where one was missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import hashlib
+import platform
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +29,7 @@ from torch.nn import functional as F
 
 import lowbit
 from lowbit import models
+from lowbit.files import atomic_write
 from lowbit.integer.graph import Graph, Node, TensorType, Weight
 from lowbit.integer.ops import (
     Add,
@@ -45,6 +53,8 @@ from lowbit.integer.ops import (
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert
 from lowbit.lowering.proof import Proof, random_inputs
+
+OUTCOMES = ("caught", "missed", "same", "invalid")
 
 
 class Various(nn.Module):
@@ -230,8 +240,8 @@ def same_function(graph: Graph, other: Graph, inputs: dict[str, Tensor]) -> bool
     return all(torch.equal(two[name], one[name]) for name in two)
 
 
-def run(name: str, bits: int, counts: Counter, survivors: list[str]) -> None:
-    """Every mutation of one network."""
+def outcomes(name: str, bits: int, done: Container[tuple[str, str]] = ()) -> Iterator[Row]:
+    """What becomes of every mutation of one network, those in `done` (node, mutation) left out."""
     model, x = prepared(name, bits)
     graph, places = convert(model, x[:1])
     (entry,) = graph.inputs
@@ -240,36 +250,110 @@ def run(name: str, bits: int, counts: Counter, survivors: list[str]) -> None:
     assert not Proof(model, graph, places)(inputs), f"{name}: the network itself is not proved"
     for node in graph.nodes:
         for what, change in changes(node, graph):
+            if (node.name, what) in done or (change is None and node.name in places.values()):
+                continue
             other = mutated(graph, node, change)
-            if other is None or (change is None and node.name in places.values()):
-                continue
-            caught = bool(Proof(model, other, places)(inputs))
-            if not caught and same_function(graph, other, many):
-                continue
-            counts[type(node).__name__, what, caught] += 1
-            if not caught:
-                survivors.append(f"{name} W{bits}A{bits}: {node.name} ({type(node).__name__}): {what}")
+            if other is None:
+                found = "invalid"
+            elif Proof(model, other, places)(inputs):
+                found = "caught"
+            else:
+                found = "same" if same_function(graph, other, many) else "missed"
+            yield Row(name, bits, node.name, type(node).__name__, what, found)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+# ---------------------------------------------------------------- what is kept, and the table
+
+
+class Row(NamedTuple):
+    """A mutation and what became of it: caught, missed, same (no other function) or invalid (no graph of the same shapes)."""
+
+    network: str
+    bits: int
+    node: str
+    operation: str
+    mutation: str
+    found: str
+
+
+def sources() -> str:
+    """The first digits of the SHA-256 of what rows are measured with: lowbit, this file, and torch's version."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for path in (Path(__file__), *sorted(Path(lowbit.__file__).parent.rglob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def stored(path: Path, measured_with: str) -> list[Row]:
+    """The rows of a file that were measured with these sources; its last line may be cut off."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        lines = [line for line in csv.reader(file) if len(line) == 1 + len(Row._fields) and line[-1] in OUTCOMES]
+    return [Row(network, int(bits), *rest) for with_, network, bits, *rest in lines if with_ == measured_with]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Counts by operation and mutation, as Markdown. What is the same function, or no valid graph, is not counted."""
+    counts = Counter((row.operation, row.mutation, row.found) for row in rows)
+    lines = ["| operation | mutation | tried | caught |", "|---|---|---|---|"]
+    for operation, what in sorted({(row.operation, row.mutation) for row in rows}):
+        caught, missed = counts[operation, what, "caught"], counts[operation, what, "missed"]
+        if caught + missed:
+            lines.append(f"| {operation} | {what} | {caught + missed} | {caught} |")
+    total = Counter(row.found for row in rows)
+    lines.append(f"| all | | {total['caught'] + total['missed']} | {total['caught']} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m campaigns.mutations", description=__doc__.split("\n")[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--outcomes", type=Path, default=Path("mutations.csv"), help="kept as they come")
+    parser.add_argument("--report", type=Path, default=None, metavar="FILE", help="write the table as Markdown")
     options = parser.parse_args(argv)
-    counts: Counter = Counter()
-    survivors: list[str] = []
-    for name in options.networks:
-        for bits in options.bits:
-            before = counts.total()
-            run(name, bits, counts, survivors)
-            print(f"{name} W{bits}A{bits}: {counts.total() - before} mutations", file=sys.stderr)
-    print("| operation | mutation | tried | caught |\n|---|---|---|---|")
-    for operation, what in sorted({(operation, what) for operation, what, _ in counts}):
-        caught, missed = counts[operation, what, True], counts[operation, what, False]
-        print(f"| {operation} | {what} | {caught + missed} | {caught} |")
-    print(f"\n{counts.total() - len(survivors)} of {counts.total()} caught")
-    print("\n".join(survivors))
-    return bool(survivors)
+    measured_with = sources()
+    kept = stored(options.outcomes, measured_with)
+    rows = []
+    with open(options.outcomes, "a", newline="") as file:
+        writer = csv.writer(file)
+        if file.tell():
+            file.write("\r\n")  # ends a line that was cut off
+        for name in options.networks:
+            for bits in options.bits:
+                before = [row for row in kept if (row.network, row.bits) == (name, bits)]
+                rows += before
+                for row in outcomes(name, bits, {(row.node, row.mutation) for row in before}):
+                    writer.writerow((measured_with, *row))
+                    file.flush()
+                    rows.append(row)
+                    if row.found == "missed":
+                        print(f"{name} W{bits}A{bits}: {row.node} ({row.operation}): {row.mutation}", flush=True)
+    print(table(rows))
+    if options.report is not None:
+        with atomic_write(options.report) as temporary:
+            temporary.write_text(report(rows, options))
+    return int(any(row.found == "missed" for row in rows))
+
+
+def report(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """The table as a page of the documentation."""
+    networks = ", ".join(f"{name} ({sum(row.network == name for row in rows)})" for name in options.networks)
+    total = Counter(row.found for row in rows)
+    return f"""# Wrong conversions, and whether the proof sees them
+
+    python -m campaigns.mutations --report {options.report}
+
+torch {torch.__version__}, Python {platform.python_version()}. Networks, and how many changes to a node of each: {networks};
+at {" and ".join(f"W{bits}A{bits}" for bits in options.bits)}.
+
+{table(rows)}
+
+Of {len(rows)} changes, {total["invalid"]} made no valid graph of the same shapes, and {total["same"]} computed the same codes
+everywhere on sixteen inputs, as a dropped bias of zeros does; neither is a wrong conversion. All others are in the table. What
+the changes are: `campaigns/mutations.py`.
+"""
 
 
 if __name__ == "__main__":
