@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lowbit.errors import LowbitError
+from lowbit.layers.computed import check_not_computed
 from lowbit.layers.product import product
 from lowbit.layers.rules import Setting
 from lowbit.quantizer.module import Quantizer
@@ -109,8 +111,11 @@ QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
 }
 
 
-# Subclasses that compute what the plain layer does.
-_SAME_COMPUTATION = ("timm.layers.linear.Linear", "torch.nn.modules.linear.NonDynamicallyQuantizableLinear")
+# What of a class decides what a layer computes: a subclass that has all of these from torch computes what torch's does.
+_DECIDING = ("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl", "__getattr__", "__getattribute__")
+
+# Subclasses with a forward of their own that computes the same.
+_SAME_COMPUTATION = ("timm.layers.linear.Linear",)
 
 
 def float_class(layer: nn.Module) -> type[nn.Module] | None:
@@ -122,18 +127,30 @@ def check_layer(name: str, layer: nn.Module) -> None:
     """Refuse a layer whose computation the prepared form would not reproduce.
 
     Raises:
-        LowbitError: a subclass (also what torch's parametrizations make), or parameters that are not there yet.
+        LowbitError: a forward of its own, parameters that are not there yet or that are computed before each call.
     """
     kind = float_class(layer)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in layer.parameters(recurse=False)):
         raise LowbitError(f"layer {name!r} is lazy and has no weights yet: run the network once before preparing it")
     assert kind is not None
+    check_not_computed(name, layer)
+    leave = f"or leave it in full precision with lowbit.Rule({name!r}, skip=True)"
     spelled = f"{type(layer).__module__}.{type(layer).__name__}"
-    if type(layer) is not kind and spelled not in _SAME_COMPUTATION:
+    for parameter in ("weight", "bias"):
+        if parameter not in layer._parameters:
+            raise LowbitError(
+                f"layer {name!r} ({spelled}): its {parameter} is no parameter of its own, so that something computes it: make it "
+                f"an nn.Parameter, {leave}"
+            )
+    own = [
+        each
+        for each in _DECIDING
+        if each in vars(layer) or getattr(type(layer), each, None) is not getattr(kind, each, None)
+    ]
+    if own and (spelled not in _SAME_COMPUTATION or own != ["forward"]):
         raise LowbitError(
-            f"layer {name!r} is a {spelled}, which may compute its output its own way: "
-            f"replace it by a plain nn.{kind.__name__}, or leave it in full precision with lowbit.Rule({name!r}, "
-            "skip=True)"
+            f"layer {name!r} is a {spelled} with a {own[0]} of its own, which may compute its output in another way: "
+            f"replace it by a plain nn.{kind.__name__}, {leave}"
         )
 
 
@@ -162,11 +179,30 @@ def add_quantizers(name: str, layer: nn.Module, setting: Setting) -> None:
             batch_dim=0,
             name=f"the input of layer {name!r}",
         )
-    layer.__class__ = QUANTIZED[kind]
+    layer.__class__ = _quantized_class(type(layer), kind)
     assert isinstance(layer, QuantizedLayer)
     device = layer.weight.device
     layer.weight_quantizer = weight_quantizer.to(device)
     layer.input_quantizer = input_quantizer.to(device)
+
+
+@cache
+def _quantized_class(cls: type[nn.Module], kind: type[nn.Module]) -> type[QuantizedLayer]:
+    """The prepared form of a class: one of `QUANTIZED`, or a subclass that has the attributes of a subclass as well."""
+    if cls is kind:
+        return QUANTIZED[kind]
+    members = {"__module__": __name__, "__reduce__": _reduce, "_made_of": (cls, kind)}
+    return type(f"Quantized{cls.__name__}", (QUANTIZED[kind], cls), members)
+
+
+def _reduce(layer: Any) -> tuple:
+    # The class is made when needed, so that pickle finds it under no name.
+    return _empty, layer._made_of, layer.__dict__
+
+
+def _empty(cls: type[nn.Module], kind: type[nn.Module]) -> QuantizedLayer:
+    made = _quantized_class(cls, kind)
+    return made.__new__(made)
 
 
 def _weight_step(name: str, layer: nn.Module, granularity: str) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:

@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Graph
+from lowbit.layers.computed import check_not_computed
 from lowbit.layers.quantized import QuantizedLayer, float_class
 from lowbit.lowering.calls import REMEDY_FOR_ONE, Modules, describe, describe_layer
 from lowbit.lowering.shapes import Shapes
@@ -69,11 +70,13 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Refuse parameters and buffers that are not float32 or not finite.
+    """Refuse parameters and buffers that are not float32 or not finite, and parameters that hooks compute.
 
     Raises:
         LowbitError: naming the layer that has it.
     """
+    for name, module in model.named_modules():
+        check_not_computed(name, module)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if not value.is_floating_point():
             continue

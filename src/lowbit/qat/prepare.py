@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from torch import nn
 
 from lowbit.errors import LowbitError
 from lowbit.layers.attention import is_attention, quantize_attention
+from lowbit.layers.computed import check_not_computed, copied
 from lowbit.layers.quantized import QuantizedLayer, add_quantizers, check_layer, float_class
 from lowbit.layers.rules import Rule, Rules, Setting, check_bits
 from lowbit.layers.sites import input_sites, quantizers
@@ -85,13 +85,16 @@ def prepare(
     chosen = {name: setting for name, setting in settings.items() if not setting.skip}
     for name in chosen:
         check_layer(name, layers[name])
+    if integer_only:  # which computes with the parameters of every module
+        for name, module in model.named_modules():
+            check_not_computed(name, module)
     _check_attention(model, chosen)
     attentions = {name: matching.setting(name, default) for name, each in model.named_modules() if is_attention(each)}
     floats = [each for each in unquantized(model) if not matching.skips(each.name)]
     if not integer_only:
         matching.check_used()
 
-    prepared = copy.deepcopy(model)
+    prepared = copied(model)
     for name, setting in chosen.items():
         add_quantizers(name, prepared.get_submodule(name), setting)
     for name, setting in attentions.items():

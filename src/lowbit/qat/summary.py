@@ -90,11 +90,11 @@ def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[L
             row = _row(name, each.kind, weights[0] if len(weights) == 1 else None, None, None, None)
             rows.append(replace(row, parameters=each.parameters))
         if isinstance(module, QuantizedLayer):
-            kind, weight = type(module).__name__.removeprefix("Quantized"), module.weight
-            rows.append(_row(name, kind, weight, module.weight_quantizer, module.input_quantizer, macs.get(name)))
-        elif (float_kind := float_class(module)) is not None:
+            sides = module.weight_quantizer, module.input_quantizer
+            rows.append(_row(name, _kind(module), module.weight, *sides, macs.get(name)))
+        elif float_class(module) is not None:
             assert isinstance(module.weight, Tensor)
-            rows.append(_row(name, float_kind.__name__, module.weight, None, None, macs.get(name)))
+            rows.append(_row(name, _kind(module), module.weight, None, None, macs.get(name)))
         elif isinstance(module, QuantizedAttention):
             for product, left, right in (
                 ("q·k", module.q_quantizer, module.k_quantizer),
@@ -102,6 +102,12 @@ def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[L
             ):
                 rows.append(_row(f"{name} {product}", "MatMul", None, right, left, macs.get(name)))
     return rows
+
+
+def _kind(layer: nn.Module) -> str:
+    kind = float_class(layer)
+    assert kind is not None
+    return kind.__name__
 
 
 def _row(
