@@ -41,6 +41,11 @@ OutputCodes = Tensor
 """int16 codes on the grid of the node's own output, packed in files at its bits."""
 
 
+FLOAT32_UNIT = 2.0**-24
+"""The largest relative error of one rounding to float32."""
+ROUNDINGS = 8
+"""More roundings to float32 than a code passes on its way, in the integer network and in the trained one together."""
+
 _grid = cache(Grid)
 
 
@@ -167,6 +172,19 @@ class Node:
     def multipliers(self, inputs: Sequence[TensorType]) -> list[Multiplier]:
         """Its multipliers M, output steps per unit of its accumulator: none, one, or one per operand of a sum."""
         return []
+
+    def tolerance(self, inputs: Sequence[TensorType]) -> float:
+        """How far its value in "float", before rounding to a code, may lie from the value in real numbers, in steps of its output
+        (in its own unit, where it is a float).
+
+        By default what moving codes needs, 0, or 8 · 2^-24 · accumulator bound · max|M|, summed over its multipliers: the
+        scales, the multiplier, the accumulator and the product are each rounded to float32, and each rounding is at most
+        2^-24 of a magnitude that the bound times the multiplier limits. The trained network rounds its folded scale, too.
+        """
+        if self.moves_codes:
+            return 0.0
+        bound = self.accumulator_bound(inputs)
+        return ROUNDINGS * FLOAT32_UNIT * sum(bound * float(m.exact.abs().max()) for m in self.multipliers(inputs))
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         """Its tensor for a batch: codes in `code_dtype`, or float32 where its type is a FloatType."""

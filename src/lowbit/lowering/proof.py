@@ -7,21 +7,18 @@ given: their codes are those that the trained network's own quantizers give.
     exact     the trained network's own operations between, in float64, on the real values of these codes
 
 The integer code must be the code of the exact value v (in steps of the output, clip(rint(v) + z)). Both are roundings of one
-number, so they may differ only where v lies next to a tie: at most `tolerance` steps away from it, and by one code. The
-integer side rounds the operands' scales, the multiplier, the accumulator and the product to float32, the trained side its
-folded scale; each is at most 2^-24 of a magnitude that is itself at most the accumulator's bound times the multiplier:
+number, so they may differ only where v lies next to a tie: at most `tolerance` steps away from it, and by one code. How far the
+arithmetic of an operation is from that of real numbers, it says itself (`Node.tolerance`, with the derivation); the
+tolerance is the sum over the nodes between.
 
-    tolerance = 8 · 2^-24 · accumulator bound · max|M|      summed over the terms of a sum, and over the nodes between
-
-A table takes a function of float32 values, which rounds by itself: 2^-19 of the largest step it gives. Anything else that
-differs is a fault of preparation or conversion: an operation dropped or taken for another, the wrong batch-norm, a clamp
-forgotten, strides swapped.
+Anything else that differs is a fault of preparation or conversion: an operation dropped or taken for another, the wrong
+batch-norm, a clamp forgotten, strides swapped.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +27,6 @@ from torch import Tensor, fx, nn
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
 from lowbit.integer.network import dequantize
-from lowbit.integer.ops import Lookup
 from lowbit.integer.result import Mismatch
 from lowbit.integer.roundings import get_rounding
 from lowbit.integer.run import executed
@@ -40,8 +36,6 @@ from lowbit.lowering.codes import type_of
 from lowbit.lowering.trained import Places, Traced, trained_runner
 from lowbit.quantizer.module import Quantizer
 
-_ROUNDINGS = 8
-_UNIT = 2.0**-24
 _ELEMENTS_AT_ONCE = 1 << 26
 """Of all tensors of the samples that are looked at together."""
 
@@ -102,7 +96,7 @@ class Proof:
         for node in graph.nodes:
             types = graph.input_types(node)
             value = executed(node, [values[name] for name in node.inputs], types, rounding)
-            tolerance = _tolerance(node, types) + sum(slack[name] for name in node.inputs)
+            tolerance = node.tolerance(types) + sum(slack[name] for name in node.inputs)
             if node.name in exact:
                 mismatch = _mismatch(node, value, exact[node.name], self._exact.grids.get(node.name), tolerance)
                 if mismatch is not None:
@@ -111,19 +105,6 @@ class Proof:
                 value, tolerance = codes[node.name].to(value.dtype), 0.0
             values[node.name], slack[node.name] = value, tolerance
         return found
-
-
-def _tolerance(node: Node, types: Sequence[TensorType]) -> float:
-    """How far from a tie the node's real value may be where its code differs, in steps; how far off a float output may be."""
-    if isinstance(node, Lookup):
-        kind = node.codes_of()
-        return 2.0**-19 * max(abs(kind.qn - kind.zero_point), abs(kind.qp - kind.zero_point))
-    if node.moves_codes:
-        return 0.0
-    if not types:  # the input's quantizer divides, as the trained network does
-        return _ROUNDINGS * _UNIT * 2.0**8
-    bound = node.accumulator_bound(types)
-    return _ROUNDINGS * _UNIT * sum(bound * float(m.exact.abs().max()) for m in node.multipliers(types))
 
 
 def _mismatch(node: Node, value: Tensor, exact: Tensor, y: TensorType | None, tolerance: float) -> Mismatch | None:

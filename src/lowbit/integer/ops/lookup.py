@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.integer.arithmetic import all_codes, code_dtype, f32, look_up
-from lowbit.integer.graph import Node, OutputCodes, Shape, TensorType
+from lowbit.integer.graph import Node, OutputCodes, Shape, TensorType, reach
 from lowbit.integer.roundings import Rounding
 from lowbit.integer.settings import reference_arithmetic
 
@@ -40,6 +40,10 @@ class Lookup(Node):
             )
         if int(table.min()) < y.qn or int(table.max()) > y.qp:
             raise LowbitError(f"table entries {int(table.min())} .. {int(table.max())} are not codes of its output")
+
+    def tolerance(self, inputs: Sequence[TensorType]) -> float:
+        """2^-19 of the largest step that it gives: the function rounds float32 values by itself."""
+        return 2.0**-19 * reach(self.codes_of())
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         return look_up(self.table.to(code_dtype(self.codes_of())), inputs[0], types[0])

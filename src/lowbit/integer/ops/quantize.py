@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowbit.integer.arithmetic import f32, to_codes
-from lowbit.integer.graph import Node, Shape, TensorType
+from lowbit.integer.graph import FLOAT32_UNIT, ROUNDINGS, Node, Shape, TensorType, reach
 from lowbit.integer.roundings import Rounding
 
 
@@ -29,6 +29,10 @@ class Quantize(Node):
 
     def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:
         return 0
+
+    def tolerance(self, inputs: Sequence[TensorType]) -> float:
+        """8 · 2^-24 of the largest step that it gives: it divides, as the trained network does."""
+        return ROUNDINGS * FLOAT32_UNIT * reach(self.codes_of())
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         y = self.codes_of()
