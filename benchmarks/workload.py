@@ -67,7 +67,6 @@ class TrainingStep:
         self.labels = torch.arange(len(x), device=x.device) % 10
         groups = lowbit.parameter_groups(model, weight_decay=1e-4)
         self.optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9)
-        lowbit.attach(model, self.optimizer)
 
         def loss() -> Tensor:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):

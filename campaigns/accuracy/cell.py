@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lowbit.recipes.cifar10 import full_precision, low_bit
 from lowbit.train import DataConfig, TrainConfig
@@ -37,6 +38,7 @@ class Cell:
         epochs: how long it trains.
         seed: of order and augmentation. Runs of one seed see the same batches, so that rows can be paired by it.
         method: an entry of `lowbit.METHODS`.
+        options: fields of `QuantizationConfig` that are not the recipe's, as (name, value).
         start: the name of the cell whose best checkpoint it starts from, or weights that are given; None is random weights.
         lr: another learning rate than the recipe's.
         data: how images are read; the path is filled in when it runs.
@@ -51,6 +53,7 @@ class Cell:
     epochs: int
     seed: int
     method: str = "lsq"
+    options: tuple[tuple[str, Any], ...] = ()
     start: str | Given | None = None
     lr: float | None = None
     data: DataConfig = CIFAR10
@@ -91,4 +94,6 @@ class Cell:
             seed=self.seed,
             output=str(output),
         )
+        if config.quantization is not None:
+            config = replace(config, quantization=replace(config.quantization, **dict(self.options)))
         return config if self.lr is None else replace(config, optimizer=replace(config.optimizer, lr=self.lr))

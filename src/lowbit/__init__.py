@@ -15,15 +15,17 @@ from lowbit.qat.calibrate import calibrate
 from lowbit.qat.oscillation import OscillationFreezer, dampening_loss
 from lowbit.qat.prepare import prepare
 from lowbit.qat.summary import layer_table, model_size_bits
-from lowbit.qat.training import attach, parameter_groups, set_progress, snap_offsets
+from lowbit.qat.training import parameter_groups, set_progress, snap_offsets
 from lowbit.quantizer.functional import fake_quantize
 from lowbit.quantizer.methods import METHODS, Method
 from lowbit.quantizer.module import Quantizer
+from lowbit.quantizer.step import Balance
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Balance",
     "Grid",
     "IntegerNetwork",
     "LowbitError",
@@ -32,7 +34,6 @@ __all__ = [
     "Quantizer",
     "Rule",
     "UnquantizedWarning",
-    "attach",
     "calibrate",
     "dampening_loss",
     "export",

@@ -17,24 +17,12 @@ from campaigns.accuracy.tables import TABLES, initialization, plan
 from campaigns.accuracy.tables.table import Table
 
 import lowbit.report
-from lowbit import METHODS, train
+from lowbit import train
 from lowbit.data import DataConfig
 from lowbit.errors import LowbitError
-from lowbit.grid import Grid
-from lowbit.quantizer.initialization import Statistics
+from lowbit.quantizer.initialization import INITS
 from lowbit.train import TrainConfig
 from lowbit.train.trainer import CALMER, Trainer
-
-# The campaign adds methods to the table when it is imported; other tests are to see the table as it is.
-ADDED = {name: METHODS.pop(name) for name in list(METHODS) if name.startswith("lsq initialized")}
-
-
-@pytest.fixture(autouse=True)
-def methods(monkeypatch):
-    """The campaign's methods, within these tests alone."""
-    for name, method in ADDED.items():
-        monkeypatch.setitem(METHODS, name, method)
-
 
 DIGITS = DataConfig(
     path="", batch_size=64, limit=128, channels=1, mean=(0.3,), std=(0.35,), validation=100.0, workers=0
@@ -43,8 +31,8 @@ START = Cell("fp", "digits-cnn", "fp", bits=None, epochs=2, seed=0, data=DIGITS,
 
 
 def cell(row: str = "lsq+lsq", seed: int = 0, bits: int | None = 3, **more) -> Cell:
-    method = initialization.method(*row.split("+")) if bits else "lsq"
-    return Cell("init", "digits-cnn", row, bits, 1, seed, method=method, start=START.name, data=DIGITS, **more)
+    options = initialization.options(row) if bits else ()
+    return Cell("init", "digits-cnn", row, bits, 1, seed, options=options, start=START.name, data=DIGITS, **more)
 
 
 WAITING = cell("lsq+least-squares", waiting="not built")
@@ -83,7 +71,7 @@ def test_cells_run_in_order_once_and_are_recorded(command, trained, tmp_path, ca
     done = results.read(tmp_path / "results")
     assert list(done) == order  # and not the one that waits
     line = done[cell().name]
-    assert line["config"]["quantization"]["method"] == "lsq initialized by lsq+lsq"
+    assert line["config"]["quantization"]["method"] == line["config"]["quantization"]["init_weights"] == "lsq"
     assert line["config"]["data"]["validation"] == 100 and line["config"]["epochs"] == 1
     assert line["start"] == {"cell": START.name, "weights": done[START.name]["weights"]}
     assert str(tmp_path) not in json.dumps(done) and "sklearn" not in json.dumps(done)
@@ -319,27 +307,17 @@ def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> No
     assert [table.name for table in TABLES] == ["fp", "init", "init20"]
 
 
-def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start() -> None:
-    x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
-    for (activations, weights), name in ((row, initialization.method(*row)) for row in initialization.ROWS):
-        method, base = METHODS[name], METHODS["lsq"]
-        assert (
-            method.init is initialization.RULES[weights]
-            and method.activations.init is initialization.RULES[activations]
-        )
-        for part in (method, method.activations):
-            assert replace(part, name="lsq", init=base.init, activations=None) == base
-    assert len({(METHODS[initialization.method(*row)].init, METHODS[initialization.method(*row)].activations.init)
-                for row in initialization.ROWS}) == 9  # fmt: skip
-
-    signed, _ = initialization.three_sigma_init(Statistics.of(x), Grid(3, signed=True), False)
-    assert float(signed) == pytest.approx(3 / 4, rel=0.1)
-    # As calibration gathers activations: without moments.
-    statistics = Statistics()
-    statistics.update(x.abs())
-    unsigned, _ = initialization.three_sigma_init(statistics, Grid(3, signed=False), False)
-    mean, std = float(x.abs().mean()), float(x.abs().std())
-    assert float(unsigned) == pytest.approx((mean + 3 * std) / 7, rel=1e-3)
+def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start_and_how_fast_they_learn() -> None:
+    low_bit = cell("lsq+lsq").config(data="d", init="w", output=Path("runs")).quantization
+    found = {}
+    for row in initialization.ROWS:
+        config = cell(row).config(data="d", init="w", output=Path("runs")).quantization
+        found[row] = (config.init_activations, config.init_weights, config.balance)
+        assert replace(config, init_activations="lsq", init_weights="lsq", balance=None) == low_bit
+    assert found["least-squares+three-sigma"] == ("least-squares", "three-sigma", None)
+    assert found["lsq+three-sigma,balanced"] == ("lsq", "three-sigma", 1.0)
+    assert len(set(found.values())) == len(found) == 12
+    assert {rules[:2] for rules in found.values()} == {(a, w) for a in INITS for w in INITS if "max" not in (a, w)}
 
 
 def test_full_precision_of_the_table_is_trained_as_low_bits_are() -> None:

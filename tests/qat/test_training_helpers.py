@@ -1,4 +1,4 @@
-"""What a training loop gets from lowbit: parameter groups, annealing, balanced steps, remedies, batch-norm."""
+"""What a training loop gets from lowbit: parameter groups, annealing, remedies, batch-norm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from torch import nn
 
 import lowbit
 from lowbit import LowbitError, Method
-from lowbit.qat.training import Attachment
-from lowbit.quantizer.methods import lg_lsq
 from lowbit.quantizer.rounding import asr, mde
 
 
@@ -24,6 +22,31 @@ def one_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     model(torch.randn(32, 8)).square().mean().backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("method", ["lsq", "lsq+"])
+def test_where_steps_start_is_chosen_apart_from_the_method(method):
+    """Weights and activations apart; a layer whose rule names a method keeps what that method has."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    x = torch.randn(256, 8)
+    options = dict(weights=3, activations=3, method=method, rules=(lowbit.Rule("4", method="lsq"),))
+    chosen = lowbit.prepare(model, init_weights="max", init_activations="three-sigma", **options)
+    plain = lowbit.prepare(model, **options)
+    for each in (chosen, plain):
+        lowbit.calibrate(each, x.split(64))
+    hidden = model[:2](x).detach()
+    activations, weights = chosen[2].input_quantizer, chosen[2].weight_quantizer
+    reach = float(hidden.mean() + 3 * hidden.std(correction=0)) / 7
+    assert float(activations.step) == pytest.approx(reach, rel=1e-5) and not activations.grid.signed
+    w = model[2].weight
+    assert float(weights.step) == pytest.approx(max(float(w.max()) / 3, -float(w.min()) / 4), rel=1e-6)
+    for side in ("weight_quantizer", "input_quantizer"):
+        assert torch.equal(getattr(chosen[4], side).step, getattr(plain[4], side).step)
+        assert not torch.equal(getattr(chosen[2], side).step, getattr(plain[2], side).step)
+    assert activations.method.offset == plain[2].input_quantizer.method.offset  # the rest is the method's
+    with pytest.raises(LowbitError, match="unknown rule of initialization 'lqs'"):
+        lowbit.prepare(model, init_weights="lqs")
 
 
 def test_every_parameter_is_in_one_group_and_steps_are_not_decayed():
@@ -62,53 +85,6 @@ def test_progress_anneals_parameters_in_place():
         lowbit.set_progress(model, fraction)
         assert quantizer.slope_value is slope and quantizer.pull_value is pull
         assert float(slope) == pytest.approx(k) and float(pull) == pytest.approx(delta)
-
-
-@torch.no_grad()
-def relative_gradients(model: nn.Module) -> list[float]:
-    ratios = []
-    for layer in (model[0], model[2], model[4]):
-        step, weight = layer.weight_quantizer.raw_step, layer.weight
-        ratios.append(float((step.grad.norm() / step.norm()) / (weight.grad.norm() / weight.norm())))
-    return ratios
-
-
-def test_balanced_steps_keep_pace_with_their_weights():
-    model = network(lg_lsq(balanced=True))
-    optimizer = torch.optim.SGD(lowbit.parameter_groups(model, weight_decay=0.0), lr=1e-3)
-    lowbit.attach(model, optimizer)
-    seen = []
-    for _ in range(30):
-        one_step(model, optimizer)
-        seen.append(relative_gradients(model))
-    mean_square = torch.tensor(seen[10:]).square().mean(0)
-    assert ((0.5 < mean_square) & (mean_square < 2)).all()
-
-
-def test_plain_methods_are_left_alone_and_detaching_works():
-    model = network("lg-lsq")
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    lowbit.attach(model, optimizer)
-    assert not optimizer._optimizer_step_pre_hooks
-    balanced = network(lg_lsq(balanced=True))
-    attachment = lowbit.attach(balanced, optimizer)
-    assert optimizer._optimizer_step_pre_hooks
-    attachment.remove()
-    assert not optimizer._optimizer_step_pre_hooks
-
-
-def test_the_state_of_balancing_round_trips_and_is_checked():
-    model = network(lg_lsq(balanced=True))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    attachment: Attachment = lowbit.attach(model, optimizer)
-    one_step(model, optimizer)
-    state = attachment.state_dict()
-    assert (state["running"] >= 0).all()
-    other = lowbit.attach(model, torch.optim.SGD(model.parameters(), lr=1e-3))
-    other.load_state_dict(state)
-    assert torch.equal(other.state_dict()["running"], state["running"])
-    with pytest.raises(LowbitError, match="another network"):
-        other.load_state_dict({"running": torch.zeros(2, 99)})
 
 
 def test_dampening_is_the_distance_to_the_levels_and_pulls_only_inside():

@@ -39,6 +39,29 @@ def test_lsq_plus_weights_start_at_three_sigma():
     assert step == pytest.approx((4 + 3 * math.sqrt(5)) / 8, rel=1e-6)
 
 
+@pytest.mark.parametrize("step_shape", [(), (3, 1, 1)])
+def test_moments_are_those_of_all_batches(step_shape):
+    """Of data far from zero, where squares in single precision would leave nothing of the variance."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [1000 + torch.randn(3, 5, 50 + i, generator=generator) for i in range(4)]
+    statistics = Statistics(step_shape)
+    for batch in batches:
+        statistics.update(batch)
+    everything = torch.cat([b.reshape(3 if step_shape else 1, -1) for b in batches], dim=1).double()
+    torch.testing.assert_close(statistics.mean.double(), everything.mean(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(statistics.std.double(), everything.std(1, correction=0), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_three_sigmas_reach_to_the_end_of_any_grid(narrow):
+    method = METHODS["lsq"].varied(init_weights="three-sigma")
+    w = torch.tensor([-9.0, 1.0, 3.0, 5.0])  # mean 0, standard deviation sqrt(29)
+    step = started(3, data=w, method=method, narrow=narrow).step.item()
+    assert step == pytest.approx(3 * math.sqrt(29) / (3 if narrow else 4), rel=1e-6)
+    unsigned = started(3, data=torch.tensor([1.0, 3.0, 5.0, 7.0]), method=method).step.item()
+    assert unsigned == pytest.approx((4 + 3 * math.sqrt(5)) / 7, rel=1e-6)
+
+
 @pytest.mark.parametrize(("data", "signed"), [(torch.linspace(0, 1, 50), False), (torch.linspace(-0.01, 1, 50), True)])
 def test_sign_is_decided_from_data(data, signed):
     assert started(4, data=data).grid.signed is signed

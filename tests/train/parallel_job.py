@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import lowbit
 from lowbit.processes import end
 from lowbit.quantizer.methods import METHODS, lg_lsq
+from lowbit.quantizer.step import Balance
 from lowbit.train import OptimizerConfig, QuantizationConfig, TrainConfig
 from lowbit.train.build import prepare
 from lowbit.train.evaluation import evaluate
@@ -25,7 +26,9 @@ from lowbit.train.trainer import Trainer
 
 BATCH, BATCHES = 16, 6
 # Without MDE, whose gradient is not linear in the loss: half of it for each half of a batch is not that of the whole.
-BALANCED = replace(lg_lsq(balanced=True, mde_delta=None), name="test-balanced")
+ASR = replace(lg_lsq(mde_delta=None), name="test-asr")
+# Not linear either, since each process measures its part of a batch.
+BALANCED = replace(ASR.varied(balance=Balance()), name="test-balanced")
 
 PLAIN = TrainConfig(
     quantization=QuantizationConfig(weights=3, activations=3),
@@ -48,16 +51,15 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "accumulation, clipping, average": (False, {"accumulate": 2, "grad_clip": 0.5, "ema": 0.8, "optimizer": ADAM}),
     "bf16": (False, {"precision": "bf16"}),
     "recomputed": (True, {"sync_batchnorm": True, "grad_checkpointing": True}),
-    "balanced, frozen, dampened": (
-        False,
-        {"quantization": _low_bit(method="test-balanced", freezing=0.02, dampening=1e-2)},
-    ),
+    "frozen, dampened": (False, {"quantization": _low_bit(method="test-asr", freezing=0.02, dampening=1e-2)}),
+    "balanced": (False, {"quantization": _low_bit(method="test-balanced")}),
+    "sharded, balanced": (False, {"shard": True, "quantization": _low_bit(method="test-balanced")}),
     "sharded": (True, {"shard": True, "sync_batchnorm": True, "grad_checkpointing": True}),
     "sharded, with everything": (
         False,
         {
             "shard": True, "accumulate": 2, "grad_clip": 0.5, "ema": 0.8, "optimizer": ADAM,
-            "quantization": _low_bit(method="test-balanced", granularity="channel"),
+            "quantization": _low_bit(method="test-asr", granularity="channel"),
         },
     ),
 }  # fmt: skip
@@ -110,11 +112,13 @@ class Part:
 
 def train(name: str) -> dict[str, Any]:
     """Calibrate, train one epoch, evaluate; what came of it."""
-    METHODS[BALANCED.name] = BALANCED
+    added = {method.name: method for method in (ASR, BALANCED)}
+    METHODS.update(added)
     try:
         return _train(name)
     finally:
-        del METHODS[BALANCED.name]
+        for method in added:
+            del METHODS[method]
 
 
 def _train(name: str) -> dict[str, Any]:

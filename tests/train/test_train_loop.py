@@ -168,7 +168,7 @@ def test_dampening_draws_weights_to_their_levels(low_bit: TrainConfig, tmp_path:
 def test_freezing_holds_weights_that_oscillate(low_bit: TrainConfig) -> None:
     quantization = replace(low_bit.quantization, freezing=1e-4)
     assert run(replace(low_bit, quantization=quantization)).best_accuracy > 80
-    _, state = Checkpoints(Path(low_bit.output)).training_state()["trainer"]["attached"]
+    (state,) = Checkpoints(Path(low_bit.output)).training_state()["trainer"]["attached"]
     frozen = [value for name, value in state.items() if name.endswith(".frozen")]
     assert frozen and 0 < sum(int(each.sum()) for each in frozen) < sum(each.numel() for each in frozen)
 

@@ -179,6 +179,8 @@ def add_quantizers(name: str, layer: nn.Module, setting: Setting) -> None:
             batch_dim=0,
             name=f"the input of layer {name!r}",
         )
+        if isinstance(weight_quantizer, Quantizer):
+            input_quantizer.beside = (weight_quantizer,)
     layer.__class__ = _quantized_class(type(layer), kind)
     assert isinstance(layer, QuantizedLayer)
     device = layer.weight.device

@@ -16,8 +16,10 @@ from lowbit.layers.rules import Rule, Rules, Setting, check_bits
 from lowbit.layers.sites import input_sites, quantizers
 from lowbit.layers.unquantized import UnquantizedWarning, unquantized, warning_text
 from lowbit.lowering.placement import integer_form
+from lowbit.quantizer.initialization import Init
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.module import Quantizer
+from lowbit.quantizer.step import Balance
 
 
 def prepare(
@@ -26,6 +28,9 @@ def prepare(
     weights: int | None = 4,
     activations: int | None = 4,
     method: str | Method = "lsq",
+    init_weights: str | Init | None = None,
+    init_activations: str | Init | None = None,
+    balance: Balance | None = None,
     first_last: int | None = 8,
     rules: Sequence[Rule] = (),
     granularity: str = "tensor",
@@ -44,6 +49,9 @@ def prepare(
         model: any module with nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear layers.
         weights, activations: bits, 1 to 8; None leaves that side in full precision.
         method: a name in `lowbit.METHODS`, or a `Method`.
+        init_weights, init_activations: where steps start instead of where the method has them start: a name in
+            `quantizer.initialization.INITS` or a rule. A rule's own `method` is taken as it is, here and below.
+        balance: hold the gradients of steps at the pace of their weights (SSG's magnitude); None leaves the method's.
         first_last: bits of the first and the last layer (in the order of `named_modules`), both sides; the papers use
             8. None leaves the two in full precision.
         rules: exceptions by layer name; the first that matches decides.
@@ -62,7 +70,8 @@ def prepare(
         LowbitError: nothing to quantize, a model that is prepared already, bits out of range, an unknown method, a rule
             that decides no layer, or a layer whose computation can't be reproduced; the message names it.
     """
-    default = Setting(weights, activations, get_method(method), granularity, narrow)
+    method = get_method(method).varied(init_weights=init_weights, init_activations=init_activations, balance=balance)
+    default = Setting(weights, activations, method, granularity, narrow)
     for name, bits in (("weights", weights), ("activations", activations), ("first_last", first_last)):
         check_bits(bits, name)
     layers = {name: module for name, module in model.named_modules() if float_class(module) is not None}

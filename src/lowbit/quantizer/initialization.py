@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, did_you_mean
 from lowbit.grid import Grid
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ class Statistics:
 
     Args:
         step_shape: the step's shape, which broadcasts against the data; () is one group.
-        moments: also gather mean and standard deviation.
 
     `low`, `high`, `mean_abs`, `mean`, `std` have one entry per group; `sample` is [groups, m].
     """
@@ -41,16 +40,15 @@ class Statistics:
     high: Tensor
     _sums: Tensor  # [3, groups]: |x|, x, x²; like `low` and `high` not there before the first tensor
 
-    def __init__(self, step_shape: Sequence[int] = (), moments: bool = False) -> None:
+    def __init__(self, step_shape: Sequence[int] = ()) -> None:
         self.step_shape = tuple(step_shape)
-        self.moments = moments
         self.count = 0
         self._samples: list[Tensor] = []
 
     @classmethod
     def of(cls, x: Tensor, step_shape: Sequence[int] = ()) -> Statistics:
-        """The statistics of one tensor, moments included."""
-        statistics = cls(step_shape, moments=True)
+        """The statistics of one tensor."""
+        statistics = cls(step_shape)
         statistics.update(x)
         return statistics
 
@@ -67,18 +65,20 @@ class Statistics:
             return each.sum(over).reshape(-1)
 
         low, high = (reduce(groups, () if one else 1).reshape(-1) for reduce in (torch.amin, torch.amax))
+        count = x.numel() // len(low)
         sums = torch.zeros(3, len(low), dtype=torch.float64, device=x.device)
         sums[0] = total(groups.abs())  # not a norm, whose plain running sum is off by 5e-5 after a million elements
-        if self.moments:
-            sums[1] = total(groups)
-            sums[2] = total(groups.double().square())
+        # The sum of squares from the variance, in which nothing large is subtracted in single precision.
+        variance, mean = (m.reshape(-1).double() for m in torch.var_mean(groups, over, correction=0))
+        sums[1] = mean * count
+        sums[2] = (variance + mean.square()) * count
         self._samples.append(_sample(groups, len(low)))
         if self.count == 0:
             self._sums, self.low, self.high = sums, low, high
         else:
             self._sums += sums
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-        self.count += x.numel() // len(low)
+        self.count += count
 
     def synchronise(self) -> None:
         """Combine with the other processes' statistics, so that all of them hold those of all the data."""
@@ -182,9 +182,13 @@ def lsq_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, 
 
 
 def three_sigma_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
-    """s = max(|μ − 3σ|, |μ + 3σ|) / 2^(bits−1), β = 0 (LSQ+, Eq. 11, weights)."""
+    """s = max(|μ − 3σ|, |μ + 3σ|) / max(qp, −qn), β = 0: three sigmas reach to the end of the grid.
+
+    On the signed grid of b bits the divisor is the 2^(b−1) of LSQ+ (Eq. 11, weights). On an unsigned one, which the
+    paper's formula is not for, it is 2^b − 1.
+    """
     mean, std = statistics.mean, statistics.std
-    step = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / 2 ** (grid.bits - 1)
+    step = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / max(grid.qp, -grid.qn)
     return step, torch.zeros_like(step)
 
 
@@ -210,6 +214,30 @@ def least_squares_init(statistics: Statistics, grid: Grid, offset: bool) -> tupl
     ]
     step, beta = torch.tensor(found, dtype=torch.float32, device=statistics.high.device).unbind(1)
     return step, beta
+
+
+INITS: dict[str, Init] = {
+    "lsq": lsq_init,
+    "least-squares": least_squares_init,
+    "three-sigma": three_sigma_init,
+    "max": max_init,
+}
+"""The rules that are chosen by name."""
+
+
+def get_init(init: str | Init) -> Init:
+    """The rule of that name, or the rule itself.
+
+    Raises:
+        LowbitError: no such rule; the message names those there are.
+    """
+    if callable(init):
+        return init
+    if init in INITS:
+        return INITS[init]
+    raise LowbitError(
+        f"unknown rule of initialization {init!r}.{did_you_mean(str(init), INITS)} Known are {', '.join(INITS)}"
+    )
 
 
 def covering_step(low: Tensor, high: Tensor, grid: Grid) -> Tensor:

@@ -21,6 +21,7 @@ from lowbit.errors import LowbitError, did_you_mean
 from lowbit.grid import Grid
 from lowbit.quantizer.initialization import (
     Init,
+    get_init,
     least_squares_init,
     lsq_init,
     max_init,
@@ -28,7 +29,7 @@ from lowbit.quantizer.initialization import (
     unit_init,
 )
 from lowbit.quantizer.rounding import Factor, asr, dsq, ewgs, mde
-from lowbit.quantizer.step import StepGradient, clip_inside, clip_scale, lsq_inside, ssg_inside
+from lowbit.quantizer.step import Balance, StepGradient, clip_inside, clip_scale, lsq_inside, ssg_inside
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,41 @@ class Method:
     def for_activations(self) -> Method:
         """The method for the network's activations."""
         return self.activations or self
+
+    def varied(
+        self,
+        *,
+        init_weights: str | Init | None = None,
+        init_activations: str | Init | None = None,
+        balance: Balance | None = None,
+    ) -> Method:
+        """The same method but for how its steps start and how fast they learn; what is None stays.
+
+        Args:
+            init_weights, init_activations: a name in `INITS`, or a rule (see `initialization`).
+            balance: of every step that is learned.
+
+        Raises:
+            LowbitError: an unknown rule, or a balance where no step is learned.
+        """
+        sides = [
+            side if init is None else replace(side, init=get_init(init))
+            for side, init in ((self, init_weights), (self.for_activations, init_activations))
+        ]
+        if balance is not None:
+            if not any(side.step_gradient for side in sides):
+                raise LowbitError(f"method {self.name!r} learns no steps: it has no gradients to balance")
+            sides = [
+                replace(side, step_gradient=replace(side.step_gradient, balance=balance))
+                if side.step_gradient
+                else side
+                for side in sides
+            ]
+        weights, activations = sides
+        activations = replace(activations, activations=None)
+        if replace(weights, activations=None) == activations:
+            return activations
+        return replace(weights, activations=activations)
 
 
 def max_range(x: Tensor, grid: Grid, step_shape: tuple[int, ...]) -> Tensor:
@@ -106,7 +142,7 @@ def lsq_plus(configuration: int) -> Method:
 def lg_lsq(
     *,
     ssg: bool = True,
-    balanced: bool = False,
+    balance: Balance | None = None,
     asr_k: float | None = 2.0,
     mde_delta: float | None = 0.05,
     base: str = "lsq",
@@ -115,20 +151,21 @@ def lg_lsq(
 
     Args:
         ssg: SSG's form of the step's gradient, from the soft quantizer.
-        balanced: SSG's magnitude, measured during training, instead of LSQ's fixed g.
+        balance: SSG's magnitude, measured during training, instead of LSQ's fixed g, for weights and activations.
         asr_k: ASR's sharpness; None is the straight-through estimator.
         mde_delta: MDE's strength; None switches it off.
         base: the method that gives initialization, offset and the activations, "lsq" or "lsq+".
     """
     method = get_method(base)
-    return replace(
+    method = replace(
         method,
         name="lg-lsq" if base == "lsq" else f"lg-{base}",
         slope=None if asr_k is None else asr(asr_k),
         pull=None if mde_delta is None else mde(mde_delta),
-        step_gradient=StepGradient(inside=ssg_inside if ssg else lsq_inside, balanced=balanced),
+        step_gradient=StepGradient(inside=ssg_inside if ssg else lsq_inside),
         activations=method.for_activations,
     )
+    return method.varied(balance=balance)
 
 
 _LSQ = Method("lsq")

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowbit.errors import LowbitError
 from lowbit.quantizer import functional
+from lowbit.quantizer.balance import balanced
 from lowbit.quantizer.functional import FakeQuantize, Parameters, Settings
 from lowbit.quantizer.initialization import Statistics, find_initial
 from lowbit.quantizer.methods import Method
@@ -53,11 +54,16 @@ class Quantizer(QuantizerState):
         self.signed = signed
         self.view = None if view is None else tuple(view)
         self.batch_dim = batch_dim
+        # Of the weight whose pace the step is to keep. In a tuple, so that it does not become a submodule here too.
+        self.beside: tuple[Quantizer, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """x̂."""
         x, parameters, settings = self._arguments(x)
         trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        if trained and self.balance is not None and parameters.step.requires_grad:
+            x, step = self._balanced(x, parameters.step, settings)
+            parameters = parameters._replace(step=step)
         if torch.compiler.is_compiling() and trained and self.batch_dim is not None:
             # Computed again in the backward pass, where the compiler would keep x̂ beside x. Not so weights, which are
             # small beside activations: every such region takes time to compile.
@@ -97,6 +103,17 @@ class Quantizer(QuantizerState):
         parameters = Parameters(step, initial_step, offset, self.slope_value, self.slope_norm, self.pull_value)
         settings = Settings.of(x.shape, parameters, grid, method, batch_dim=self.batch_dim, view=self.view)
         return x, parameters, settings
+
+    def _balanced(self, x: Tensor, step: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+        """x and step, of which the latter's gradient is balanced."""
+        balance, measured, ratio = self.balance, self.relative_gradients, self.balance_ratio
+        assert balance is not None and measured is not None and ratio is not None
+        paired = self.beside if balance.against == "weight" else ()
+        beside = next((weight.relative_gradients for weight in paired), None)
+        samples = 1 if self.batch_dim is None else x.shape[self.batch_dim]
+        return balanced(
+            x, step, self.initial_step, measured, ratio, beside, settings, samples=samples, memory=balance.memory
+        )
 
     def transform(self, x: Tensor) -> Tensor:
         """What is quantized of x: the method's transform of it, in the shape against which steps broadcast."""

@@ -23,6 +23,11 @@ from torch import Tensor
 from lowbit.errors import LowbitError
 
 
+def annealed(value: float, final: float | None, fraction: float) -> float:
+    """What goes from `value` to `final` in a straight line, when `fraction` (0 to 1) is done; None stays at `value`."""
+    return value if final is None else value + (final - value) * min(max(fraction, 0.0), 1.0)
+
+
 @dataclass(frozen=True)
 class Factor:
     """One factor of the backward pass: a function of tensors and one parameter, which may change over training.
@@ -50,9 +55,7 @@ class Factor:
 
     def at(self, fraction: float) -> float:
         """The parameter when `fraction` (0 to 1) of the training is done."""
-        if self.final is None:
-            return self.value
-        return self.value + (self.final - self.value) * min(max(fraction, 0.0), 1.0)
+        return annealed(self.value, self.final, fraction)
 
     def norm_of(self, value: Tensor) -> Tensor | None:
         """The slope's norm for a value of the parameter, 0-dim; None is 1."""

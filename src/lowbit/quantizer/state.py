@@ -21,6 +21,7 @@ from lowbit.grid import Grid, check_bits
 from lowbit.quantizer.functional import bounded_step
 from lowbit.quantizer.initialization import Initial
 from lowbit.quantizer.methods import Method, get_method
+from lowbit.quantizer.step import Balance
 
 _NO_OFFSET, _OFFSET, _INTEGER_ZERO_POINT = range(3)
 
@@ -61,6 +62,8 @@ class QuantizerState(nn.Module):
         initial_step: the step that the quantizer was initialized with.
         configuration: see `Configuration`. It is float32 so that an average of equal values is that value.
         slope_value, slope_norm, pull_value: the parameters of the method's rounding gradient, or None.
+        relative_gradients, balance_ratio: where the method balances its step (see `balance`), the running mean squares
+            of the relative gradients of tensor and step, zero until measured, and the ratio to hold; else None.
     """
 
     raw_step: nn.Parameter
@@ -70,6 +73,8 @@ class QuantizerState(nn.Module):
     slope_value: Tensor | None
     slope_norm: Tensor | None
     pull_value: Tensor | None
+    relative_gradients: Tensor | None
+    balance_ratio: Tensor | None
 
     def __init__(self, bits: int, method: str | Method, narrow: bool, step_shape: Sequence[int], name: str) -> None:
         super().__init__()
@@ -87,6 +92,9 @@ class QuantizerState(nn.Module):
             self.register_buffer(f"{side}_value", None if factor is None else torch.tensor(float(factor.value)))
         # Kept, because a compiler would put its computation into the loop over elements.
         self.register_buffer("slope_norm", self._norm_of(self.slope_value))
+        balance = self.balance
+        self.register_buffer("relative_gradients", None if balance is None else torch.zeros(2, *shape))
+        self.register_buffer("balance_ratio", None if balance is None else torch.tensor(balance.ratio))
         self._configuration = Configuration()
         self._read_from: tuple[Tensor | None, int | None] = (None, None)  # the buffer, and its version at that time
 
@@ -165,6 +173,8 @@ class QuantizerState(nn.Module):
     def initialize(self, initial: Initial) -> None:
         """Set grid, step and offset."""
         self.raw_step.copy_(initial.step)
+        if self.relative_gradients is not None:
+            self.relative_gradients.zero_()
         self.initial_step.copy_(initial.step)
         if self.offset is not None:
             self.offset.copy_(initial.offset)
@@ -174,15 +184,22 @@ class QuantizerState(nn.Module):
         """Forget what it was initialized with: it has to be initialized again."""
         self._configure(Configuration())
 
+    @property
+    def balance(self) -> Balance | None:
+        """How the gradient of the step is held at a pace, or None."""
+        return None if self.method.step_gradient is None else self.method.step_gradient.balance
+
     @torch.no_grad()
     def set_progress(self, fraction: float) -> None:
-        """Set the rounding's parameters to their value when `fraction` of the training is done, in place."""
+        """Set what changes over training to its value when `fraction` of it is done, in place."""
         for factor, value in ((self.method.slope, self.slope_value), (self.method.pull, self.pull_value)):
             if factor is not None and value is not None and factor.final is not None:
                 value.fill_(factor.at(fraction))
         norm = self._norm_of(self.slope_value)
         if self.slope_norm is not None and norm is not None:
             self.slope_norm.copy_(norm)
+        if self.balance is not None and self.balance_ratio is not None and self.balance.final is not None:
+            self.balance_ratio.fill_(self.balance.at(fraction))
 
     def _norm_of(self, slope_value: Tensor | None) -> Tensor | None:
         """The slope's norm for a value of its parameter; None is 1."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
+from lowbit.quantizer.rounding import annealed
 
 
 def lsq_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
@@ -54,20 +56,53 @@ def clip_scale(sharing: int, qp: int) -> float:
 
 
 @dataclass(frozen=True)
+class Balance:
+    """How a step's gradient is held at the pace of a tensor: SSG's magnitude, see `balance`.
+
+    Args:
+        ratio: ρ, the step's relative gradient over the tensor's, at the start of training.
+        final: ρ at the end of training; linear in between. None keeps it as it is.
+        memory: m of the running means.
+        against: whose pace the step of an activation keeps, that of its layer's "weight" or its "own". A weight's step
+            has its own, and so has an activation beside which no weight is measured.
+
+    Raises:
+        LowbitError: a ratio that is not positive, a memory outside [0, 1), or another word for `against`.
+    """
+
+    ratio: float = 1.0
+    final: float | None = None
+    memory: float = 0.9
+    against: Literal["weight", "own"] = "weight"
+
+    def __post_init__(self) -> None:
+        for ratio in (self.ratio, self.final):
+            if ratio is not None and not 0 < ratio < float("inf"):
+                raise LowbitError(f"the ratio of a balance must be positive, got {ratio}")
+        if not 0 <= self.memory < 1:
+            raise LowbitError(f"the memory of a balance must be in [0, 1), got {self.memory}")
+        if self.against not in ("weight", "own"):
+            raise LowbitError(f"a balance is against 'weight' or 'own', got {self.against!r}")
+
+    def at(self, fraction: float) -> float:
+        """ρ when `fraction` (0 to 1) of the training is done."""
+        return annealed(self.ratio, self.final, fraction)
+
+
+@dataclass(frozen=True)
 class StepGradient:
     """How a method learns its step.
 
     Args:
         inside: ∂x̂/∂s for elements strictly inside the range, from (q, v, slope).
         scale: g from (N, qp); multiplies the gradients of step and offset.
-        balanced: rescale during training so that the relative gradient of the step keeps the pace of its tensor's
-            (SSG's magnitude; `lowbit.attach` does the measuring).
+        balance: how the step's gradient is held at the pace of a tensor (SSG's magnitude) instead of scaled by g alone.
         decayed: whether weight decay applies to the step (PACT's regulariser on the clip).
     """
 
     inside: Callable[[Tensor, Tensor, Tensor | float], Tensor] = lsq_inside
     scale: Callable[[int, int], float] = lsq_scale
-    balanced: bool = False
+    balance: Balance | None = None
     decayed: bool = False
 
 

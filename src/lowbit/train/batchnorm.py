@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,16 +26,20 @@ def synchronise_batchnorm(model: nn.Module) -> None:
         module.__class__ = _synchronised(type(module))
 
 
-@torch.no_grad()
 def average_batchnorm(model: nn.Module) -> None:
     """Give every process the mean of all processes' running statistics."""
+    average(statistic for module in _batchnorms(model) for statistic in (module.running_mean, module.running_var))
+
+
+@torch.no_grad()
+def average(tensors: Iterable[Tensor | None]) -> None:
+    """Give every process the mean of all processes' tensors, in place."""
     if not several():
         return
-    for module in _batchnorms(model):
-        for statistic in (module.running_mean, module.running_var):
-            if statistic is not None:
-                dist.all_reduce(statistic)
-                statistic /= dist.get_world_size()
+    for tensor in tensors:
+        if tensor is not None:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
 
 
 def batch_norm(

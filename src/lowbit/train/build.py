@@ -59,6 +59,9 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
         weights=config.weights,
         activations=config.activations,
         method=config.method,
+        init_weights=config.init_weights,
+        init_activations=config.init_activations,
+        balance=None if config.balance is None else lowbit.Balance(config.balance),
         first_last=config.first_last,
         rules=rules,
         granularity=config.granularity,
@@ -73,7 +76,7 @@ def identity(config: TrainConfig) -> dict[str, str]:
     if config.quantization is None:
         fields["quantization"] = None
     else:
-        only_in_training = ("calibration_batches", "dampening", "freezing")
+        only_in_training = ("calibration_batches", "init_weights", "init_activations", "dampening", "freezing")
         fields |= {
             f"quantization.{name}": value
             for name, value in asdict(config.quantization).items()

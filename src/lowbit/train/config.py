@@ -16,6 +16,7 @@ import torch
 from lowbit.data.config import DataConfig
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.files import atomic_write
+from lowbit.quantizer.initialization import INITS
 
 
 def _check(ok: bool, what: str) -> None:
@@ -63,6 +64,12 @@ class QuantizationConfig:
     """Bits of every layer's input; none leaves it in full precision."""
     method: str = "lsq"
     """A row of `lowbit.METHODS`."""
+    init_weights: str | None = None
+    """Where steps of weights start: lsq, least-squares, three-sigma or max; none leaves it to the method."""
+    init_activations: str | None = None
+    """The same for activations."""
+    balance: float | None = None
+    """Relative gradient of a step over that of its weight at which it is held (SSG's magnitude); none leaves LSQ's g."""
     first_last: int | None = 8
     """Bits of the first and the last layer."""
     granularity: str = "tensor"
@@ -84,6 +91,16 @@ class QuantizationConfig:
         _check(
             self.calibration_batches >= 1,
             f"quantization.calibration_batches must be at least 1, got {self.calibration_batches}",
+        )
+        for name in ("init_weights", "init_activations"):
+            rule = getattr(self, name)
+            _check(
+                rule is None or rule in INITS,
+                f"quantization.{name}: no rule {rule!r}.{did_you_mean(str(rule), INITS)} Known are {', '.join(INITS)}",
+            )
+        _check(
+            self.balance is None or (math.isfinite(self.balance) and self.balance > 0),
+            f"quantization.balance must be positive, got {self.balance}",
         )
         _check(self.dampening >= 0, f"quantization.dampening must not be negative, got {self.dampening}")
         _check(

@@ -17,7 +17,7 @@ import lowbit
 from lowbit.data import Loader
 from lowbit.errors import LowbitError
 from lowbit.qat.oscillation import OscillationFreezer
-from lowbit.train.batchnorm import average_batchnorm, synchronise_batchnorm
+from lowbit.train.batchnorm import average, average_batchnorm, synchronise_batchnorm
 from lowbit.train.config import OptimizerConfig, TrainConfig
 from lowbit.train.parallel import Sharded, Whole, divided_like, gathered
 from lowbit.train.recompute import recompute_activations
@@ -66,7 +66,7 @@ class Trainer:
         # An optimizer, and what hangs on it, must see the parameters as they are after the division.
         self.parallel.divide(model)
         raw = make_optimizer(config.optimizer, model, self.parallel.groups)
-        self.attached: list[Any] = [lowbit.attach(model, raw)]
+        self.attached: list[Any] = []
         if config.quantization is not None and config.quantization.freezing is not None:
             self.attached.append(OscillationFreezer(model, raw, threshold=config.quantization.freezing))
         self.initial_lr = [group["lr"] for group in raw.param_groups]
@@ -134,7 +134,7 @@ class Trainer:
                 _check_finite(losses[checked : i + 1], epoch, checked)
                 report(epoch, i + 1, steps, float(losses[: i + 1].mean()), 100 * int(right) / seen)
                 checked, looked = i + 1, time.monotonic()
-        self._average_batchnorm()
+        self._average_statistics()
         return {
             "train_loss": float(accelerator.reduce(losses.mean(), "mean")),
             "train_accuracy": 100 * float(accelerator.reduce(right / seen, "mean")),
@@ -163,11 +163,11 @@ class Trainer:
         fine = torch.stack([p.isfinite().all() for _, p in named]).tolist()
         return next((name for (name, _), ok in zip(named, fine) if not ok), None)
 
-    def _average_batchnorm(self) -> None:
+    def _average_statistics(self) -> None:
         """One set of statistics on all processes, so that all evaluate, save and go on with one network."""
-        average_batchnorm(self.model)
-        if self.average is not None:
-            average_batchnorm(self.average.module)
+        for model in (self.model, *([] if self.average is None else [self.average.module])):
+            average_batchnorm(model)
+            average(quantizer.relative_gradients for _, quantizer in lowbit.quantizers(model))
 
     def network_state(self, *, keep: bool) -> dict[str, Tensor]:
         """The state of `network`, whole. All processes must ask for it; those that don't keep it get nothing useful."""

@@ -1,0 +1,264 @@
+"""SSG's magnitude: the step's gradient against what the definition says, from gradients of plain LSQ."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import lowbit
+from lowbit import METHODS, LowbitError, Quantizer
+from lowbit.quantizer.methods import lg_lsq
+from lowbit.quantizer.step import Balance, StepGradient
+
+
+def balanced(**arguments) -> lowbit.Method:
+    return METHODS["lsq"].varied(balance=Balance(**arguments))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Oracle:
+    """The definition in plain arithmetic on gradients of LSQ, one number for each group of elements that share a step."""
+
+    def __init__(self, memory: float) -> None:
+        self.memory = memory
+        self.means: dict[str, Tensor] = {}
+
+    def mean(self, name: str, relative: Tensor) -> Tensor:
+        square = relative.double() ** 2
+        before = self.means.get(name)
+        self.means[name] = square if before is None else self.memory * before + (1 - self.memory) * square
+        return self.means[name]
+
+
+CASES = {
+    # (shape of x, shape in which it is quantized, shape of the step, batch dimension, dimensions that share a step)
+    "tensor": ((6, 4, 3, 3), None, (), None, (0, 1, 2, 3)),
+    "channel": ((6, 4, 3, 3), None, (6, 1, 1, 1), None, (1, 2, 3)),
+    "group": ((6, 8), (6, 2, 4), (6, 2, 1), None, (2,)),
+    "activation": ((5, 4, 3, 3), None, (), 0, (0, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_a_step_keeps_the_pace_of_its_tensor(case: str) -> None:
+    shape, view, step_shape, batch_dim, shared = CASES[case]
+    made = dict(step_shape=step_shape, view=view, batch_dim=batch_dim, signed=True)
+    quantizer = Quantizer(3, method=balanced(ratio=0.5, memory=0.8), **made)
+    plain = Quantizer(3, method="lsq", **made)
+    x = torch.randn(shape, generator=generator())
+    oracle = Oracle(0.8)
+    for number in range(4):
+        x = (x + 0.1 * torch.randn(shape, generator=generator(number + 9))).detach().requires_grad_()
+        gradient = torch.randn(shape, generator=generator(number + 20))
+        quantizer.start(x)
+        plain.start(x)
+        quantizer.zero_grad()
+        plain.zero_grad()
+        (of_x,) = torch.autograd.grad(plain(x), x, gradient, retain_graph=True)
+        plain(x).backward(gradient)
+        x.grad = None
+        quantizer(x).backward(gradient)
+        assert torch.equal(x.grad, of_x)  # the tensor's own gradient stays LSQ's
+        of_step = plain.raw_step.grad
+        seen = shape if view is None else view
+        lengths = [(t.reshape(seen) ** 2).sum(shared, keepdim=True).sqrt() for t in (of_x, x.detach())]
+        pace = lengths[0] / lengths[1]
+        if batch_dim is not None:
+            pace = pace * shape[batch_dim] ** 0.5
+        m_w = oracle.mean("x", pace).reshape(step_shape)
+        m_s = oracle.mean("s", of_step.abs() / plain.step)
+        torch.testing.assert_close(
+            quantizer.raw_step.grad.double(), of_step.double() * 0.5 * (m_w / m_s).sqrt(), rtol=1e-4, atol=0.0
+        )
+        torch.testing.assert_close(quantizer.relative_gradients.double(), torch.stack([m_w, m_s]), rtol=1e-4, atol=0.0)
+        with torch.no_grad():  # the step moves, and with it what its gradient is relative to
+            for each in (quantizer, plain):
+                each.raw_step.mul_(1.2)
+
+
+def network(method, **options) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    prepared = lowbit.prepare(model, weights=3, activations=3, method=method, **options)
+    return lowbit.calibrate(prepared, [torch.randn(16, 3, 6, 6, generator=generator())])
+
+
+def batch(number: int) -> Tensor:
+    return torch.randn(16, 3, 6, 6, generator=generator(100 + number))
+
+
+def backward(model: nn.Module, number: int) -> None:
+    model.zero_grad()
+    model(batch(number)).square().mean().backward()
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_an_activations_step_keeps_the_pace_of_its_layers_weight(granularity: str) -> None:
+    model, plain = network(balanced(), granularity=granularity), network("lsq", granularity=granularity)
+    m_s = Oracle(0.9)
+    for number in range(3):
+        backward(model, number)
+        backward(plain, number)
+        for index in (0, 2, 5):
+            layer, as_lsq = model[index], plain[index].input_quantizer
+            m_w = layer.weight_quantizer.relative_gradients[0].double().mean()
+            relative = m_s.mean(str(index), as_lsq.raw_step.grad.abs() / as_lsq.step)
+            expected = as_lsq.raw_step.grad.double() * (m_w / relative).sqrt()
+            torch.testing.assert_close(layer.input_quantizer.raw_step.grad.double(), expected, rtol=1e-3, atol=0.0)
+
+
+def test_without_a_weight_beside_it_an_activation_keeps_its_own_pace() -> None:
+    model, plain = network(balanced(against="own")), network("lsq")
+    backward(model, 0)
+    backward(plain, 0)
+    for method in (replace(balanced(), name="mixed", step_gradient=StepGradient(), activations=balanced()),):
+        mixed = network(method)  # the weights are LSQ's, so nothing is measured at them
+        backward(mixed, 0)
+        for index in (0, 2, 5):
+            own = model[index].input_quantizer.raw_step.grad
+            assert not torch.equal(own, plain[index].input_quantizer.raw_step.grad)
+            assert torch.equal(mixed[index].input_quantizer.raw_step.grad, own)
+            assert torch.equal(mixed[index].weight_quantizer.raw_step.grad, plain[index].weight_quantizer.raw_step.grad)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_in_a_loop_of_ones_own_relative_gradients_come_to_the_ratio(make) -> None:
+    model = network(lg_lsq(balance=Balance(ratio=2.0)), granularity="channel")
+    optimizer = make(lowbit.parameter_groups(model, weight_decay=0.0), lr=1e-3)
+    seen = []
+    for number in range(40):
+        backward(model, number)
+        layer = model[2]
+        step, weight = layer.weight_quantizer.raw_step, layer.weight
+        of_step = step.grad.abs() / step.detach()
+        of_weight = weight.grad.flatten(1).norm(dim=1) / weight.detach().flatten(1).norm(dim=1)
+        seen.append(torch.stack([of_step.flatten(), of_weight]).square())
+        optimizer.step()
+    of_step, of_weight = torch.stack(seen[10:]).mean(0).mean(1)
+    assert float((of_step / of_weight).sqrt()) == pytest.approx(2.0, rel=0.2)
+
+
+def test_compiled_it_is_the_same() -> None:
+    torch._dynamo.reset()
+    own = (lowbit.Rule("2", method=balanced(against="own")),)
+    plain, compiled = (network(balanced(), rules=own, first_last=3) for _ in range(2))
+    step = torch.compile(compiled[2:], backend="aot_eager", fullgraph=True)
+    for number in range(3):
+        x = torch.randn(16, 8, 4, 4, generator=generator(number)).relu()
+        for run in (plain[2:], step):
+            run(x).square().mean().backward()
+    for (name, parameter), other in zip(plain[2:].named_parameters(), compiled[2:].parameters()):
+        torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
+    for (name, buffer), other in zip(plain[2:].named_buffers(), compiled[2:].buffers()):
+        torch.testing.assert_close(other, buffer, rtol=1e-4, atol=0.0, msg=name)
+        assert "relative" not in name or bool((buffer > 0).all())
+
+
+def test_training_goes_on_from_a_checkpoint_bit_for_bit() -> None:
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> nn.Module:
+        for number in numbers:
+            backward(model, number)
+            optimizer.step()
+        return model
+
+    def sgd(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=1e-2)
+
+    whole = network(balanced())
+    steps(whole, sgd(whole), range(6))
+    first = network(balanced())
+    steps(first, sgd(first), range(3))
+    second = network(balanced())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(second, sgd(second), range(3, 6))
+    for (name, value), other in zip(whole.state_dict().items(), second.state_dict().values()):
+        assert torch.equal(value, other), name
+
+
+def test_a_copied_network_measures_for_itself() -> None:
+    model = network(balanced())
+    other = copy.deepcopy(model)
+    backward(other, 0)
+    for layer, mine in ((other[2], model[2]), (other[5], model[5])):
+        assert layer.input_quantizer.beside[0] is layer.weight_quantizer
+        assert bool((layer.weight_quantizer.relative_gradients > 0).all())
+        assert not bool(mine.weight_quantizer.relative_gradients.any())
+
+
+def test_used_twice_before_a_backward_pass_and_computed_again() -> None:
+    model, again = network(balanced()), network(balanced())
+    for each in (model, again):
+        for number in range(2):
+            each.zero_grad()
+            outputs = [
+                each(x) if each is model else checkpoint(each, x, use_reentrant=False)
+                for x in (batch(number), batch(number + 5))
+            ]
+            torch.cat(outputs).square().mean().backward()
+    for (name, parameter), other in zip(model.named_parameters(), again.named_parameters()):
+        torch.testing.assert_close(other[1].grad, parameter.grad, msg=name)
+    assert torch.isfinite(model[2].input_quantizer.raw_step.grad)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])
+def test_a_pass_without_usable_gradients_is_not_counted(value: float) -> None:
+    quantizer = Quantizer(3, method=balanced(), signed=True)
+    x = torch.randn(64, generator=generator(), requires_grad=True)
+    quantizer.start(x)
+    quantizer(x).backward(torch.full_like(x, value))
+    assert not bool(quantizer.relative_gradients.any())
+    quantizer(x).backward(torch.randn(64, generator=generator(1)))
+    before = quantizer.relative_gradients.clone()
+    quantizer(x).backward(torch.full_like(x, value))
+    assert torch.equal(quantizer.relative_gradients, before) and bool((before > 0).all())
+
+
+def test_nothing_is_measured_where_the_step_is_not_learned() -> None:
+    quantizer = Quantizer(3, method=balanced(), signed=True)
+    x = torch.randn(64, generator=generator(), requires_grad=True)
+    quantizer.start(x)
+    quantizer.raw_step.requires_grad_(False)
+    quantizer(x).sum().backward()
+    with torch.no_grad():
+        quantizer(x)
+    assert not bool(quantizer.relative_gradients.any())
+    quantizer.raw_step.requires_grad_(True)
+    quantizer(x).backward(torch.randn(64, generator=generator(1)))
+    assert bool(quantizer.relative_gradients.all())
+    quantizer.restart()
+    quantizer.start(x)
+    assert not bool(quantizer.relative_gradients.any())  # a new start
+
+
+def test_the_ratio_is_annealed_in_place() -> None:
+    model = network(balanced(ratio=2.0, final=0.5))
+    ratio = model[2].weight_quantizer.balance_ratio
+    for fraction, expected in ((0.0, 2.0), (0.5, 1.25), (1.0, 0.5), (3.0, 0.5)):
+        lowbit.set_progress(model, fraction)
+        assert model[2].weight_quantizer.balance_ratio is ratio and float(ratio) == pytest.approx(expected)
+
+
+def test_lsq_has_nothing_of_it() -> None:
+    quantizer = Quantizer(3, method="lsq")
+    assert quantizer.relative_gradients is None and "relative_gradients" not in quantizer.state_dict()
+
+
+@pytest.mark.parametrize("wrong", [dict(ratio=0.0), dict(final=-1.0), dict(memory=1.0), dict(against="both")])
+def test_what_makes_no_sense_is_refused(wrong: dict) -> None:
+    with pytest.raises(LowbitError, match="balance"):
+        Balance(**wrong)
+
+
+def test_a_method_without_learned_steps_cannot_be_balanced() -> None:
+    with pytest.raises(LowbitError, match="'minmax' learns no steps"):
+        METHODS["minmax"].varied(balance=Balance())
+    pact = METHODS["pact"].varied(balance=Balance())  # activations alone
+    assert pact.step_gradient is None and pact.activations.step_gradient.balance == Balance()
