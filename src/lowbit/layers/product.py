@@ -20,9 +20,9 @@ from lowbit.quantizer.functional import QuantizerNode, node_of, recomputed
 
 def product(compute: Callable[..., Tensor], x_hat: Tensor, w_hat: Tensor, *others: Any) -> Tensor:
     """compute(x̂, ŵ, *others); what comes out of a quantizer is not saved but computed again."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.jit.is_tracing():
         return compute(x_hat, w_hat, *others)
-    # Not enabled under the transforms of torch.func.
+    # Others may have switched such hooks off.
     # pyrefly: ignore[missing-attribute]  # torch has it and its stubs do not
     if not torch._C._autograd._saved_tensors_hooks_is_enabled():
         return compute(x_hat, w_hat, *others)

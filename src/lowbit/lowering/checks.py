@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Graph
 from lowbit.layers.computed import check_not_computed
 from lowbit.layers.quantized import QuantizedLayer, float_class
 from lowbit.lowering.calls import REMEDY_FOR_ONE, Modules, describe, describe_layer
+from lowbit.lowering.folding import IntegerNorm
 from lowbit.lowering.shapes import Shapes
 from lowbit.lowering.trained import Places
 from lowbit.quantizer.module import Quantizer
@@ -67,6 +69,21 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
             )
         if grid.binary and not module.name.startswith("the weight"):
             raise LowbitError(f"{module.name} is binary {{-1, 1}}, which has no zero: give activations 2 bits or more")
+
+
+def check_norms(model: nn.Module) -> None:
+    """Refuse batch-norms of an integer-only network that have been replaced since it was prepared.
+
+    Raises:
+        LowbitError: naming one that evaluates otherwise than its integer form will.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, IntegerNorm):
+            raise LowbitError(
+                f"{describe_layer(name, module)} took the place of a batch-norm after lowbit.prepare, and does not evaluate as integers "
+                "will: call nn.SyncBatchNorm.convert_sync_batchnorm first and then prepare(…, integer_only=True); the state dict of this "
+                "network loads into that one"
+            )
 
 
 def check_parameters(model: nn.Module) -> None:

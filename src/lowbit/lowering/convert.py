@@ -22,7 +22,7 @@ from lowbit.integer.ops.lookup import codes_at
 from lowbit.integer.validate import validate
 from lowbit.lowering import kinds as k
 from lowbit.lowering.calls import REMEDY_FOR_ONE, Modules, arguments, describe, nodes_in
-from lowbit.lowering.checks import check_parameters, check_quantizers, check_shapes
+from lowbit.lowering.checks import check_norms, check_parameters, check_quantizers, check_shapes
 from lowbit.lowering.codes import type_of
 from lowbit.lowering.handlers import HANDLERS
 from lowbit.lowering.shapes import Shapes, shapes_of
@@ -53,6 +53,7 @@ def convert(model: nn.Module, example_input: Any, *, fractional_zero_points: boo
             "lowbit train … --quantization.integer-only"
         )
     check_quantizers(model, fractional_zero_points)
+    check_norms(model)
     check_parameters(model)
     shapes = shapes_of(model, [example_input])
     converter = Converter(model, shapes)

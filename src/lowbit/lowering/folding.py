@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.errors import LowbitError
 from lowbit.layers.quantized import QuantizedLayer
+from lowbit.quantizer.functional import is_recorded
 from lowbit.quantizer.module import Quantizer, as_quantizer
 
 
@@ -103,7 +104,7 @@ def _on_grid(
     scale, bias = scale_and_bias(gain)
     if may_vanish:
         off = (gain.abs() < 2.0**-64) | (bias.abs() >= 2.0**30)
-        off &= scale_and_bias(torch.zeros_like(gain))[1].abs() < 2.0**30
+        off = off & (scale_and_bias(torch.zeros_like(gain))[1].abs() < 2.0**30)
         gain = torch.where(off, torch.zeros_like(gain), gain)
         scale, bias = scale_and_bias(gain)
     return gain, scale, bias
@@ -144,10 +145,21 @@ class IntegerNorm3d(IntegerNorm, nn.BatchNorm3d):
     pass
 
 
+class IntegerSyncNorm(IntegerNorm, nn.SyncBatchNorm):
+    pass
+
+
+_INTEGER_NORMS: dict[type[_BatchNorm], type[IntegerNorm]] = {
+    nn.BatchNorm1d: IntegerNorm1d,
+    nn.BatchNorm2d: IntegerNorm2d,
+    nn.BatchNorm3d: IntegerNorm3d,
+    nn.SyncBatchNorm: IntegerSyncNorm,
+}
+
+
 def follow(norm: nn.Module, source: nn.Module) -> None:
     """Make a batch-norm evaluate on the accumulator's grid of `source`, a layer or a quantizer, in place."""
-    kinds = {nn.BatchNorm1d: IntegerNorm1d, nn.BatchNorm2d: IntegerNorm2d, nn.BatchNorm3d: IntegerNorm3d}
-    norm.__class__ = next(integer for plain, integer in kinds.items() if isinstance(norm, plain))
+    norm.__class__ = next(integer for plain, integer in _INTEGER_NORMS.items() if isinstance(norm, plain))
     assert isinstance(norm, IntegerNorm) and isinstance(source, (QuantizedLayer, Quantizer))
     # In a tuple, so that the source does not become a submodule of its batch-norm.
     norm.folded_into = (source,)
@@ -167,4 +179,7 @@ class _RoundBias(torch.autograd.Function):
 def bias_on_grid(layer: QuantizedLayer) -> Tensor:
     """The layer's bias rounded to the accumulator's grid; its gradient goes to the bias unchanged."""
     grid = as_quantizer(layer.input_quantizer).step * channel_steps(layer)
+    if is_recorded(layer):
+        assert layer.bias is not None
+        return _RoundBias.forward(None, layer.bias, grid)
     return _RoundBias.apply(layer.bias, grid)

@@ -102,8 +102,8 @@ QUANTIZER = Kind("quantizer", modules=(Quantizer,))
 LAYER = Kind("layer", modules=(QuantizedLayer,), computes=True, lack=_lack_of_layer)
 NORM = Kind(
     "norm",
-    modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),  # with the plain forward: see `is_norm`
-    library_modules=("BatchNormAct2d",),  # with an activation inside, which `trace` takes apart
+    modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),  # with the plain forward: see `is_norm`
+    library_modules=("BatchNormAct2d", "SyncBatchNormAct"),  # with an activation inside, which `trace` takes apart
     computes=True,
     lack=_lack_of_norm,
 )
@@ -238,7 +238,7 @@ def kind_of_module(module: nn.Module) -> Kind | None:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether it is a batch-norm that computes what torch's does: no subclass with a forward of its own."""
-    plain = type(module).forward in (_BatchNorm.forward, IntegerNorm.forward)
+    plain = type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, IntegerNorm.forward)
     return isinstance(module, NORM.modules) and (plain or is_library_module(module, NORM))
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
 from lowbit.layers.sites import Site, input_sites, quantized_layers
+from lowbit.lowering.checks import check_norms
 from lowbit.processes import agreed
 from lowbit.quantizer.initialization import Statistics, find_initial
 from lowbit.quantizer.module import Quantizer
@@ -39,6 +40,8 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         raise LowbitError("the model has no quantizers: lowbit.prepare comes before lowbit.calibrate")
     if isinstance(batches, Tensor):
         raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")
+    if isinstance(model, fx.GraphModule):
+        check_norms(model)
     waiting = [site for site in sites if not site.quantizer.started]
     found = []
     for layer in layers.values():
@@ -107,6 +110,8 @@ class _Observer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(self.tokens.of(x))
+        if x.numel() == 0:  # what a detector without detections gives its second stage
+            return x
         self.statistics.update(x)
         if not bool(torch.isfinite(self.statistics.low).all() and torch.isfinite(self.statistics.high).all()):
             raise LowbitError(

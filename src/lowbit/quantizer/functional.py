@@ -23,7 +23,8 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lowbit.errors import LowbitError
 from lowbit.grid import Grid
@@ -96,7 +97,9 @@ class Settings(NamedTuple):
         Raises:
             LowbitError: a step or offset that does not broadcast against the input, or no such batch dimension.
         """
-        count = elements_sharing if torch.compiler.is_compiling() else _counted  # a compiler's sizes may be symbols
+        # A compiler's sizes may be symbols, and torch.jit.trace's are tensors.
+        symbolic = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        count = elements_sharing if symbolic else _counted
         step, offset = parameters.step, parameters.offset
         shape = shape if view is None else view
         sharing = count(shape, step.shape, batch_dim)
@@ -148,7 +151,30 @@ def fake_quantize(
         norm = method.slope.norm_of(slope)
     pull = None if method.pull is None else step.new_tensor(method.pull.value)
     parameters = Parameters(step, None, offset, slope, norm, pull)
+    check_supported(x)
     return FakeQuantize.apply(x, *parameters, Settings.of(x.shape, parameters, grid, method, batch_dim=batch_dim))
+
+
+def is_recorded(module: nn.Module) -> bool:
+    """Whether torch.jit records a module in evaluation: then by operations that it can save, not by autograd functions."""
+    return torch.jit.is_tracing() and not module.training
+
+
+def check_supported(x: Tensor) -> None:
+    """Refuse what a quantizer's own backward pass does not follow. (FakeQuantize has no `jvp`, which compilers don't take.)
+
+    Raises:
+        LowbitError: within torch.func.grad, vmap, jvp and what is made of them; an x with a tangent.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        raise LowbitError(
+            "quantizers do not support the transforms of torch.func (grad, vmap, jvp, jacrev, …): take gradients by backward() or "
+            "torch.autograd.grad, and give batches instead of vmap"
+        )
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise LowbitError("quantizers do not support forward-mode differentiation: take gradients by backward()")
 
 
 class FakeQuantize(torch.autograd.Function):
@@ -159,13 +185,7 @@ class FakeQuantize(torch.autograd.Function):
         *tensors, settings = arguments
         ctx.save_for_backward(x, *tensors)
         ctx.settings = settings
-        step, _, offset, *_ = Parameters(*tensors).bounded()
-        viewed, grid = settings.viewed(x), settings.grid
-        x_hat = kernels.fused_values(values, viewed, step, offset, grid)
-        if x_hat is None:
-            x_hat = values(viewed, step, offset, grid.qn, grid.qp, grid=grid)
-        # A copy, because autograd lets nobody change a view that one of its functions returns.
-        return x_hat if settings.view is None else x_hat.reshape(x.shape).clone()
+        return quantized(x, Parameters(*tensors), settings)
 
     @staticmethod
     # pyrefly: ignore[bad-override]  # torch declares one that takes any number of gradients
@@ -189,6 +209,17 @@ class FakeQuantize(torch.autograd.Function):
         grad_x, grad_step, grad_offset = found
         grad_x = None if grad_x is None else grad_x.reshape(shape)
         return grad_x, grad_step, None, grad_offset, None, None, None, None
+
+
+def quantized(x: Tensor, parameters: Parameters, settings: Settings) -> Tensor:
+    """x̂, without gradients."""
+    step, _, offset, *_ = parameters.bounded()
+    viewed, grid = settings.viewed(x), settings.grid
+    x_hat = kernels.fused_values(values, viewed, step, offset, grid)
+    if x_hat is None:
+        x_hat = values(viewed, step, offset, grid.qn, grid.qp, grid=grid)
+    # A copy, because autograd lets nobody change a view that one of its functions returns.
+    return x_hat if settings.view is None else x_hat.reshape(x.shape).clone()
 
 
 class QuantizerNode(Protocol):
@@ -331,9 +362,10 @@ class _RoundZeroPoint(torch.autograd.Function):
         return gradient, None
 
 
-def with_integer_zero_point(offset: Tensor, step: Tensor) -> Tensor:
-    """−s·round(−β/s), the offset whose zero point is an integer; its gradient goes to β unchanged."""
-    return _RoundZeroPoint.apply(offset, step.detach())
+def with_integer_zero_point(offset: Tensor, step: Tensor, *, trained: bool = True) -> Tensor:
+    """−s·round(−β/s), the offset whose zero point is an integer; its gradient, where `trained`, goes to β unchanged."""
+    step = step.detach()
+    return _RoundZeroPoint.apply(offset, step) if trained else _RoundZeroPoint.forward(None, offset, step)
 
 
 def _clipped(x: Tensor, s: Tensor, beta: Tensor | None, qn: Bound, qp: Bound) -> Tensor:

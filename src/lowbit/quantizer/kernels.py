@@ -85,7 +85,8 @@ def _groups(x: Tensor, step: Tensor) -> int | None:
         _works
         and not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()  # a backward pass that is differentiated again
-        and not is_in_torch_dispatch_mode()  # somebody traces or counts operations
+        and not is_in_torch_dispatch_mode()  # somebody records or counts operations
+        and not torch.jit.is_tracing()
         and x.numel() >= smallest
         and type(x) in (Tensor, nn.Parameter)
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)

@@ -119,7 +119,7 @@ def tanh_transform(w: Tensor) -> Tensor:
     The paper leaves the result in [−1, 1]; multiplied back by max|w|, a trained network starts near itself.
     """
     squashed = torch.tanh(w)
-    return squashed * (w.detach().abs().amax() / squashed.detach().abs().amax())
+    return squashed * (w.detach().abs().max() / squashed.detach().abs().max())
 
 
 def lsq_plus(configuration: int) -> Method:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,10 @@ class Quantizer(QuantizerState):
 
     def forward(self, x: Tensor) -> Tensor:
         """x̂."""
+        functional.check_supported(x)
         x, parameters, settings = self._arguments(x)
+        if functional.is_recorded(self):
+            return self._recorded(x, parameters, settings)
         trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
         if trained and self.balance is not None and parameters.step.requires_grad:
             x, step = self._balanced(x, parameters.step, settings)
@@ -70,6 +74,17 @@ class Quantizer(QuantizerState):
             region = lambda x: FakeQuantize.apply(x, *parameters, settings)  # noqa: E731
             return checkpoint(region, x, use_reentrant=False, preserve_rng_state=False)
         return FakeQuantize.apply(x, *parameters, settings)
+
+    def _recorded(self, x: Tensor, parameters: Parameters, settings: Settings) -> Tensor:
+        """x̂ by operations that torch.jit can save: not by an autograd function."""
+        if torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export():
+            warnings.warn(
+                "a network that is recorded in evaluation computes what lowbit's does, but not its gradients: record it within "
+                "torch.no_grad(), or in training mode",
+                torch.jit.TracerWarning,
+                stacklevel=2,
+            )
+        return functional.quantized(x, parameters, settings)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
@@ -99,7 +114,8 @@ class Quantizer(QuantizerState):
             step, initial_step = method.range(viewed, grid, tuple(self.raw_step.shape)), None
         offset = self.offset if self.uses_offset else None
         if offset is not None and not self.has_fraction:
-            offset = functional.with_integer_zero_point(offset, self.step)
+            trained = not functional.is_recorded(self)
+            offset = functional.with_integer_zero_point(offset, self.step, trained=trained)
         parameters = Parameters(step, initial_step, offset, self.slope_value, self.slope_norm, self.pull_value)
         settings = Settings.of(x.shape, parameters, grid, method, batch_dim=self.batch_dim, view=self.view)
         return x, parameters, settings
