@@ -67,7 +67,7 @@ class GraphBuilder:
         return validate(Graph(inputs=self.inputs, nodes=tuple(self.nodes), outputs=self.outputs or (self.last,)))
 
     def type_of(self, name: str) -> TensorType:
-        partial = validate(Graph(inputs=self.inputs, nodes=tuple(self.nodes), outputs=(self.last,)))
+        partial = validate(Graph(inputs=self.inputs, nodes=tuple(self.nodes), outputs=self.outputs or (self.last,)))
         return partial.by_name[name].type
 
     def append(self, kind: type, *inputs: str, type=None, **fields) -> str:

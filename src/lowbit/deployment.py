@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write, check_writable
+from lowbit.files import check_writable
 from lowbit.formats import get_format
 from lowbit.integer.graph import Graph
 from lowbit.integer.network import IntegerNetwork
@@ -67,7 +67,8 @@ def export(
         format: a name in `lowbit.formats.FORMATS`: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic,
             weights stored at their width), "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's floats), "executorch"
             (.pte for XNNPACK, one sample at a time; its output alone is compared), "litert" (.tflite for XNNPACK), "lowbit"
-            (`IntegerNetwork.load` reads it) or "json" (the network as text).
+            (`IntegerNetwork.load` reads it), "json" (the network as text) or "c" (C99 for microcontrollers, with a header beside it,
+            in the rounding "fixed").
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A trained network
             needs them: their shape is the input's.
 
@@ -97,7 +98,7 @@ def export(
         )
         prepared, graph, places = _converted(network, inputs_and_labels(first)[0], fractional_zero_points=True)
         trained = trained_runner(prepared, graph, places)
-    with atomic_write(path) as temporary:
+    with writer.staged(path) as temporary:
         writer.checked_write(graph, temporary)
         runner = writer.checked_open(temporary, graph)
         if isinstance(network, IntegerNetwork):

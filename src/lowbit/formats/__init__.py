@@ -12,14 +12,23 @@ from pathlib import Path
 
 from lowbit.errors import LowbitError
 from lowbit.files import check_readable
-from lowbit.formats import executorch, json, litert, lowbit, onnx, qonnx
+from lowbit.formats import c, executorch, json, litert, lowbit, onnx, qonnx
 from lowbit.formats.registry import Format
 from lowbit.integer.graph import Graph
 from lowbit.integer.result import Runner
 
 FORMATS: dict[str, Format] = {
     format.name: format
-    for format in (onnx.PLAIN, onnx.PACKED, qonnx.FORMAT, executorch.FORMAT, litert.FORMAT, lowbit.FORMAT, json.FORMAT)
+    for format in (
+        onnx.PLAIN,
+        onnx.PACKED,
+        qonnx.FORMAT,
+        executorch.FORMAT,
+        litert.FORMAT,
+        lowbit.FORMAT,
+        json.FORMAT,
+        c.FORMAT,
+    )
 }
 """Every format by name. A format of one's own is an entry more."""
 

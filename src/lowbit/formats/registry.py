@@ -7,12 +7,15 @@ has a `Lowerings`: a function per operation, registered for the operation's clas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowbit.errors import LowbitError
+from lowbit.files import atomic_write, check_writable
 from lowbit.integer.graph import Graph, Node
 from lowbit.integer.result import Runner
 
@@ -64,6 +67,7 @@ class Format:
         covers: whether the format has a form of an operation.
         bits_max: the widest code that the format carries.
         takes_fractions: whether zero points may be fractions.
+        companions: suffixes of the files that `write` puts beside the one at its path.
 
     The functions import what they need when they are called. `write`, `open` and `covers` may raise ImportError.
     """
@@ -77,6 +81,34 @@ class Format:
     covers: Callable[[type[Node]], bool]
     bits_max: int = 8
     takes_fractions: bool = False
+    companions: tuple[str, ...] = ()
+
+    @contextmanager
+    def staged(self, path: Path) -> Iterator[Path]:
+        """Yield a path to write to, of the same name where other files belong to it; on success all are put at `path`.
+
+        Raises LowbitError where a file can't be put there.
+        """
+        if not self.companions:
+            with atomic_write(path) as temporary:
+                yield temporary
+            return
+        targets = [path.with_suffix(suffix) for suffix in self.companions] + [path]
+        if path.suffix in self.companions:
+            raise LowbitError(
+                f"{path}: give the name of a file that ends in {self.suffix}; {path.suffix} is written beside it"
+            )
+        for target in targets:
+            check_writable(target)
+            if target != path and target.exists() and not self.recognizes(target.read_bytes()):
+                raise LowbitError(
+                    f"{target} is there and is not lowbit's, and would be written beside {path.name}: give another name"
+                )
+        with tempfile.TemporaryDirectory(prefix="lowbit-") as folder:
+            yield Path(folder) / path.name
+            with ExitStack() as stack:
+                for target in targets:
+                    stack.enter_context(atomic_write(target)).write_bytes((Path(folder) / target.name).read_bytes())
 
     def checked_write(self, graph: Graph, path: Path) -> None:
         """`write`. Raises LowbitError where a package is missing, or a tensor is wider than the format carries."""

@@ -27,14 +27,16 @@ def compare(
     fixed: bool = False,
     proof: Prove | None = None,
 ) -> Report:
-    """Run the integer reference ("float" rounding), the file and the trained model on the same batches.
+    """Run the integer reference in the file's rounding, the file and the trained model on the same batches.
+
+    A runner's attribute `rounding` names its rounding; it is "float" where there is none.
 
     Args:
         network: the reference.
         file: the path of a file that one of `formats.FORMATS` wrote, run in its own runtime on the CPU; or a runner.
         batches: as `inputs_and_labels` takes them; the top-1 is counted where there are labels.
         trained: the trained model. Tensors it leaves out are not compared.
-        fixed: also run the reference with "fixed" rounding, for its top-1.
+        fixed: also run the reference with the other rounding ("fixed", for a file in "fixed" "float"), for its top-1.
         proof: compares every node of the reference with the trained network's own operations.
 
     Raises:
@@ -44,11 +46,13 @@ def compare(
     runner = file if callable(file) else open_file(file, graph)
     rows = {node.name: Row(node.name, not isinstance(node.type, TensorType)) for node in graph.nodes}
     samples, top1 = 0, None
-    agree = {"file": 0} | ({"trained": 0} if trained else {}) | ({"fixed": 0} if fixed else {})
+    rounding = getattr(runner, "rounding", "float")
+    other = "fixed" if rounding == "float" else "float"
+    agree = {"file": 0} | ({"trained": 0} if trained else {}) | ({other: 0} if fixed else {})
     for batch in batches:
         given, labels = inputs_and_labels(batch)
         x = checked_inputs(graph, given)
-        codes = network.codes(x)
+        codes = network.codes(x, rounding)
         reference = Result(codes, dequantized(graph, codes))
         others = {"file": runner(x)} | ({"trained": trained(x)} if trained else {})
         for name, row in rows.items():
@@ -63,7 +67,7 @@ def compare(
             rows[name].conversion_differ = (rows[name].conversion_differ or 0) + mismatch.count
         outputs = {"reference": reference.outputs} | {column: found.outputs for column, found in others.items()}
         if fixed:
-            outputs["fixed"] = network.outputs(x, "fixed")
+            outputs[other] = network.outputs(x, other)
         count = len(next(iter(x.values())))
         samples += count
         main = graph.outputs[0]  # classes are told by the first output

@@ -1,0 +1,39 @@
+"""C99 for microcontrollers: net.c and net.h, proved by compiling and running them on this machine.
+
+The arithmetic is that of the rounding "fixed": no float between the input's codes and the output's. Weights are packed at their
+width; all tensors lie in one static arena; every operation is written only where the network has it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowbit.formats.registry import Format
+from lowbit.integer.graph import Graph, Node
+from lowbit.integer.result import Runner
+
+
+def _write(graph: Graph, path: Path) -> None:
+    from lowbit.formats.c import writer
+
+    writer.write(graph, path)
+
+
+def _open(path: Path, graph: Graph) -> Runner:
+    from lowbit.formats.c.runner import CRunner
+
+    return CRunner(path, graph)
+
+
+def _covers(kind: type[Node]) -> bool:
+    from lowbit.formats.c import writer
+
+    return writer.LOWERINGS.find(kind) is not None
+
+
+def _recognizes(content: Any) -> bool:
+    return content[:13] == b"/* lowbit C99"
+
+
+FORMAT = Format("c", ".c", "export", _write, _open, _recognizes, _covers, companions=(".h",))

@@ -1,0 +1,157 @@
+"""Convolutions and linear layers in C: a constant that says what the layer is, and a call of the kernel that computes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lowbit.errors import LowbitError
+from lowbit.formats.c import packing
+from lowbit.formats.c.memory import is_depthwise
+from lowbit.formats.c.operations import LOWERINGS, fixed_multipliers
+from lowbit.formats.c.source import Builder, numbers
+from lowbit.formats.c.tensors import Place
+from lowbit.integer.graph import FloatType
+from lowbit.integer.ops import Convolution, Linear
+from lowbit.integer.ops.layer import Layer
+
+_SPACE_MAX = 3
+_LENGTH_MAX = 65_000  # of a window: its length has 16 bits
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Where a layer's windows lie, with one number per dimension of positions.
+
+    Attributes:
+        axis: of the channels, in input and output.
+        inner, outer: sizes of the input's and the output's positions.
+        before: padding before the first position.
+        channels: of a window: of one group, or all where every channel is convolved by itself.
+    """
+
+    axis: int
+    inner: Sequence[int]
+    outer: Sequence[int]
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    dilation: Sequence[int]
+    before: Sequence[int]
+    groups: int
+    channels: int
+    depthwise: bool
+
+    @property
+    def length(self) -> int:
+        """Codes of a window."""
+        return self.channels * math.prod(self.kernel)
+
+
+@LOWERINGS(Convolution)
+def _convolution(builder: Builder, node: Convolution) -> None:
+    x, y = builder.place(node.inputs[0]), builder.place(node.name)
+    before = [pair[0] for pair in node.padding]
+    kernel, depthwise = tuple(node.weight.codes.shape[2:]), is_depthwise(node)
+    channels = x.shape[0] if depthwise else node.weight.codes.shape[1]
+    where = (x.shape[1:], y.shape[1:], kernel, node.stride, node.dilation, before, node.groups, channels, depthwise)
+    taps = node.weight.codes.flatten(2)
+    # A window has its channels innermost; where each is convolved by itself, a row of weights is a tap of all channels.
+    _layer(builder, node, _Geometry(0, *where), taps.flatten(1).T if depthwise else taps.transpose(1, 2).flatten(1))
+
+
+@LOWERINGS(Linear)
+def _linear(builder: Builder, node: Linear) -> None:
+    shape = builder.place(node.name).shape[:-1]
+    once, none = [1] * len(shape), [0] * len(shape)
+    codes = node.weight.codes
+    _layer(builder, node, _Geometry(-1, shape, shape, once, once, once, none, 1, codes.shape[1], False), codes)
+
+
+def _layer(builder: Builder, node: Layer, where: _Geometry, rows: Tensor) -> None:
+    """Define the layer's constant, and call its kernel."""
+    if len(where.outer) > builder.space or builder.space > _SPACE_MAX:
+        raise LowbitError(
+            f"node {node.name!r}: C's layers have at most {_SPACE_MAX} dimensions beside the channels, not {len(where.outer)}"
+        )
+    if where.length > _LENGTH_MAX:
+        raise LowbitError(
+            f"node {node.name!r}: a window of {where.length} codes; C's layers have at most {_LENGTH_MAX}"
+        )
+    bits, kernel = node.weight.bits, "depthwise" if where.depthwise else "dense"
+    padded = where.length if where.depthwise else packing.padded_length(where.length, bits)
+    builder.columns = max(builder.columns, padded if where.depthwise else 2 * padded)
+    builder.uses |= {kernel, f"weights{bits}"}
+    fields = {"weights": f"weights + {len(builder.weights)}", "planes": f"planes{bits}"}
+    builder.weights += packing.words(rows, bits)
+    fields |= _requantization(builder, node) | _positions(builder, node, where)
+    fields |= {"length": str(where.length), "padded": str(padded)} | _codes(builder, node)
+    fields |= {"plane_count": str(len(packing.PLANES[bits])), "offset": str(packing.offset(bits))}
+    number, body = builder.number(node), "\n".join(f"    .{name} = {value}," for name, value in fields.items())
+    builder.constants.append(f"static const layer_t layer{number} = {{\n{body}\n}};")
+    x, y = builder.place(node.inputs[0]), builder.place(node.name)
+    builder.line(f"{kernel}(&layer{number}, {builder.pointer(x)}, {builder.pointer(y, writable=True)});")
+
+
+def _positions(builder: Builder, node: Layer, where: _Geometry) -> dict[str, str]:
+    """The members that say where a window's codes and an output's code lie."""
+    x, y = builder.place(node.inputs[0]), builder.place(node.name)
+    missing = builder.space - len(where.outer)
+    fields = {f"{name}_strides": _strides(place, where.axis, missing) for name, place in (("x", x), ("y", y))}
+    for name, values, fill in (
+        ("in", where.inner, 1), ("out", where.outer, 1), ("kernel", where.kernel, 1), ("stride", where.stride, 1),
+        ("dilation", where.dilation, 1), ("pad", where.before, 0),
+    ):  # fmt: skip
+        fields[name] = _listed([*[fill] * missing, *values])
+    # Taps beside each other lie in one piece where channels do, and a window has all of a position's.
+    whole = where.axis == 0 and len(x.shape) > 1 and x.strides[0] == 1 and x.strides[-1] == where.channels
+    joined = whole and where.dilation[-1] == 1
+    outputs = y.shape[where.axis] // where.groups
+    numbers = {"groups": where.groups, "channels": where.channels, "outputs": outputs, "joined": int(joined)}
+    return fields | {name: str(value) for name, value in numbers.items()}
+
+
+def _codes(builder: Builder, node: Layer) -> dict[str, str]:
+    """The members that say what the codes of input and output are."""
+    x, y = builder.place(node.inputs[0]), builder.place(node.name)
+    (kind,) = builder.graph.input_types(node)
+    floats = isinstance(node.type, FloatType)
+    builder.uses |= {x.storage, "int32" if floats else "codes"} | ({"y_packed"} if y.storage == "packed" else set())
+    fields = {"x_zero": str(kind.zero_point), "x_low": str(x.low)}
+    if not floats:
+        kind = node.codes_of()
+        fields |= {"y_zero": str(kind.zero_point), "low": str(kind.qn), "high": str(kind.qp), "y_low": str(y.low)}
+    return fields | {"x_storage": _storage(x), "y_storage": _storage(y)}
+
+
+def _strides(place: Place, channel_axis: int, missing: int) -> str:
+    own = [stride for axis, stride in enumerate(place.strides) if axis != channel_axis % len(place.shape)]
+    return _listed([place.strides[channel_axis], *[0] * missing, *own])
+
+
+def _listed(values: Sequence[int]) -> str:
+    return "{" + ", ".join(map(str, values)) + "}"
+
+
+def _storage(place: Place) -> str:
+    return f"PACKED + {place.width}" if place.storage == "packed" else place.storage.upper()
+
+
+def _requantization(builder: Builder, node: Layer) -> dict[str, str]:
+    """Biases, multipliers and shifts, each an array with an entry per output channel."""
+    number, count, fields = builder.number(node), len(node.weight.codes), {}
+    if node.bias is not None:
+        values = node.bias.tolist()
+        text = [str(value) if value > -(2**31) else "INT32_MIN" for value in values]
+        builder.constants.append(f"static const int32_t bias{number}[{count}] = {{\n{numbers(text)}\n}};")
+        fields["bias"] = f"bias{number}"
+    if not isinstance(node.type, FloatType):
+        (m,) = node.multipliers(builder.graph.input_types(node))
+        mantissas, shifts = fixed_multipliers(m)
+        repeat = count // len(mantissas)
+        builder.constant(f"int32_t multipliers{number}", mantissas * repeat)
+        builder.constant(f"uint8_t shifts{number}", shifts * repeat)
+        fields |= {"multipliers": f"multipliers{number}", "shifts": f"shifts{number}"}
+    return fields
