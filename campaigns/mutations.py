@@ -38,7 +38,9 @@ from lowbit.integer.ops import (
     Concatenate,
     Convolution,
     GlobalAveragePool,
+    IndexSelect,
     Linear,
+    LinearResize,
     Lookup,
     MaxPool,
     Multiply,
@@ -48,6 +50,7 @@ from lowbit.integer.ops import (
     Reshape,
     Slice,
     Subtract,
+    UnevenAveragePool,
     Upsample,
 )
 from lowbit.integer.validate import validate
@@ -71,6 +74,8 @@ class Various(nn.Module):
         x = self.pool(F.relu6(self.norm(self.first(x))))
         x = F.silu(self.second(x)) - F.relu(self.third(x))
         x = F.interpolate(self.mean(x), scale_factor=(2, 3))
+        x = F.interpolate(F.interpolate(x, (13, 9)), (17, 11), mode="bilinear")
+        x = F.avg_pool2d(x, 3, 2, padding=1, count_include_pad=False)
         x = torch.cat([self.lone(x)[:, 2:], x[:, :2]], 1)
         x = x * torch.sigmoid(x.mean((2, 3), keepdim=True))
         b, c, h, w = x.shape
@@ -151,6 +156,19 @@ def changes(node: Node, graph: Graph) -> Iterator[Change]:
         yield "groups swapped", replace(node, groups=channels // node.groups)
     if isinstance(node, Upsample):
         yield "factors swapped", replace(node, factors=node.factors[::-1])
+    if isinstance(node, UnevenAveragePool):
+        axis, start, stop, divisor = node.windows[-1]
+        if stop - start > 1:
+            yield "last window shorter", replace(node, windows=(*node.windows[:-1], (axis, start + 1, stop, divisor)))
+        yield "another divisor", replace(node, windows=(*node.windows[:-1], (axis, start, stop, divisor + 1)))
+    if isinstance(node, LinearResize):
+        swapped = tuple(
+            (axis, first, far, near) if far else (axis, first, near, far) for axis, first, near, far in node.points
+        )
+        yield "weights swapped", replace(node, points=swapped)
+    if isinstance(node, IndexSelect):
+        yield "order reversed", replace(node, places=node.places[::-1])
+        yield "one place further", replace(node, places=node.places[1:] + node.places[:1])
     if isinstance(node, GlobalAveragePool):
         x = graph.input_types(node)[0]
         yield "sum of one window less", _part_of_mean(node, x)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from lowbit.integer.graph import TensorType
-from lowbit.integer.ops import Quantize, Reshape, Subtract, Upsample
+from lowbit.integer.ops import IndexSelect, LinearResize, Quantize, Reshape, Subtract, UnevenAveragePool, Upsample
 from tests.integer_graphs import GraphBuilder, f32
 
 
@@ -37,6 +37,30 @@ def upsampling(factors: tuple[int, ...], channels: int = 3) -> GraphBuilder:
     b = GraphBuilder((2, *range(2, 2 + len(factors))), seed=sum(factors))
     x = b.conv(b.quantize(8, signed=False, zero=100), channels, bits=4, signed=True, zero=3, narrow=True)
     b.conv(b.append(Upsample, x, factors=factors), 4, bits=8)
+    return b
+
+
+def picking(space: int) -> GraphBuilder:
+    """Positions and channels by index, repeated, left out and out of order, between two convolutions."""
+    b = GraphBuilder((2, *range(3, 3 + space)), seed=space)
+    x = b.conv(b.quantize(8, signed=False, zero=100), 3, bits=4, signed=True, zero=3, narrow=True)
+    x = b.append(IndexSelect, x, axis=1 + space, places=(2, 2, 0, 1, 1))
+    x = b.append(IndexSelect, x, axis=1, places=(2, 0, 0, 1))
+    b.conv(x, 4, bits=8)
+    return b
+
+
+def resampling(space: int, wide: bool = False) -> GraphBuilder:
+    """Both kinds of weighted means over 1, 2 or 3 dimensions, one after the other; `wide`: sums beyond 24 bits."""
+    b = GraphBuilder((3, *range(5, 5 + space)), seed=space)
+    spatial = range(2, 2 + space)
+    windows = [(axis, *window) for axis in spatial for window in ((0, 2, 3), (0, 3, 3), (1, 5, 4), (4, 5, 1))]
+    points = [(axis, *point) for axis in spatial for point in ((0, 7, 0), (0, 3, 4), (2, 1, 6), (3, 7, 0))]
+    if wide:
+        points = [(axis, *point) for axis in spatial for point in ((0, 511, 0), (1, 200, 311), (2, 1, 510))]
+    x = b.quantize(8, signed=False, zero=100)
+    x = b.same_range(UnevenAveragePool, x, bits=7, signed=True, zero=-5, windows=tuple(windows))
+    b.same_range(LinearResize, x, bits=8, zero=3, points=tuple(points))
     return b
 
 

@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.format_graphs import differences, over_the_range, two_inputs_and_two_outputs, upsampling
+from tests.format_graphs import (
+    differences,
+    over_the_range,
+    picking,
+    resampling,
+    two_inputs_and_two_outputs,
+    upsampling,
+)
 from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
 
 from lowbit.errors import LowbitError
@@ -129,6 +136,13 @@ def test_upsampling_in_three_dimensions() -> None:
     b = GraphBuilder((2, 3, 2, 2))
     b.append(Upsample, b.quantize(5), factors=(2, 1, 3))
     assert_equal(b.graph(), over_the_range(b))
+
+
+@pytest.mark.parametrize("make", [resampling, picking])
+@pytest.mark.parametrize("space", [1, 2])
+def test_resampling_and_picking(make, space) -> None:
+    b = make(space)
+    assert_equal(b.graph(), b.input(3))
 
 
 def test_two_inputs_and_two_outputs(tmp_path) -> None:

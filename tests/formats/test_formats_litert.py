@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.format_graphs import differences, over_the_range, two_inputs_and_two_outputs, upsampling
+from tests.format_graphs import (
+    differences,
+    over_the_range,
+    picking,
+    resampling,
+    two_inputs_and_two_outputs,
+    upsampling,
+)
 from tests.integer_graphs import GraphBuilder, all_pairs_of_bytes, every_operation, f32, resnet_like
 
 from lowbit.errors import LowbitError
@@ -152,6 +159,18 @@ def test_the_file_states_the_shapes_that_litert_computes(first) -> None:
 def test_upsampling(factors, tmp_path) -> None:
     b = upsampling(factors)
     assert_equal(b.graph(), over_the_range(b), tmp_path)
+
+
+@pytest.mark.parametrize("make", [resampling, picking])
+@pytest.mark.parametrize("space", [1, 2])
+def test_resampling_and_picking(make, space, tmp_path) -> None:
+    b = make(space)
+    assert_equal(b.graph(), b.input(3), tmp_path)
+
+
+def test_sums_beyond_24_bits_are_refused(tmp_path) -> None:
+    with pytest.raises(LowbitError, match=r"LinearResize.*exactly only below"):
+        writer.write(resampling(2, wide=True).graph(), tmp_path / "network.tflite")
 
 
 def test_two_inputs_and_two_outputs(tmp_path) -> None:

@@ -12,7 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from tests.format_graphs import differences, over_the_range, two_inputs_and_two_outputs, upsampling
+from tests.format_graphs import (
+    differences,
+    over_the_range,
+    picking,
+    resampling,
+    two_inputs_and_two_outputs,
+    upsampling,
+)
 from tests.integer_graphs import (
     GraphBuilder,
     all_pairs_of_bytes,
@@ -137,6 +144,17 @@ def test_differences(path, b):
 @pytest.mark.parametrize("factors", [(3,), (2, 3), (1, 1), (2, 1, 3)])
 def test_upsampling(path, factors):
     check(upsampling(factors), path)
+
+
+@pytest.mark.parametrize(("space", "wide"), [(1, False), (2, False), (3, False), (2, True)])
+def test_resampling(path, space, wide):
+    """Sums beyond 24 bits are made in float64."""
+    check(resampling(space, wide), path, batch=4)
+
+
+@pytest.mark.parametrize("space", [1, 2, 3])
+def test_picking(path, space):
+    check(picking(space), path)
 
 
 def test_two_inputs_and_two_outputs(path):

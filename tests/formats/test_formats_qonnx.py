@@ -12,7 +12,14 @@ import torch
 from hypothesis import given, settings
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from tests.format_graphs import differences, over_the_range, two_inputs_and_two_outputs, upsampling
+from tests.format_graphs import (
+    differences,
+    over_the_range,
+    picking,
+    resampling,
+    two_inputs_and_two_outputs,
+    upsampling,
+)
 from tests.integer_graphs import (
     GraphBuilder,
     all_pairs_of_bytes,
@@ -100,6 +107,14 @@ def test_differences(tmp_path_factory, b):
 @pytest.mark.parametrize("factors", [(3,), (2, 3), (2, 1, 3)])
 def test_upsampling_equals_the_reference(factors):
     b = upsampling(factors)
+    graph, x = b.graph(), b.input(2)
+    assert_equal(graph, x, values(graph, x))
+
+
+@pytest.mark.parametrize("make", [resampling, picking])
+@pytest.mark.parametrize("space", [1, 2, 3])
+def test_resampling_and_picking_equal_the_reference(make, space):
+    b = make(space)
     graph, x = b.graph(), b.input(2)
     assert_equal(graph, x, values(graph, x))
 

@@ -196,11 +196,6 @@ def shuffled_by_permutation(self, x):
     [
         (gate_by_channel_mean, "mean in the network's forward takes the mean over other dimensions"),
         (lambda self, x: self.head(start(self, x).mean(2).mean(2)), "mean in .* over other dimensions"),
-        (
-            lambda self, x: finish(self, F.adaptive_avg_pool2d(start(self, x), 3)),
-            "adaptive pooling to a size other than 1",
-        ),
-        (lambda self, x: finish(self, F.adaptive_avg_pool2d(start(self, x), (1, None))), "adaptive pooling to a size"),
         (lambda self, x: finish(self, start(self, x).transpose(2, 3)), "only the channel shuffle"),
         (lambda self, x: finish(self, torch.cat(start(self, x).chunk(2, 0), 1)[:, :8]), "splits the batch"),
         (lambda self, x: finish(self, start(self, x)[:, : x.shape[3] + 1]), "getitem .* computes from shapes"),

@@ -1,6 +1,8 @@
-"""Subtraction, nearest upsampling, average pooling: the trained network, its integers and its ONNX file agree."""
+"""Subtraction, resizing, pooling: the trained network, its integers and its ONNX file agree."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -9,21 +11,32 @@ from torch.nn import functional as F
 
 import lowbit
 from lowbit import LowbitError
-from lowbit.integer.ops import AveragePool, GlobalAveragePool, Subtract, Upsample
+from lowbit.integer.ops import (
+    AveragePool,
+    GlobalAveragePool,
+    IndexSelect,
+    LinearResize,
+    MaxPool,
+    Subtract,
+    UnevenAveragePool,
+    Upsample,
+)
 from tests.lowering.networks import Forward, agreement, finish, images, start, trained
 
 X = images(4, 3, 6, 5)
 
 
-def proved(model: nn.Module, tmp_path, operation: type, ties: float = 0.001) -> lowbit.IntegerNetwork:
+def proved(
+    model: nn.Module, tmp_path, operation: type, ties: float = 0.001, least: int = 1000
+) -> lowbit.IntegerNetwork:
     """Trained against integers (but for a share of ties), integers against their file, and finite gradients everywhere."""
     prepared = trained(model, X)
     compared, differ = agreement(prepared, X)
-    assert compared > 1000 and differ <= ties * compared
+    assert compared > least and differ <= ties * compared
     network = lowbit.to_integer(prepared, X)
     assert any(isinstance(node, operation) for node in network.graph.nodes)
     report = lowbit.export(network, tmp_path / "network.onnx")
-    assert report.ok and report.differ == 0 and report.compared > 1000
+    assert report.ok and report.differ == 0 and report.compared > least
     prepared.train()(X).square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in prepared.parameters() if p.requires_grad)
     return network
@@ -122,13 +135,87 @@ def test_upsampling_that_changes_nothing_is_nothing():
     assert not any(isinstance(node, Upsample) for node in network.graph.nodes)
 
 
+RESIZINGS = {
+    "larger": nn.Upsample(size=(9, 5)),
+    "smaller": nn.Upsample(size=(4, 3)),
+    "both": nn.Upsample(size=(3, 11), mode="nearest-exact"),
+    "factor": nn.Upsample(scale_factor=1.5),
+    "factors": nn.Upsample(scale_factor=(2, 0.5)),
+    "recomputed": nn.Upsample(scale_factor=(1.7, 1.4), recompute_scale_factor=True),
+    # In float32, 1/41 · 41·i is less than i: torch repeats some positions 42 times; in float64 it does not.
+    "by 41": nn.Upsample(scale_factor=(41, 1)),
+}
+
+
+@pytest.mark.parametrize("name", RESIZINGS)
+def test_nearest_resizing_to_any_size(name, tmp_path):
+    proved(Forward(lambda self, x: finish(self, self.up(start(self, x))), up=RESIZINGS[name]), tmp_path, IndexSelect)
+
+
+LINEAR = {
+    "twice": ({"scale_factor": 2, "mode": "bilinear"}, 16),
+    "three times": ({"scale_factor": 3, "mode": "bilinear"}, 9),
+    "a size": ({"size": (9, 7), "mode": "bilinear"}, 6 * 7),
+    "smaller": ({"size": (4, 5), "mode": "bilinear"}, 4),
+    "corners": ({"size": (11, 9), "mode": "bilinear", "align_corners": True}, 4),
+    "one corner": ({"size": (1, 5), "mode": "bilinear", "align_corners": True}, 1),
+    "a decimal": ({"scale_factor": 1.7, "mode": "bilinear"}, 34 * 34),
+    "a decimal recomputed": ({"scale_factor": 1.7, "mode": "bilinear", "recompute_scale_factor": True}, 20 * 16),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_resizing(name, tmp_path):
+    """Weights of quarters give halves often: ties, which float sums round to either side."""
+    options, divisor = LINEAR[name]
+    layer = nn.Upsample(**options)
+    network = proved(
+        Forward(lambda self, x: finish(self, self.up(start(self, x))), up=layer), tmp_path, LinearResize, ties=0.1
+    )
+    (node,) = (node for node in network.graph.nodes if isinstance(node, LinearResize))
+    taps = node.taps((8, 6, 5)).values()
+    assert divisor % math.prod(each.divisor for each in taps) == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "resize", "shape"),
+    [
+        (nn.Conv1d, nn.Upsample(scale_factor=2, mode="linear"), (3, 30)),
+        (nn.Conv3d, nn.Upsample(scale_factor=(1, 2, 2), mode="trilinear"), (3, 4, 5, 6)),
+        (nn.Conv3d, nn.AvgPool3d((2, 1, 2), ceil_mode=True), (3, 5, 6, 7)),
+        (nn.Conv3d, nn.AdaptiveAvgPool3d((2, 3, 4)), (3, 5, 6, 7)),
+        (nn.Conv3d, nn.AvgPool3d(2, padding=1), (3, 5, 6, 7)),
+        (nn.Conv3d, nn.MaxPool3d(3, 2, padding=1), (3, 6, 7, 8)),
+        (nn.Conv3d, nn.AdaptiveMaxPool3d((2, 1, 3)), (3, 6, 7, 8)),
+        (nn.Conv1d, nn.AvgPool1d(4, 3, padding=2, count_include_pad=False), (3, 30)),
+        (nn.Conv1d, nn.AdaptiveMaxPool1d(7), (3, 30)),
+    ],
+)
+def test_one_and_three_dimensions(make, resize, shape, tmp_path):
+    model = nn.Sequential(make(3, 6, 3, padding=1), nn.ReLU(), resize, make(6, 4, 1), nn.Flatten(), nn.LazyLinear(2))
+    x = images(3, *shape)
+    model(x)
+    prepared = trained(model, x)
+    network = lowbit.to_integer(prepared, x)
+    assert lowbit.export(network, tmp_path / "network.onnx").differ == 0
+    compared, differ = agreement(prepared, x)
+    assert differ <= 0.1 * compared
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Upsample(size=(6, 5), mode="bilinear"), nn.UpsamplingBilinear2d(size=(6, 5)), nn.AdaptiveAvgPool2d((None, 5))],
+)
+def test_linear_resizing_to_the_same_size_is_nothing(layer):
+    network = lowbit.to_integer(trained(Forward(lambda self, x: finish(self, self.up(start(self, x))), up=layer), X), X)
+    assert not any(isinstance(node, LinearResize | UnevenAveragePool | AveragePool) for node in network.graph.nodes)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"scale_factor": 2, "mode": "bilinear"}, r"interpolate in .*: mode 'bilinear' has none; 'nearest' has"),
-        ({"scale_factor": 2, "mode": "bilinear", "antialias": True}, "mode 'bilinear'"),
-        ({"scale_factor": 1.5}, r"scale_factor 1\.5 has none; whole factors, 1 or more, have"),
-        ({"scale_factor": (2, 0.5)}, r"scale_factor \(2, 0\.5\)"),
+        ({"scale_factor": 2, "mode": "bicubic"}, r"interpolate in .*: mode 'bicubic' has none; 'nearest', "),
+        ({"scale_factor": 2, "mode": "bilinear", "antialias": True}, "antialias has none"),
     ],
 )
 def test_other_interpolation_is_named_before_training(options, words):
@@ -138,27 +225,10 @@ def test_other_interpolation_is_named_before_training(options, words):
         )
 
 
-def test_a_bilinear_layer_is_named_with_its_class():
-    model = Forward(lambda self, x: finish(self, self.up(start(self, x))), up=nn.UpsamplingBilinear2d(scale_factor=2))
-    with pytest.raises(LowbitError, match=r"layer 'up' \(UpsamplingBilinear2d\): mode 'bilinear' has none"):
-        lowbit.prepare(model, integer_only=True)
-
-
-@pytest.mark.parametrize(
-    ("layer", "words"),
-    [
-        (
-            nn.Upsample(size=(9, 5)),
-            r"layer 'up' \(Upsample\) resizes \(6, 5\) to \(9, 5\), .*prepare without integer_only",
-        ),
-        (nn.Upsample(size=(3, 5)), r"resizes \(6, 5\) to \(3, 5\)"),
-        # In float32, 1/41 · 41·i is less than i: torch repeats some positions 42 times.
-        (nn.Upsample(scale_factor=(41, 1)), r"by \(41, 1\) does not repeat every position as often.*'nearest-exact'"),
-    ],
-)
-def test_upsampling_that_only_shapes_tell_is_refused(layer, words):
+def test_weights_that_no_accumulator_holds_are_refused():
+    layer = nn.Upsample(scale_factor=(1.0001, 1.0003), mode="bilinear")
     prepared = trained(Forward(lambda self, x: finish(self, self.up(start(self, x))), up=layer), X)
-    with pytest.raises(LowbitError, match=words):
+    with pytest.raises(LowbitError, match=r"layer 'up' \(Upsample\) resizes .*1/\d+, more than 32-bit"):
         lowbit.to_integer(prepared, X)
 
 
@@ -178,8 +248,55 @@ def test_average_pooling_averages_what_it_says(layer, operation, tmp_path):
     assert type(node) is operation
 
 
-def test_average_pools_whose_padding_does_not_count_are_refused():
-    layer = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-    prepared = trained(Forward(lambda self, x: finish(self, self.pool(start(self, x))), pool=layer), X)
-    with pytest.raises(LowbitError, match=r"layer 'pool' \(AvgPool2d\): only plain average pooling"):
+UNEVEN = {
+    "padding does not count": nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+    "ceiling": nn.AvgPool2d(2, ceil_mode=True),
+    "ceiling and padding": nn.AvgPool2d(3, 2, padding=1, ceil_mode=True),
+    "a divisor": nn.AvgPool2d((2, 3), 2, divisor_override=5),
+    "adaptive": nn.AdaptiveAvgPool2d((4, 3)),
+    "adaptive in one": nn.AdaptiveAvgPool2d((None, 2)),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_uneven_average_pools(name, tmp_path):
+    model = Forward(lambda self, x: self.head(self.pool(start(self, x)).mean((2, 3))), pool=UNEVEN[name])
+    proved(model, tmp_path, UnevenAveragePool, ties=0.05)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False),  # of even sizes
+        lambda x: F.adaptive_avg_pool2d(x, (3, 4)),
+        lambda x: F.interpolate(x, size=(3, 2), mode="area"),
+        lambda x: F.interpolate(x, scale_factor=0.5, mode="area"),
+    ],
+)
+def test_pools_that_come_out_even(function, tmp_path):
+    x = images(4, 3, 6, 8)
+    prepared = trained(Forward(lambda self, x: self.head(function(start(self, x)).mean((2, 3)))), x)
+    network = lowbit.to_integer(prepared, x)
+    assert any(isinstance(node, AveragePool) for node in network.graph.nodes)
+    assert lowbit.export(network, tmp_path / "network.onnx").differ == 0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.adaptive_max_pool2d(x, (4, 3)),
+        lambda x: F.adaptive_max_pool2d(x, (3, 5)),
+        lambda x: F.adaptive_max_pool2d(x, 1),
+        lambda x: x.amax((2, 3), keepdim=True),
+        lambda x: torch.amax(x, dim=(-1, -2)).view(-1, 8, 1, 1),
+        nn.AdaptiveMaxPool2d((2, None)).forward,
+    ],
+)
+def test_adaptive_and_global_maxima(function, tmp_path):
+    proved(Forward(lambda self, x: finish(self, function(start(self, x)))), tmp_path, MaxPool, least=400)
+
+
+def test_maxima_over_other_dimensions_are_refused():
+    prepared = trained(Forward(lambda self, x: finish(self, start(self, x) - start(self, x).amax(1, keepdim=True))), X)
+    with pytest.raises(LowbitError, match=r"amax in .*takes the maximum over other dimensions"):
         lowbit.to_integer(prepared, X)

@@ -154,6 +154,16 @@ def float_layer(node: Layer, x: TensorType) -> tuple[list[Summand], Tensor]:
     return summands, scale
 
 
+def check_sum(node: Node, x: TensorType) -> None:
+    """Raise LowbitError, naming the node, where a float32 sum of whole numbers may not be exact."""
+    bound = node.accumulator_bound([x])
+    if bound >= _EXACT:
+        raise LowbitError(
+            f"node {node.name!r}: its sum can reach {bound}, and is made in float32, exactly only below {_EXACT}: give its "
+            "input fewer bits"
+        )
+
+
 def _split(value: Tensor) -> tuple[Tensor, Tensor]:
     """(h, r) with value = 16 · h + r and −8 <= r < 8, in value's type."""
     wide = value.to(torch.int64)

@@ -17,6 +17,7 @@ from torch import Tensor
 from lowbit.errors import LowbitError
 from lowbit.grid import BITS_MAX
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
+from lowbit.integer.limits import INDICES_MAX
 from lowbit.integer.ops import OPERATIONS
 from lowbit.integer.validate import check_count, validate
 
@@ -166,6 +167,12 @@ def _integers(value: Any, where: str) -> tuple[int, ...]:
     return _list(value, where, _integer)
 
 
+def _places(value: Any, where: str) -> tuple[int, ...]:
+    if isinstance(value, list) and len(value) > INDICES_MAX:
+        raise LowbitError(f"{where}: {len(value):,} places; at most {INDICES_MAX:,} are read")
+    return _list(value, where, _integer)
+
+
 def _pads(value: Any, where: str) -> tuple[tuple[int, ...], ...]:
     return _list(value, where, _integers)
 
@@ -265,7 +272,9 @@ FIELDS: dict[str, FieldKind] = {
     "int": _plain(_integer),
     "tuple[str, ...]": _plain(lambda value, where: _list(value, where, _string)),
     "tuple[int, ...]": _plain(_integers),
+    "Places": _plain(_places),
     "Pads": _plain(_pads),
+    "tuple[tuple[int, ...], ...]": _plain(_pads),
     "TensorType | FloatType | None": FieldKind(lambda value, where, *_: _type(value, where), _write_type),
     "Weight": FieldKind(_read_weight, _write_weight),
     "Int32 | None": FieldKind(_read_int32, _write_int32),

@@ -39,6 +39,8 @@ Int32 = Tensor
 """An int32 tensor, stored in files as it is."""
 OutputCodes = Tensor
 """int16 codes on the grid of the node's own output, packed in files at its bits."""
+Places = tuple[int, ...]
+"""Places along a dimension, any number of them."""
 
 
 FLOAT32_UNIT = 2.0**-24

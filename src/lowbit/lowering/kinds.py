@@ -39,6 +39,7 @@ class Kind:
         computes: whether its result is to be put on a grid before anything else computes with it.
         moves_codes: whether its result has its inputs' codes, in other places.
         lack: why a call of this kind has no integer form, as far as its arguments tell; None where it has one.
+        instead: the kind that a call with these arguments has in its place; None where it has this one.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Kind:
     computes: bool = False
     moves_codes: bool = False
     lack: Lack = lambda node, modules: None
+    instead: Callable[[fx.Node, Modules], Kind | None] = lambda node, modules: None
 
 
 # Why a call has no integer form.
@@ -81,15 +83,25 @@ def _lack_of_two_tensors(node: fx.Node, modules: Modules) -> str | None:
     return None if given.get("alpha", 1) == 1 else "alpha other than 1 has none"
 
 
-def _lack_of_upsampling(node: fx.Node, modules: Modules) -> str | None:
+_LINEAR = ("linear", "bilinear", "trilinear")
+
+
+def _lack_of_resizing(node: fx.Node, modules: Modules) -> str | None:
     given = arguments(node, modules)
-    mode, factors = given.get("mode", "nearest"), given.get("scale_factor")
-    if mode not in ("nearest", "nearest-exact"):
-        return f"mode {mode!r} has none; 'nearest' has"
-    factors = factors if isinstance(factors, (tuple, list)) else (factors,)
-    if nodes_in(factors) or not all(f is None or (f >= 1 and float(f).is_integer()) for f in factors):
-        return f"scale_factor {given['scale_factor']} has none; whole factors, 1 or more, have"
+    mode = given.get("mode", "nearest")
+    if mode not in ("nearest", "nearest-exact", "area", *_LINEAR):
+        return f"mode {mode!r} has none; 'nearest', 'nearest-exact', 'area' and the linear ones have"
+    if given.get("antialias"):
+        return "antialias has none"
+    if nodes_in(given.get("scale_factor")):
+        return "a scale_factor that forward computes has none; a number, or a size, has"
     return None
+
+
+def _resizing(node: fx.Node, modules: Modules) -> Kind | None:
+    """Of what kind a call of F.interpolate is, by its mode."""
+    mode = arguments(node, modules).get("mode", "nearest")
+    return LINEAR_RESIZE if mode in _LINEAR else AVERAGE if mode == "area" else None
 
 
 # The table.
@@ -150,22 +162,38 @@ MULTIPLY = Kind(
 )
 AVERAGE = Kind(
     "average",
-    functions=(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.avg_pool2d, torch.mean),
+    functions=(
+        F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+        torch.mean,
+    ),
     methods=("mean",),
-    modules=(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AvgPool1d, nn.AvgPool2d),
+    modules=(
+        nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    ),
     computes=True,
-)
+)  # fmt: skip
 CONCATENATE = Kind("concatenate", functions=(torch.cat, torch.concat), moves_codes=True)
 MAX_POOL = Kind(
-    "max pool", functions=(F.max_pool1d, F.max_pool2d), modules=(nn.MaxPool1d, nn.MaxPool2d), moves_codes=True
-)
+    "max pool",
+    functions=(
+        F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+        torch.amax,
+    ),
+    methods=("amax",),
+    modules=(
+        nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    ),
+    moves_codes=True,
+)  # fmt: skip
 UPSAMPLE = Kind(
     "upsample",
     functions=(F.interpolate,),
     modules=(nn.Upsample,),  # UpsamplingNearest2d is one
     moves_codes=True,
-    lack=_lack_of_upsampling,
+    lack=_lack_of_resizing,
+    instead=_resizing,
 )
+LINEAR_RESIZE = Kind("linear resize", computes=True, lack=_lack_of_resizing)
 SPLIT = Kind("split", functions=(torch.chunk, torch.split), methods=("chunk", "split"), moves_codes=True)
 INDEX = Kind("index", functions=(operator.getitem,), moves_codes=True)
 PAD = Kind("pad", functions=(F.pad,), modules=(nn.ZeroPad2d,), moves_codes=True)
@@ -193,7 +221,7 @@ SHAPE = Kind(  # makes no tensor
 
 KINDS = (
     INPUT, OUTPUT, QUANTIZER, LAYER, NORM, CLAMP, LOOKUP, ADD, SUBTRACT, MULTIPLY, AVERAGE, CONCATENATE, MAX_POOL, UPSAMPLE,
-    SPLIT, INDEX, PAD, CHANNEL_SHUFFLE, TRANSPOSE, RESHAPE, UNCHANGED, SHAPE,
+    LINEAR_RESIZE, SPLIT, INDEX, PAD, CHANNEL_SHUFFLE, TRANSPOSE, RESHAPE, UNCHANGED, SHAPE,
 )  # fmt: skip
 
 _BY_FUNCTION = {function: kind for kind in KINDS for function in kind.functions}
@@ -206,7 +234,8 @@ def kinds_of(graph: fx.Graph, modules: Modules) -> dict[fx.Node, Kind | None]:
     """The kind of every node; None for operations of no kind, which have no integer form."""
     kinds: dict[fx.Node, Kind | None] = {}
     for node in graph.nodes:
-        kinds[node] = _kind_of(node, modules, kinds)
+        kind = _kind_of(node, modules, kinds)
+        kinds[node] = None if kind is None else kind.instead(node, modules) or kind
     return kinds
 
 

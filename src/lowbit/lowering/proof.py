@@ -32,6 +32,8 @@ from lowbit.integer.roundings import get_rounding
 from lowbit.integer.run import executed
 from lowbit.integer.settings import reference_arithmetic
 from lowbit.layers.quantized import QuantizedLayer
+from lowbit.lowering import kinds as k
+from lowbit.lowering.calls import arguments
 from lowbit.lowering.codes import type_of
 from lowbit.lowering.trained import Places, Traced, trained_runner
 from lowbit.quantizer.module import Quantizer
@@ -180,13 +182,23 @@ class _ExactNetwork:
         """
         self._met = {}
         self._given = {place: dequantize(codes[name], self.grids[name]).double() for place, name in self.places.items()}
-        outer, modules = self, self._modules
+        outer, modules, kinds = self, self._modules, k.kinds_of(self.model.graph, self._modules)
 
         class Interpreter(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
                 layer = n.op == "call_module" and isinstance(modules[str(n.target)], QuantizedLayer)
                 outer._place = Traced(n.name, of_input=layer)
-                return super().run_node(n)
+                if kinds[n] is not k.UPSAMPLE:
+                    return super().run_node(n)
+                # The positions are those that torch computes in float32, of values in two parts.
+                source = arguments(n, modules)["input"]
+                value = self.env[source]
+                self.env[source] = high = value.float()
+                first = super().run_node(n)
+                self.env[source] = (value - high).float()
+                second = super().run_node(n)
+                self.env[source] = value
+                return first.double() + second.double()
 
         output = Interpreter(self.model).run(*(x.double() for x in inputs.values()))
         outputs = [output] if isinstance(output, Tensor) else list(output)

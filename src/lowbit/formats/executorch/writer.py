@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.formats import xnnpack
-from lowbit.formats.registry import Lowerings
+from lowbit.formats.executorch.codes import LOWERINGS, Step, bytes_of, decomposed, steps_of
 from lowbit.formats.xnnpack import FoldedLayer, zero_byte
 from lowbit.integer.arithmetic import f32, sum_constants
 from lowbit.integer.graph import FloatType, Graph, Node, Pads, TensorType, known_shape
@@ -43,6 +43,7 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
 
 if TYPE_CHECKING:
@@ -50,11 +51,6 @@ if TYPE_CHECKING:
 
 _ROUNDER = 12582912.0
 """1.5 · 2^23: adding it to a float32 of magnitude below 2^22 rounds it to an integer, half to even."""
-
-_q = torch.ops.quantized_decomposed  # a namespace, filled when executorch is imported
-
-LOWERINGS = Lowerings("ExecuTorch")
-"""Functions of a node and its inputs' types that return the `_Step` of the node."""
 
 
 def build(graph: Graph, shown: Sequence[str] = ()) -> ExecutorchProgramManager:
@@ -85,19 +81,6 @@ def write(graph: Graph, path: Path) -> None:
         program.write_to_file(file)
 
 
-class _Step(nn.Module):
-    """One node: a function of its input tensors and its constants."""
-
-    def __init__(self, function: Callable[..., Tensor], **constants: Tensor) -> None:
-        super().__init__()
-        self.function = function
-        for name, value in constants.items():
-            self.register_buffer(name, value)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs, **dict(self.named_buffers()))
-
-
 class _Network(nn.Module):
     """The graph as torch operators; gives its outputs, and the codes of the nodes in `shown`."""
 
@@ -115,32 +98,20 @@ class _Network(nn.Module):
         return (*results, *(values[name] for name in self.shown))
 
 
-def _result(kind: TensorType | FloatType | None) -> _Step:
+def _result(kind: TensorType | FloatType | None) -> Step:
     """From a node's tensor to the float32 output."""
     if not isinstance(kind, TensorType):
-        return _Step(lambda x: x)
-    return _Step(lambda x, scale: _steps(x, kind) * scale, scale=f32(kind.scale).reshape(1))
+        return Step(lambda x: x)
+    return Step(lambda x, scale: steps_of(x, kind) * scale, scale=f32(kind.scale).reshape(1))
 
 
 # ---------------------------------------------------------------- codes
 
 
-def _steps(carrier: Tensor, kind: TensorType) -> Tensor:
-    """code − zero_point as float32."""
-    return _q.dequantize_per_tensor(carrier, 1.0, zero_byte(kind), -128, 127, torch.int8)
-
-
-def _quantize(steps: Tensor, y: TensorType) -> Tensor:
-    """The signed byte of clip(rint(steps) + z_y)."""
-    if (y.qn, y.qp) != (-y.carrier_offset, 255 - y.carrier_offset):
-        steps = F.hardtanh(steps, float(y.qn - y.zero_point), float(y.qp - y.zero_point))
-    return _q.quantize_per_tensor(steps, 1.0, zero_byte(y), -128, 127, torch.int8)
-
-
 @LOWERINGS(Quantize)
-def _write_input(node: Quantize, types: Sequence[TensorType]) -> _Step:
+def _write_input(node: Quantize, types: Sequence[TensorType]) -> Step:
     y = node.codes_of()
-    return _Step(lambda x, scale: _quantize(x / scale, y), scale=f32(y.scale).reshape(1))
+    return Step(lambda x, scale: bytes_of(x / scale, y), scale=f32(y.scale).reshape(1))
 
 
 # ---------------------------------------------------------------- layers
@@ -159,7 +130,7 @@ def _flat(padding: Pads) -> list[int]:
 
 
 @LOWERINGS(Convolution)
-def _convolution(node: Convolution, types: Sequence[TensorType]) -> _Step:
+def _convolution(node: Convolution, types: Sequence[TensorType]) -> Step:
     where = xnnpack.geometry(node)
     if isinstance(node.type, FloatType):
         space = node.weight.codes.ndim - 2
@@ -174,13 +145,13 @@ def _convolution(node: Convolution, types: Sequence[TensorType]) -> _Step:
 
 
 @LOWERINGS(Linear)
-def _linear(node: Linear, types: Sequence[TensorType]) -> _Step:
+def _linear(node: Linear, types: Sequence[TensorType]) -> Step:
     if isinstance(node.type, FloatType):
         return _float_layer(node, types[0], F.linear, 0)
     return _folded_layer(node, types[0], xnnpack.layer(node, types[0]))
 
 
-def _folded_layer(node: Node, x: TensorType, layer: FoldedLayer) -> _Step:
+def _folded_layer(node: Node, x: TensorType, layer: FoldedLayer) -> Step:
     """An integer convolution or linear layer in the pattern for XNNPACK."""
     y, space = node.codes_of(), layer.codes.ndim - 2
     constants = {"codes": layer.codes, "scale": layer.scale, "zero": torch.zeros(len(layer.codes), dtype=torch.int64)}
@@ -204,13 +175,13 @@ def _folded_layer(node: Node, x: TensorType, layer: FoldedLayer) -> _Step:
     def compute(carrier: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None = None) -> Tensor:
         if not same:
             carrier = F.pad(carrier, flat, value=zero_byte(x))
-        weight = _q.dequantize_per_channel(codes, scale, zero, 0, -128, 127, torch.int8)
-        return _quantize(function(_steps(carrier, x), weight, bias, **how), y)
+        weight = decomposed.dequantize_per_channel(codes, scale, zero, 0, -128, 127, torch.int8)
+        return bytes_of(function(steps_of(carrier, x), weight, bias, **how), y)
 
-    return _Step(compute, **constants)
+    return Step(compute, **constants)
 
 
-def _float_layer(node: Layer, x: TensorType, function: Callable[..., Tensor], space: int) -> _Step:
+def _float_layer(node: Layer, x: TensorType, function: Callable[..., Tensor], space: int) -> Step:
     """The accumulator as float32 sums of integers, times its scale; `function` of steps, weight and bias makes one."""
     summands, scale = xnnpack.float_layer(node, x)
     constants = {"scale": scale.reshape(-1, *[1] * space)}
@@ -219,52 +190,72 @@ def _float_layer(node: Layer, x: TensorType, function: Callable[..., Tensor], sp
         constants[f"bias{number}"] = torch.zeros(len(scale)) if each.bias is None else each.bias.to(torch.float32)
 
     def compute(carrier: Tensor, scale: Tensor, **constants: Tensor) -> Tensor:
-        steps, total = _steps(carrier, x), None
+        steps, total = steps_of(carrier, x), None
         for number in range(len(summands)):
             part = function(steps, constants[f"weight{number}"], constants[f"bias{number}"])
             total = part if total is None else total + part
         assert total is not None
         return total * scale
 
-    return _Step(compute, **constants)
+    return Step(compute, **constants)
 
 
 # ---------------------------------------------------------------- sums over windows, changes of grid
 
 
 @LOWERINGS(AveragePool)
-def _average_pool(node: AveragePool, types: Sequence[TensorType]) -> _Step:
+def _average_pool(node: AveragePool, types: Sequence[TensorType]) -> Step:
     ones = xnnpack.ones_layer(node, types[0], node.kernel, node.stride, node.padding)
     return _folded_layer(node, types[0], ones)
 
 
 @LOWERINGS(GlobalAveragePool)
-def _global_average_pool(node: GlobalAveragePool, types: Sequence[TensorType]) -> _Step:
+def _global_average_pool(node: GlobalAveragePool, types: Sequence[TensorType]) -> Step:
     return _folded_layer(node, types[0], xnnpack.ones_layer(node, types[0], known_shape(types[0])[1:]))
 
 
-@LOWERINGS(Requantize)
-def _requantize(node: Requantize, types: Sequence[TensorType]) -> _Step:
+@LOWERINGS(Resample)
+def _resample(node: Resample, types: Sequence[TensorType]) -> Step:
+    """A linear layer of whole numbers along each dimension."""
     (x,), y, (multiplier,) = types, node.codes_of(), node.multipliers(types)
-    return _Step(lambda carrier, m: _quantize(_steps(carrier, x) * m, y), m=multiplier.single.reshape(1))
+    xnnpack.check_sum(node, x)
+    whole = known_shape(x)
+    weights = {
+        f"weight{axis}": taps.matrix(whole[axis - 1]).to(torch.float32) for axis, taps in node.taps(whole).items()
+    }
+
+    def compute(carrier: Tensor, m: Tensor, **weights: Tensor) -> Tensor:
+        total = steps_of(carrier, x)
+        for name, weight in weights.items():
+            axis = int(name.removeprefix("weight"))
+            total = F.linear(total.transpose(axis, -1), weight).transpose(axis, -1)
+        return bytes_of(total * m, y)
+
+    return Step(compute, m=multiplier.single.reshape(1), **weights)
+
+
+@LOWERINGS(Requantize)
+def _requantize(node: Requantize, types: Sequence[TensorType]) -> Step:
+    (x,), y, (multiplier,) = types, node.codes_of(), node.multipliers(types)
+    return Step(lambda carrier, m: bytes_of(steps_of(carrier, x) * m, y), m=multiplier.single.reshape(1))
 
 
 @LOWERINGS(Lookup)
-def _lookup(node: Lookup, types: Sequence[TensorType]) -> _Step:
-    return _Step(lambda x, table: table[x.to(torch.int64) + 128], table=xnnpack.table(node, types[0]))
+def _lookup(node: Lookup, types: Sequence[TensorType]) -> Step:
+    return Step(lambda x, table: table[x.to(torch.int64) + 128], table=xnnpack.table(node, types[0]))
 
 
 # ---------------------------------------------------------------- codes that move
 
 
 @LOWERINGS(Concatenate)
-def _concatenate(node: Concatenate, types: Sequence[TensorType]) -> _Step:
+def _concatenate(node: Concatenate, types: Sequence[TensorType]) -> Step:
     y = node.codes_of()
-    return _Step(lambda *x: _quantize(torch.cat([_steps(each, y) for each in x], 1), y))
+    return Step(lambda *x: bytes_of(torch.cat([steps_of(each, y) for each in x], 1), y))
 
 
 @LOWERINGS(MaxPool)
-def _max_pool(node: MaxPool, types: Sequence[TensorType]) -> _Step:
+def _max_pool(node: MaxPool, types: Sequence[TensorType]) -> Step:
     (x,), flat = types, _flat(node.padding)
     pool = _dimensions(node, len(node.kernel), F.max_pool1d, F.max_pool2d)
 
@@ -272,35 +263,35 @@ def _max_pool(node: MaxPool, types: Sequence[TensorType]) -> _Step:
         # Padded with the lowest code, which never wins; on bytes, since XNNPACK refuses to pad a pool's floats with 0.
         if any(flat):
             carrier = F.pad(carrier, flat, value=x.qn + xnnpack.carrier(x))
-        return _quantize(pool(_steps(carrier, x), node.kernel, node.stride, 0, node.dilation), x)
+        return bytes_of(pool(steps_of(carrier, x), node.kernel, node.stride, 0, node.dilation), x)
 
-    return _Step(compute)
+    return Step(compute)
 
 
 @LOWERINGS(Reshape)
-def _reshape(node: Reshape, types: Sequence[TensorType]) -> _Step:
+def _reshape(node: Reshape, types: Sequence[TensorType]) -> Step:
     shape = node.shape_of()
-    return _Step(lambda x: x.reshape(len(x), *shape))
+    return Step(lambda x: x.reshape(len(x), *shape))
 
 
 @LOWERINGS(Slice)
-def _slice(node: Slice, types: Sequence[TensorType]) -> _Step:
-    return _Step(lambda x: torch.ops.aten.slice(x, node.axis, node.start, node.stop, node.step))
+def _slice(node: Slice, types: Sequence[TensorType]) -> Step:
+    return Step(lambda x: torch.ops.aten.slice(x, node.axis, node.start, node.stop, node.step))
 
 
 @LOWERINGS(PadChannels)
-def _pad_channels(node: PadChannels, types: Sequence[TensorType]) -> _Step:
+def _pad_channels(node: PadChannels, types: Sequence[TensorType]) -> Step:
     y, sizes = node.codes_of(), [*[0, 0] * (len(node.shape_of()) - 1), node.before, node.after]
-    return _Step(lambda x: _quantize(F.pad(_steps(x, y), sizes), y))
+    return Step(lambda x: bytes_of(F.pad(steps_of(x, y), sizes), y))
 
 
 @LOWERINGS(ChannelShuffle)
-def _shuffle(node: ChannelShuffle, types: Sequence[TensorType]) -> _Step:
-    return _Step(lambda x: x.unflatten(1, (node.groups, -1)).transpose(1, 2).flatten(1, 2))
+def _shuffle(node: ChannelShuffle, types: Sequence[TensorType]) -> Step:
+    return Step(lambda x: x.unflatten(1, (node.groups, -1)).transpose(1, 2).flatten(1, 2))
 
 
 @LOWERINGS(Take)
-def _take(node: Take, types: Sequence[TensorType]) -> _Step:
+def _take(node: Take, types: Sequence[TensorType]) -> Step:
     """An index_select per dimension of which something is taken, outside XNNPACK."""
     places = {f"places{axis}": torch.tensor(taken) for axis, taken in node.indices(known_shape(types[0])).items()}
 
@@ -309,7 +300,7 @@ def _take(node: Take, types: Sequence[TensorType]) -> _Step:
             x = x.index_select(int(name.removeprefix("places")), taken)
         return x
 
-    return _Step(compute, **places)
+    return Step(compute, **places)
 
 
 # ---------------------------------------------------------------- float operators
@@ -340,25 +331,25 @@ class _Operators:
 
 
 @LOWERINGS(Elementwise)
-def _elementwise(node: Elementwise, types: Sequence[TensorType]) -> _Step:
+def _elementwise(node: Elementwise, types: Sequence[TensorType]) -> Step:
     """The operators of `in_floats`, with its constants as constants of the step."""
     y, tried = node.codes_of(), _Operators()
     node.in_floats(tried, [torch.zeros(1) for _ in types], types)
 
     def compute(*carriers: Tensor, **constants: Tensor) -> Tensor:
-        steps = [_steps(each, x) for each, x in zip(carriers, types)]
-        return _quantize(node.in_floats(_Operators(iter(constants.values())), steps, types), y)
+        steps = [steps_of(each, x) for each, x in zip(carriers, types)]
+        return bytes_of(node.in_floats(_Operators(iter(constants.values())), steps, types), y)
 
-    return _Step(compute, **{f"constant{number}": value for number, value in enumerate(tried.collected)})
+    return Step(compute, **{f"constant{number}": value for number, value in enumerate(tried.collected)})
 
 
 @LOWERINGS(Add)
-def _add(node: Add, types: Sequence[TensorType]) -> _Step:
+def _add(node: Add, types: Sequence[TensorType]) -> Step:
     (a, b), y = types, node.codes_of()
     factors = xnnpack.plain_factors(node, a, b)
     if factors is not None:
-        return _Step(
-            lambda u, v, r_a, r_b: _quantize(_steps(u, a) * r_a + _steps(v, b) * r_b, y),
+        return Step(
+            lambda u, v, r_a, r_b: bytes_of(steps_of(u, a) * r_a + steps_of(v, b) * r_b, y),
             r_a=factors[0].reshape(1),
             r_b=factors[1].reshape(1),
         )
@@ -370,19 +361,19 @@ def _add(node: Add, types: Sequence[TensorType]) -> _Step:
         return (bytes - 128).to(torch.int8)
 
     exact = dict(zip(("r_a", "r_b", "constant"), sum_constants(types, y)))
-    return _Step(compute, **{name: value.to(torch.float64).reshape(1) for name, value in exact.items()})
+    return Step(compute, **{name: value.to(torch.float64).reshape(1) for name, value in exact.items()})
 
 
 @LOWERINGS(Multiply)
-def _multiply(node: Multiply, types: Sequence[TensorType]) -> _Step:
+def _multiply(node: Multiply, types: Sequence[TensorType]) -> Step:
     """Rounded in bytes, with the zero point: it decides which way a half goes."""
     (a, b), y, (multiplier,) = types, node.codes_of(), node.multipliers(types)
     zero = float(y.zero_point + y.carrier_offset)
     low, high = float(y.qn + y.carrier_offset), float(y.qp + y.carrier_offset)
 
     def compute(u: Tensor, v: Tensor, m: Tensor, zero: Tensor, rounder: Tensor, back: Tensor) -> Tensor:
-        total = F.hardtanh(_steps(u, a) * _steps(v, b) * m + zero, low, high)
-        return _quantize((total + rounder) - back, y)
+        total = F.hardtanh(steps_of(u, a) * steps_of(v, b) * m + zero, low, high)
+        return bytes_of((total + rounder) - back, y)
 
     constants = {"m": multiplier.single, "zero": f32(zero), "rounder": f32(_ROUNDER), "back": f32(_ROUNDER + zero)}
-    return _Step(compute, **{name: value.reshape(1) for name, value in constants.items()})
+    return Step(compute, **{name: value.reshape(1) for name, value in constants.items()})

@@ -11,6 +11,7 @@ resized. The tensor that holds a node's codes carries the node's name; every oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
 
 LOWERINGS = Lowerings("LiteRT")
@@ -189,6 +191,28 @@ def _average_pool(builder: Builder, node: AveragePool) -> None:
 def _global_average_pool(builder: Builder, node: GlobalAveragePool) -> None:
     (x,) = builder.graph.input_types(node)
     _folded_layer(builder, node, xnnpack.ones_layer(node, x, known_shape(x)[1:]))
+
+
+@LOWERINGS(Resample)
+def _resample(builder: Builder, node: Resample) -> None:
+    """A BATCH_MATMUL per dimension, of floats that are whole numbers."""
+    (x,), (multiplier,) = builder.graph.input_types(node), node.multipliers(builder.graph.input_types(node))
+    xnnpack.check_sum(node, x)
+    total, whole = builder.steps(node.inputs[0]), known_shape(x)
+    for axis, taps in node.taps(whole).items():
+        place, shape = layout_axis(whole, axis), list(builder.shape(total))
+        size, behind = shape[place - 1], math.prod(shape[place:])
+        total = builder.reshape(
+            total, builder.like(total, f"{node.name}:flat{axis}", (*shape[: place - 1], size, behind))
+        )
+        matrix = taps.matrix(size).numpy().astype(np.float32)
+        shape[place - 1] = len(taps.first)
+        product = builder.tensor(f"{node.name}:sum{axis}", (*shape[: place - 1], len(taps.first), behind))
+        weight = builder.constant(matrix.reshape(*[1] * (place - 1), *matrix.shape))
+        builder.add(Operator.BATCH_MATMUL, [weight, total], product, schema.BatchMatMulOptionsT())
+        total = builder.reshape(product, builder.tensor(f"{node.name}:whole{axis}", shape))
+    factor = builder.constant(multiplier.single.numpy().reshape(1))
+    builder.quantize(node, builder.binary(Operator.MUL, total, factor, f"{node.name}:scaled"))
 
 
 @LOWERINGS(Requantize)

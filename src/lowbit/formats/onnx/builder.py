@@ -11,8 +11,9 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from lowbit.files import atomic_write
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.graph import Graph, Node, Pads, Shape, known_shape
+from lowbit.integer.graph import Graph, Node, Pads, Shape, TensorType, known_shape
 from lowbit.integer.ops import ChannelShuffle, Concatenate, Convolution, MaxPool, Reshape, Slice
+from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
 
 _IR_VERSIONS = {13: 7, 21: 10, 25: 13}
@@ -122,6 +123,30 @@ def conv_attributes(node: Convolution) -> dict:
         "dilations": list(node.dilation),
         "group": node.groups,
     }
+
+
+def resampled(builder: Builder, node: Resample, steps: str, x: TensorType) -> str:
+    """f(Σ w · steps) of a resampling, float32: a MatMul per dimension.
+
+    Partial sums are whole numbers, exact in float32 below 2^24; in float64 where they may be larger.
+    """
+    wide, shape, total = node.accumulator_bound([x]) >= 1 << 24, list(known_shape(x)), steps
+    if wide:
+        total = builder.add("Cast", [total], f"{node.name}:wide", to=TensorProto.DOUBLE)
+    for axis, taps in node.taps(known_shape(x)).items():
+        matrix = taps.matrix(shape[axis - 1]).numpy().astype(np.float64 if wide else np.float32)
+        name, shape[axis - 1] = f"{node.name}:weight{axis}", len(taps.first)
+        last = axis == len(shape)
+        flat = axis < len(shape) - 1  # the dimensions behind it are one
+        if flat:
+            merged = builder.integers(f"{name}.flat", [*[0] * (axis + 1), int(np.prod(shape[axis:]))])
+            total = builder.add("Reshape", [total, merged], f"{node.name}:flat{axis}")
+        weight = builder.constant(name, matrix.T if last else matrix)
+        total = builder.add("MatMul", [total, weight] if last else [weight, total], f"{node.name}:sum{axis}")
+        if flat:
+            whole = builder.integers(f"{name}.whole", [0, *shape])
+            total = builder.add("Reshape", [total, whole], f"{node.name}:whole{axis}")
+    return builder.add("Cast", [total], f"{node.name}:narrow", to=TensorProto.FLOAT) if wide else total
 
 
 def register_moves(lowerings: Lowerings) -> None:

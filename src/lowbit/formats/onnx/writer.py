@@ -23,6 +23,7 @@ from lowbit.formats.onnx.builder import (
     conv_attributes,
     pads,
     register_moves,
+    resampled,
     write_model,
 )
 from lowbit.formats.registry import Lowerings
@@ -41,6 +42,7 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.resample import Resample
 from lowbit.integer.roundings import ROUNDINGS
 
 OPSET = 21  # the first with 4-bit tensors
@@ -265,15 +267,31 @@ def _pad_channels(builder: Builder, node: PadChannels) -> None:
     builder.add("Pad", [source, sizes, zero], node.name)
 
 
+@LOWERINGS(Resample)
+def _resample(builder: Builder, node: Resample) -> None:
+    (x,), (multiplier,) = builder.graph.input_types(node), node.multipliers(builder.graph.input_types(node))
+    total = resampled(builder, node, _steps(builder, node.inputs[0], x), x)
+    # Not of one dimension: ONNX Runtime would move a scalar into the MatMul before it.
+    factor = builder.constant(f"{node.name}:factor", multiplier.single.numpy().reshape(1, 1))
+    _clipped(builder, builder.add("Mul", [total, factor], f"{node.name}:scaled"), node, _one(builder))
+
+
 @LOWERINGS(Elementwise)
 def _elementwise(builder: Builder, node: Elementwise) -> None:
     """Float operators on steps q − z, which DequantizeLinear and QuantizeLinear with scale 1 give and take."""
-    types, one = builder.graph.input_types(node), builder.constant(":one", np.float32(1))
-    steps = []
-    for name, x in zip(node.inputs, types):
-        key = f"{name}:steps"
-        if key not in builder.dequantized:
-            inputs = [name, one, builder.constant(f"{name}:zero_point", _zero(x))]
-            builder.dequantized[key] = builder.add("DequantizeLinear", inputs, key)
-        steps.append(key)
-    _clipped(builder, node.in_floats(FloatOperators(builder, node), steps, types), node, one)
+    types = builder.graph.input_types(node)
+    steps = [_steps(builder, name, x) for name, x in zip(node.inputs, types)]
+    _clipped(builder, node.in_floats(FloatOperators(builder, node), steps, types), node, _one(builder))
+
+
+def _one(builder: Builder) -> str:
+    return builder.constant(":one", np.float32(1))
+
+
+def _steps(builder: Builder, name: str, x: TensorType) -> str:
+    """The float tensor q − z of a node's codes."""
+    key = f"{name}:steps"
+    if key not in builder.dequantized:
+        inputs = [name, _one(builder), builder.constant(f"{name}:zero_point", _zero(x))]
+        builder.dequantized[key] = builder.add("DequantizeLinear", inputs, key)
+    return key

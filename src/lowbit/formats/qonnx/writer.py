@@ -27,6 +27,7 @@ from lowbit.formats.onnx.builder import (
     conv_attributes,
     pads,
     register_moves,
+    resampled,
     write_model,
 )
 from lowbit.formats.qonnx import DOMAIN
@@ -46,6 +47,7 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.resample import Resample
 
 OPSET = 13  # what QONNX's own transformations are written for
 LOWERINGS = Lowerings("QONNX")
@@ -165,6 +167,14 @@ def _average(builder: Builder, node: AveragePool) -> None:
     attributes = {"kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": pads(node.padding)}
     total = builder.add("Conv", [node.inputs[0], ones], f"{node.name}:sum", group=channels, **attributes)
     _requantize(builder, total, node.multipliers(types)[0].single, node)
+
+
+@LOWERINGS(Resample)
+def _resample(builder: Builder, node: Resample) -> None:
+    types = builder.graph.input_types(node)
+    total = resampled(builder, node, node.inputs[0], types[0])
+    # Not of one dimension: ONNX Runtime would move a scalar into the MatMul before it.
+    _requantize(builder, total, node.multipliers(types)[0].single.reshape(1, 1), node)
 
 
 @LOWERINGS(Requantize)

@@ -12,7 +12,9 @@ from lowbit.integer.ops.channel_shuffle import ChannelShuffle
 from lowbit.integer.ops.concatenate import Concatenate
 from lowbit.integer.ops.convolution import Convolution
 from lowbit.integer.ops.global_average_pool import GlobalAveragePool
+from lowbit.integer.ops.index_select import IndexSelect
 from lowbit.integer.ops.linear import Linear
+from lowbit.integer.ops.linear_resize import LinearResize
 from lowbit.integer.ops.lookup import Lookup
 from lowbit.integer.ops.max_pool import MaxPool
 from lowbit.integer.ops.multiply import Multiply
@@ -22,6 +24,7 @@ from lowbit.integer.ops.requantize import Requantize
 from lowbit.integer.ops.reshape import Reshape
 from lowbit.integer.ops.slice import Slice
 from lowbit.integer.ops.subtract import Subtract
+from lowbit.integer.ops.uneven_average_pool import UnevenAveragePool
 from lowbit.integer.ops.upsample import Upsample
 
 OPERATIONS: dict[str, type[Node]] = {
@@ -29,6 +32,7 @@ OPERATIONS: dict[str, type[Node]] = {
     for kind in (
         Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
         GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample,
+        IndexSelect, UnevenAveragePool, LinearResize,
     )
 }  # fmt: skip
 """Every operation there is, by name: what a file may contain."""

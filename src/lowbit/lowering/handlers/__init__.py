@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from lowbit.lowering.handlers import arithmetic, layers, moves, pooling
+from lowbit.lowering.handlers import arithmetic, layers, moves, pooling, resize
 from lowbit.lowering.kinds import Kind
 
 if TYPE_CHECKING:
@@ -16,4 +16,10 @@ if TYPE_CHECKING:
 Handler = Callable[["Converter", fx.Node], Any]
 """Gives the `Value` of a node's tensor, or a list of them where the node gives several."""
 
-HANDLERS: dict[Kind, Handler] = {**layers.HANDLERS, **arithmetic.HANDLERS, **pooling.HANDLERS, **moves.HANDLERS}
+HANDLERS: dict[Kind, Handler] = {
+    **layers.HANDLERS,
+    **arithmetic.HANDLERS,
+    **pooling.HANDLERS,
+    **resize.HANDLERS,
+    **moves.HANDLERS,
+}

@@ -1,81 +1,148 @@
-"""Pooling and upsampling: what goes over the positions of each channel."""
+"""Pooling: means and maxima over the positions of each channel."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
-from torch.nn import functional as F
 
-from lowbit.integer.ops import AveragePool, GlobalAveragePool, MaxPool, Upsample
+from lowbit.integer.graph import Pads
+from lowbit.integer.ops import AveragePool, GlobalAveragePool, MaxPool, UnevenAveragePool
 from lowbit.lowering import kinds as k
 from lowbit.lowering.handlers.moves import reshape_to
+from lowbit.lowering.handlers.resize import picked
 from lowbit.lowering.values import Codes, Computation, Move
 
 if TYPE_CHECKING:
     from lowbit.lowering.convert import Converter
 
 
+Sizes = tuple[int, ...]
+Windows = tuple[tuple[int, int, int], ...]
+"""(start, stop, divisor) of every window along one dimension; the window has the positions start to stop − 1."""
+
+
 def average(converter: Converter, node: fx.Node) -> Codes | Computation:
     """Average pooling and means, over windows or all positions."""
     given, source = converter.arguments(node), converter.input_of(node)
     x, before, after = converter.codes_at(source, node), converter.shapes[source], converter.shapes[node]
-    if "kernel_size" in given:
-        kernel, stride, padding = _windows(converter, node, "kernel_size", "stride", "padding")
-        covers_all = all(size >= positions for size, positions in zip(kernel, before[2:])) and not any(padding)
-        is_identity = before == after and not any(padding) and all(size == 1 for size in kernel)
-        if not (is_identity or covers_all) or given.get("divisor_override"):
-            return _average_pool(converter, node, x, kernel, stride, padding)
-    if before == after:
-        return x
     spatial = len(before) - 2
-    if spatial >= 1 and (after == before[:2] or after == (*before[:2], *(1,) * spatial)):
-        pooled = Computation(node.name, lambda n, y: GlobalAveragePool(name=n, inputs=(x.name,), type=y))
-        return pooled if len(after) > 2 else replace(pooled, moves=(reshape_to(node.name, (after[1],)),))
+    if "kernel_size" not in given and spatial >= 1 and after in (before[:2], (*before[:2], *(1,) * spatial)):
+        return _global_average(node, x, after)
     if "dtype" in given:  # torch.mean, in any of its spellings
         raise converter.refusal(
             node, " takes the mean over other dimensions than all positions of a channel, which has no integer form"
         )
-    raise converter.refusal(node, ": adaptive pooling to a size other than 1 has no integer form")
+    if "kernel_size" in given:
+        windows = _average_windows(converter, node)
+    else:
+        windows = [_adaptive_windows(size, count) for size, count in zip(before[2:], after[2:])]
+    if all(each == ((0, size, size),) for each, size in zip(windows, before[2:])):
+        return _global_average(node, x, after)
+    if all(each == tuple((i, i + 1, 1) for i in range(size)) for each, size in zip(windows, before[2:])):
+        return x
+    return _average_pool(converter, node, x, windows)
 
 
-def _average_pool(
-    converter: Converter,
-    node: fx.Node,
-    x: Codes,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-) -> Computation:
+def _global_average(node: fx.Node, x: Codes, after: tuple[int, ...]) -> Computation:
+    pooled = Computation(node.name, lambda n, y: GlobalAveragePool(name=n, inputs=(x.name,), type=y))
+    return pooled if len(after) > 2 else replace(pooled, moves=(reshape_to(node.name, (after[1],)),))
+
+
+def _average_windows(converter: Converter, node: fx.Node) -> list[Windows]:
+    """The windows of a pool with a kernel, as torch divides them: padding counts or not, but never what ceil_mode adds."""
+    given, source = converter.arguments(node), converter.input_of(node)
+    before, after = converter.shapes[source][2:], converter.shapes[node][2:]
+    sizes = zip(before, after, *_windows(converter, node, "kernel_size", "stride", "padding"))
+    override, counts = given.get("divisor_override"), given.get("count_include_pad", True)
+    found: list[Windows] = []
+    for size, count, kernel, stride, padding in sizes:
+        windows = []
+        for start in range(-padding, count * stride - padding, stride):
+            stop = min(start + kernel, size + padding)
+            inner = max(start, 0), min(stop, size)
+            divisor = stop - start if counts else inner[1] - inner[0]
+            if override:  # one number for all dimensions together
+                divisor = 1 if found else int(override)
+            windows.append((*inner, divisor))
+        found.append(tuple(windows))
+    return found
+
+
+def _adaptive_windows(size: int, count: int) -> Windows:
+    """torch's: from ⌊i·size/count⌋ to ⌈(i + 1)·size/count⌉."""
+    edges = [(i * size // count, -((i + 1) * size // -count)) for i in range(count)]
+    return tuple((start, stop, stop - start) for start, stop in edges)
+
+
+def _average_pool(converter: Converter, node: fx.Node, x: Codes, windows: list[Windows]) -> Computation:
+    """Windows of one size, and in equal distances, are an AveragePool."""
+    before, after = converter.shapes[converter.input_of(node)][2:], converter.shapes[node][2:]
     given = converter.arguments(node)
-    padding_counts = given["count_include_pad"] or not any(padding)
-    if given.get("divisor_override") or given["ceil_mode"] or not padding_counts:
-        raise converter.refusal(node, ": only plain average pooling has an integer form (no ceil_mode, …)")
-    pads = tuple((p, p) for p in padding)
-    return Computation(
-        node.name,
-        lambda n, y: AveragePool(name=n, inputs=(x.name,), type=y, kernel=kernel, stride=stride, padding=pads),
-    )
+    if "kernel_size" in given:
+        kernel, stride, padding = _windows(converter, node, "kernel_size", "stride", "padding")
+        divisible = not given.get("divisor_override")
+    else:
+        kernel = stride = tuple(size // count for size, count in zip(before, after))
+        padding, divisible = (0,) * len(kernel), not any(size % count for size, count in zip(before, after))
+    if divisible and all({divisor for _, _, divisor in each} == {size} for each, size in zip(windows, kernel)):
+        pads = tuple((p, p) for p in padding)
+        return Computation(
+            node.name,
+            lambda n, y: AveragePool(name=n, inputs=(x.name,), type=y, kernel=kernel, stride=stride, padding=pads),
+        )
+    uneven = tuple((axis, *window) for axis, each in enumerate(windows, 2) for window in each)
+    return Computation(node.name, lambda n, y: UnevenAveragePool(name=n, inputs=(x.name,), type=y, windows=uneven))
 
 
 def max_pool(converter: Converter, node: fx.Node) -> Any:
-    """Pooling by maximum."""
-    source = converter.input_of(node)
+    """Pooling by maximum: over windows, adaptive, or over all positions."""
+    source, given = converter.input_of(node), converter.arguments(node)
     value, before, after = converter.value(source, node), converter.shapes[source], converter.shapes[node]
-    if converter.arguments(node)["return_indices"]:
+    if given.get("return_indices"):
         raise converter.refusal(node, ": the indices of pooling have no integer form")
+    if "kernel_size" in given:
+        return converter.moved(value, [_max_pool(converter, node)])
+    if "output_size" in given:
+        return converter.moved(value, _adaptive_max_pool(node.name, before[2:], after[2:]))
+    (axes,) = converter.options(node, "dim")
+    axes = {axis % len(before) for axis in (axes if isinstance(axes, (tuple, list)) else (axes,))}
+    if len(before) < 3 or axes != {*range(2, len(before))}:
+        raise converter.refusal(
+            node, " takes the maximum over other dimensions than all positions of a channel, which has no integer form"
+        )
+    pooled = _adaptive_max_pool(node.name, before[2:], (1,) * (len(before) - 2))
+    return converter.moved(value, [*pooled, reshape_to(node.name, after[1:])] if len(after) == 2 else pooled)
+
+
+def _max_pool(converter: Converter, node: fx.Node) -> Move:
+    before, after = converter.shapes[converter.input_of(node)], converter.shapes[node]
     kernel, stride, padding, dilation = _windows(converter, node, "kernel_size", "stride", "padding", "dilation")
     pads = tuple((p, p) for p in padding)
     if converter.arguments(node)["ceil_mode"]:  # the last window may reach beyond the image: as much padding more
         reach = [(out - 1) * s + d * (size - 1) + 1 for out, size, s, d in zip(after[2:], kernel, stride, dilation)]
         pads = tuple((p, max(p, r - n - p)) for p, r, n in zip(padding, reach, before[2:]))
-    move = Move(
-        node.name,
-        lambda n, x: MaxPool(name=n, inputs=(x,), kernel=kernel, stride=stride, padding=pads, dilation=dilation),
+    return _maximum(node.name, kernel, stride, pads, dilation)
+
+
+def _maximum(name: str, kernel: Sizes, stride: Sizes, pads: Pads, dilation: Sizes) -> Move:
+    return Move(
+        name, lambda n, x: MaxPool(name=n, inputs=(x,), kernel=kernel, stride=stride, padding=pads, dilation=dilation)
     )
-    return converter.moved(value, [move])
+
+
+def _adaptive_max_pool(name: str, before: Sizes, after: Sizes) -> list[Move]:
+    """A pool whose stride is its kernel; where windows overlap or differ in size, of positions that are repeated."""
+    moves, kernel = [], []
+    for axis, (size, count) in enumerate(zip(before, after), 2):
+        windows = _adaptive_windows(size, count)
+        kernel.append(max(stop - start for start, stop, _ in windows))
+        if size % count:
+            places = [min(start + k, stop - 1) for start, stop, _ in windows for k in range(kernel[-1])]
+            moves.append(picked(name, axis, places))
+    ones = (1,) * len(kernel)
+    return [*moves, _maximum(name, tuple(kernel), tuple(kernel), ((0, 0),) * len(kernel), ones)]
 
 
 def _windows(converter: Converter, node: fx.Node, *names: str) -> list[tuple[int, ...]]:
@@ -86,44 +153,4 @@ def _windows(converter: Converter, node: fx.Node, *names: str) -> list[tuple[int
     return [tuple(size) if isinstance(size, (tuple, list)) else (size,) * spatial for size in sizes]
 
 
-def upsample(converter: Converter, node: fx.Node) -> Any:
-    """Nearest-neighbour upsampling by whole factors."""
-    source = converter.input_of(node)
-    value, before, after = converter.value(source, node), converter.shapes[source][2:], converter.shapes[node][2:]
-    if before == after:
-        return value
-    if any(large % small for small, large in zip(before, after)):
-        raise converter.refusal(
-            node,
-            f" resizes {before} to {after}, and only growing by a whole factor in each dimension has an integer form",
-        )
-    factors = tuple(large // small for small, large in zip(before, after))
-    if not _repeats(converter.arguments(node), before, factors):
-        raise converter.refusal(
-            node,
-            f": nearest upsampling by {factors} does not repeat every position as often, because torch computes positions in float32; "
-            "use mode 'nearest-exact', which does",
-        )
-    return converter.moved(value, [Move(node.name, lambda n, x: Upsample(name=n, inputs=(x,), factors=factors))])
-
-
-def _repeats(given: dict[str, Any], before: tuple[int, ...], factors: tuple[int, ...]) -> bool:
-    """Whether torch's interpolation repeats every position as often as its dimension grows: by 41, 47 or 55 "nearest" does not."""
-    scale = given.get("scale_factor")
-    options: dict[str, Any] = {
-        "mode": given.get("mode", "nearest"),
-        "recompute_scale_factor": given.get("recompute_scale_factor"),
-    }
-    for axis, (size, factor) in enumerate(zip(before, factors)):
-        positions = torch.arange(size, dtype=torch.float32).reshape(1, 1, size)
-        by = scale[axis] if isinstance(scale, (tuple, list)) else scale
-        to: dict[str, Any] = (
-            {"size": size * factor, "mode": options["mode"]} if by is None else {"scale_factor": by, **options}
-        )
-        grown = F.interpolate(positions, **to)
-        if not torch.equal(grown, positions.repeat_interleave(factor, 2)):
-            return False
-    return True
-
-
-HANDLERS = {k.AVERAGE: average, k.MAX_POOL: max_pool, k.UPSAMPLE: upsample}
+HANDLERS = {k.AVERAGE: average, k.MAX_POOL: max_pool}

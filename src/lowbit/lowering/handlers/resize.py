@@ -1,0 +1,102 @@
+"""Resizing: positions that repeat, or lie between two others."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from lowbit.integer.ops import IndexSelect, LinearResize, Upsample
+from lowbit.lowering import kinds as k
+from lowbit.lowering.values import Codes, Computation, Move
+
+if TYPE_CHECKING:
+    from lowbit.lowering.convert import Converter
+
+_DIVISOR_MAX = 1 << 23  # times the 8 bits of a code: what an accumulator holds
+
+
+def nearest(converter: Converter, node: fx.Node) -> Any:
+    """Nearest-neighbour resizing to any size."""
+    source = converter.input_of(node)
+    value, before, after = converter.value(source, node), converter.shapes[source][2:], converter.shapes[node][2:]
+    given = converter.arguments(node)
+    places = [_places(given, axis, size, count) for axis, (size, count) in enumerate(zip(before, after))]
+    factors = tuple(max(count // size, 1) for size, count in zip(before, after))
+    if all(taken == [i // f for i in range(size * f)] for taken, size, f in zip(places, before, factors)):
+        if all(factor == 1 for factor in factors):
+            return value
+        return converter.moved(value, [Move(node.name, lambda n, x: Upsample(name=n, inputs=(x,), factors=factors))])
+    changed = [axis for axis, taken in enumerate(places) if taken != list(range(before[axis]))]
+    return converter.moved(value, [picked(node.name, axis + 2, places[axis]) for axis in changed])
+
+
+def picked(name: str, axis: int, places: list[int]) -> Move:
+    """The positions of one dimension by their index, for a node of this name."""
+    taken = tuple(places)
+    return Move(f"{name}_{axis}", lambda n, x: IndexSelect(name=n, inputs=(x,), axis=axis, places=taken))
+
+
+def _places(given: dict[str, Any], axis: int, size: int, count: int) -> list[int]:
+    """Which position each one takes along a dimension, as torch computes it: in float32, so that it is asked."""
+    mode, factor = given.get("mode", "nearest"), _scale_factor(given, axis)
+    positions = torch.arange(size, dtype=torch.float32).reshape(1, 1, size)
+    taken = (
+        F.interpolate(positions, count, mode=mode)
+        if factor is None
+        else F.interpolate(positions, scale_factor=factor, mode=mode)
+    )
+    return taken.flatten().long().tolist()
+
+
+def _scale_factor(given: dict[str, Any], axis: int) -> float | None:
+    """The factor that positions are computed with along a dimension; None where the sizes alone say it."""
+    factor = given.get("scale_factor")
+    if factor is None or given.get("recompute_scale_factor"):
+        return None
+    return float(factor[axis] if isinstance(factor, (tuple, list)) else factor)
+
+
+def linear(converter: Converter, node: fx.Node) -> Codes | Computation:
+    """Linear, bilinear and trilinear resizing."""
+    source = converter.input_of(node)
+    x, before, after = converter.codes_at(source, node), converter.shapes[source][2:], converter.shapes[node][2:]
+    given = converter.arguments(node)
+    points, divisor = [], 1
+    for axis, (size, count) in enumerate(zip(before, after)):
+        centers = _centers(size, count, _scale_factor(given, axis), bool(given.get("align_corners")))
+        if centers == list(range(size)):
+            continue
+        common = math.lcm(*(center.denominator for center in centers))
+        divisor *= common
+        for center in centers:
+            first = int(center)
+            far = int((center - first) * common)
+            points.append((axis + 2, first, common - far, far))
+    if not points:
+        return x
+    if divisor > _DIVISOR_MAX:
+        raise converter.refusal(
+            node,
+            f" resizes {before} to {after} with weights that are multiples of 1/{divisor}, more than 32-bit accumulators hold "
+            "(align_corners=False, or a whole factor, gives smaller ones)",
+        )
+    return Computation(node.name, lambda n, y: LinearResize(name=n, inputs=(x.name,), type=y, points=tuple(points)))
+
+
+def _centers(size: int, count: int, factor: float | None, align_corners: bool) -> list[Fraction]:
+    """Where each position of the output lies among those of the input, from 0 to size − 1."""
+    if align_corners:
+        step, offset = Fraction(size - 1, max(count - 1, 1)), Fraction(0)
+    else:
+        # A factor means the decimal number that it is written as.
+        step = Fraction(size, count) if factor is None else 1 / Fraction(repr(factor))
+        offset = (step - 1) / 2
+    return [min(max(i * step + offset, Fraction(0)), Fraction(size - 1)) for i in range(count)]
+
+
+HANDLERS = {k.UPSAMPLE: nearest, k.LINEAR_RESIZE: linear}
