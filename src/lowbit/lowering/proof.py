@@ -83,10 +83,13 @@ class Proof:
         # At least two samples, so that nothing takes the batch for a dimension of size one.
         several = {name: x if samples > 1 else torch.cat([x, x]) for name, x in inputs.items()}
         with reference_arithmetic():
-            codes = self.trained(several).codes
-            exact = self._exact(several, codes)
-            codes, exact = ({name: x[:samples] for name, x in found.items()} for found in (codes, exact))
+            codes, exact = ({name: x[:samples] for name, x in found.items()} for found in self.expected(several))
             return self._compare_nodes(inputs, codes, exact)
+
+    def expected(self, inputs: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The codes that the trained network gives, and the exact value of each tensor that it puts on a grid, by name."""
+        codes = self.trained(inputs).codes
+        return codes, self._exact(inputs, codes)
 
     def _compare_nodes(
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], exact: Mapping[str, Tensor]
