@@ -16,6 +16,7 @@ from lowbit.qat.oscillation import OscillationFreezer, dampening_loss
 from lowbit.qat.prepare import prepare
 from lowbit.qat.summary import layer_table, model_size_bits
 from lowbit.qat.training import parameter_groups, set_progress, snap_offsets
+from lowbit.qat.transition import TransitionRate
 from lowbit.quantizer.functional import fake_quantize
 from lowbit.quantizer.methods import METHODS, Method
 from lowbit.quantizer.module import Quantizer
@@ -33,6 +34,7 @@ __all__ = [
     "OscillationFreezer",
     "Quantizer",
     "Rule",
+    "TransitionRate",
     "UnquantizedWarning",
     "calibrate",
     "dampening_loss",

@@ -165,6 +165,14 @@ def test_dampening_draws_weights_to_their_levels(low_bit: TrainConfig, tmp_path:
     assert distance_to_levels(dampened.output) < 0.9 * distance_to_levels(plain.output)
 
 
+def test_transition_rates_are_scheduled(low_bit: TrainConfig) -> None:
+    """Where hardly a code may change, weights hardly move, while the rest goes on learning."""
+    quantization = replace(low_bit.quantization, transition_rate=1e-6)
+    assert run(replace(low_bit, quantization=quantization, epochs=3)).best_accuracy > 80
+    (state,) = Checkpoints(Path(low_bit.output)).training_state()["trainer"]["attached"]
+    assert len(state["lr"]) == 5 and bool((state["lr"] < low_bit.optimizer.lr).any())
+
+
 def test_freezing_holds_weights_that_oscillate(low_bit: TrainConfig) -> None:
     quantization = replace(low_bit.quantization, freezing=1e-4)
     assert run(replace(low_bit, quantization=quantization)).best_accuracy > 80

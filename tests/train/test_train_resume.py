@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lowbit.errors import LowbitError
 from lowbit.report import read_run
-from lowbit.train import OptimizerConfig, TrainConfig, run
+from lowbit.train import OptimizerConfig, QuantizationConfig, TrainConfig, run
 from lowbit.train.checkpoint import Checkpoints
 from lowbit.train.trainer import Trainer
 
@@ -79,13 +79,14 @@ VARIANTS = {
         "method": "lg-lsq", "optimizer": OptimizerConfig("adam", 1e-3), "ema": 0.9, "accumulate": 2, "grad_clip": 1.0,
     },
     "remedies, bf16, re-estimation": {"dampening": 1e-3, "freezing": 0.02, "precision": "bf16", "bn_batches": 2},
+    "balanced steps, transition rates": {"balance": 1.0, "transition_rate": 4e-3},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("at", [0.5, 1.75], ids=["in the first epoch", "in the second epoch"])
 def test_resumed_is_uninterrupted(low_bit, tmp_path, monkeypatch, changes: dict, at: float) -> None:
-    quantizer = {k: v for k, v in changes.items() if k in ("method", "dampening", "freezing")}
+    quantizer = {k: v for k, v in changes.items() if k in {f.name for f in fields(QuantizationConfig)}}
     others = {k: v for k, v in changes.items() if k not in quantizer}
     config = replace(low_bit, quantization=replace(low_bit.quantization, **quantizer), **others, epochs=3)
     whole = replace(config, output=str(tmp_path / "whole"))

@@ -22,7 +22,7 @@ def dampening_loss(model: nn.Module) -> Tensor:
     rises late in training; a large one from the start freezes the codes.
     """
     terms = []
-    for layer in _learned(model):
+    for layer in learned_layers(model):
         quantizer, grid = _quantizer(layer)
         step, w = quantizer.step_for(layer.weight), quantizer.transform(layer.weight)
         low, high = step * grid.qn, step * grid.qp
@@ -51,7 +51,7 @@ class OscillationFreezer:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, threshold: float = 0.02, memory: float = 0.99
     ) -> None:
         self.threshold, self.memory = threshold, memory
-        self._layers = list(_learned(model))
+        self._layers = list(learned_layers(model))
         if not self._layers:
             raise LowbitError("the model has no quantized weights to freeze")
         self._state = [self._fresh(layer) for layer in self._layers]
@@ -122,13 +122,13 @@ class OscillationFreezer:
 
 
 def _quantizer(layer: QuantizedLayer) -> tuple[Quantizer, Grid]:
-    """The quantizer of a weight that `_learned` gives, and its grid."""
+    """The quantizer of a weight that `learned_layers` gives, and its grid."""
     quantizer = as_quantizer(layer.weight_quantizer)
     assert quantizer.grid is not None
     return quantizer, quantizer.grid
 
 
-def _learned(model: nn.Module) -> Iterator[QuantizedLayer]:
+def learned_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
     """The layers whose weights are quantized; refuses those that have no step yet."""
     for name, layer in quantized_layers(model):
         quantizer = layer.weight_quantizer

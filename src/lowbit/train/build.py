@@ -76,7 +76,14 @@ def identity(config: TrainConfig) -> dict[str, str]:
     if config.quantization is None:
         fields["quantization"] = None
     else:
-        only_in_training = ("calibration_batches", "init_weights", "init_activations", "dampening", "freezing")
+        only_in_training = (
+            "calibration_batches",
+            "init_weights",
+            "init_activations",
+            "dampening",
+            "freezing",
+            "transition_rate",
+        )
         fields |= {
             f"quantization.{name}": value
             for name, value in asdict(config.quantization).items()

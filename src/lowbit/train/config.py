@@ -86,6 +86,8 @@ class QuantizationConfig:
     """Factor of the oscillation dampening loss; it rises from 0 along a half cosine."""
     freezing: float | None = None
     """Oscillations per step above which a weight is frozen; none freezes nothing."""
+    transition_rate: float | None = None
+    """Share of weights, over √bits, whose code may change a step at first (TRS); none leaves the learning rate as it is."""
 
     def __post_init__(self) -> None:
         _check(
@@ -106,6 +108,10 @@ class QuantizationConfig:
         _check(
             self.freezing is None or self.freezing > 0,
             f"quantization.freezing must be positive, got {self.freezing}",
+        )
+        _check(
+            self.transition_rate is None or 0 < self.transition_rate < 1,
+            f"quantization.transition_rate must be between 0 and 1, got {self.transition_rate}",
         )
 
 
@@ -217,8 +223,8 @@ class TrainConfig:
         _check(self.bn_batches >= 0, f"bn_batches must be at least 0, got {self.bn_batches}")
         q = self.quantization
         _check(
-            not self.shard or q is None or (q.dampening == 0 and q.freezing is None),
-            "shard: dampening and freezing look at whole weights; leave one of the two out",
+            not self.shard or q is None or (q.dampening == 0 and q.freezing is None and q.transition_rate is None),
+            "shard: dampening, freezing and transition rates look at whole weights; leave one of the two out",
         )
         _check(not self.shard or self.precision != "fp16", "shard: not with precision fp16; use bf16")
 

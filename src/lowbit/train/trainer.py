@@ -17,8 +17,9 @@ import lowbit
 from lowbit.data import Loader
 from lowbit.errors import LowbitError
 from lowbit.qat.oscillation import OscillationFreezer
+from lowbit.qat.transition import TransitionRate
 from lowbit.train.batchnorm import average, average_batchnorm, synchronise_batchnorm
-from lowbit.train.config import OptimizerConfig, TrainConfig
+from lowbit.train.config import OptimizerConfig, QuantizationConfig, TrainConfig
 from lowbit.train.parallel import Sharded, Whole, divided_like, gathered
 from lowbit.train.recompute import recompute_activations
 from lowbit.train.tasks import Task
@@ -66,9 +67,7 @@ class Trainer:
         # An optimizer, and what hangs on it, must see the parameters as they are after the division.
         self.parallel.divide(model)
         raw = make_optimizer(config.optimizer, model, self.parallel.groups)
-        self.attached: list[Any] = []
-        if config.quantization is not None and config.quantization.freezing is not None:
-            self.attached.append(OscillationFreezer(model, raw, threshold=config.quantization.freezing))
+        self.attached = _attached(config.quantization, model, raw)
         self.initial_lr = [group["lr"] for group in raw.param_groups]
         self.wrapped = self.parallel.wrap(model)
         self.optimizer = accelerator.prepare(raw)
@@ -149,6 +148,9 @@ class Trainer:
         fraction = epochs_done / self.config.epochs
         lowbit.set_progress(self.model, fraction)
         self.task.set_progress(fraction)
+        for handle in self.attached:
+            if isinstance(handle, TransitionRate):
+                handle.set_progress(fraction)
 
     def reestimate_batchnorm(self, batches: Iterable) -> None:
         """`lowbit.reestimate_batchnorm` on the network that is evaluated; several processes take the mean of theirs."""
@@ -231,6 +233,18 @@ class CompiledStep:
             return result
         self.say(f"step compiled in {time.monotonic() - began:.0f} s")
         return result
+
+
+def _attached(
+    config: QuantizationConfig | None, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> list[OscillationFreezer | TransitionRate]:
+    """The remedies for oscillation that hang onto the optimizer."""
+    attached: list[OscillationFreezer | TransitionRate] = []
+    if config is not None and config.freezing is not None:
+        attached.append(OscillationFreezer(model, optimizer, threshold=config.freezing))
+    if config is not None and config.transition_rate is not None:
+        attached.append(TransitionRate(model, optimizer, config.transition_rate))
+    return attached
 
 
 def make_optimizer(
