@@ -8,18 +8,19 @@ Folding batch-norm γ·(a − μ)/σ + β behind a layer with accumulator n, a =
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from lowbit.errors import LowbitError
-from lowbit.integer.graph import Pads, Weight
+from lowbit.integer.graph import FloatType, Node, Pads, TensorType
 from lowbit.integer.ops import Convolution, Linear
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import kinds as k
+from lowbit.lowering.accumulators import weight_and_bias
 from lowbit.lowering.codes import weight_codes
 from lowbit.lowering.folding import DEPTHWISE_CODE, fold, fold_as_depthwise
 from lowbit.lowering.placement import folds_into
@@ -56,14 +57,16 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
     gain, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), module))
     ones = (1,) * (len(converter.shapes[node]) - 2)
     codes = torch.where(gain == 0, 0, DEPTHWISE_CODE).to(torch.int8).reshape(-1, 1, *ones)
-    weight, bias = Weight(codes, scale, 8), _int32(converter.describe(node), bias)
-    return Computation(
-        node.name,
-        lambda n, y: Convolution(
-            name=n, inputs=(x.name,), type=y, weight=weight, bias=bias, stride=ones, padding=tuple((0, 0) for _ in ones),
-            dilation=ones, groups=len(gain),
-        ),
-    )  # fmt: skip
+    where, pads = converter.describe(node), tuple((0, 0) for _ in ones)
+
+    def make(name: str, y: TensorType | FloatType) -> Node:
+        weight, on_grid = weight_and_bias(where, codes, scale, 8, bias, x.type, y)
+        return Convolution(
+            name=name, inputs=(x.name,), type=y, weight=weight, bias=on_grid, stride=ones, padding=pads, dilation=ones,
+            groups=len(gain),
+        )  # fmt: skip
+
+    return Computation(node.name, make)
 
 
 def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Computation:
@@ -76,37 +79,30 @@ def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Comp
     codes = weight_codes(layer)
     gain, scale, bias = (part.cpu() for part in fold(inputs.step, layer, norm))
     codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
-    scale = scale[:1].reshape(()) if bool((scale == scale[0]).all()) else scale
-    weight, bias = Weight(codes, scale, weights.bits), _int32(where, bias)
+    how = _geometry(converter, node, layer)
+    kind = Linear if isinstance(layer, nn.Linear) else Convolution
+
+    def make(name: str, y: TensorType | FloatType) -> Node:
+        weight, on_grid = weight_and_bias(where, codes, scale, weights.bits, bias, x.type, y)
+        return kind(name=name, inputs=(x.name,), type=y, weight=weight, bias=on_grid, **how)
+
+    return Computation(node.name, make, may_be_float=True)
+
+
+def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer) -> dict[str, Any]:
+    """The fields of the integer layer beside weight and bias."""
     if isinstance(layer, nn.Linear):
         if len(converter.shapes[node]) != 2:
+            where = converter.describe(node)
             raise LowbitError(f"{where}: linear layers on more than [batch, features] have no integer form yet")
-        return Computation(
-            node.name,
-            lambda n, y: Linear(name=n, inputs=(x.name,), type=y, weight=weight, bias=bias),
-            may_be_float=True,
-        )
+        return {}
     assert isinstance(layer, _ConvNd)
-    stride, padding, dilation, groups = tuple(layer.stride), _padding(layer), tuple(layer.dilation), layer.groups
-    return Computation(
-        node.name,
-        lambda n, y: Convolution(
-            name=n, inputs=(x.name,), type=y, weight=weight, bias=bias, stride=stride, padding=padding,
-            dilation=dilation, groups=groups,
-        ),
-        may_be_float=True,
-    )  # fmt: skip
-
-
-def _int32(where: str, bias: Tensor) -> Tensor:
-    """An integer bias as int32, refused where it does not fit."""
-    if not bool(torch.isfinite(bias).all()) or bool((bias.abs() >= 2**31).any()):
-        raise LowbitError(
-            f"{where}: its bias does not fit 32 bits on the accumulator's grid (largest {float(bias.abs().max()):.3g}): what "
-            "its input and weight give is next to nothing beside its bias, or its batch-norm's statistics; train the network, "
-            "or calibrate it anew on data like the training's"
-        )
-    return bias.to(torch.int32)
+    return {
+        "stride": tuple(layer.stride),
+        "padding": _padding(layer),
+        "dilation": tuple(layer.dilation),
+        "groups": layer.groups,
+    }
 
 
 def _padding(layer: _ConvNd) -> Pads:
