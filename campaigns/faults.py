@@ -161,7 +161,7 @@ def _opened(data: bytes, format: str) -> tuple[Any, dict[str, Any], Callable[[],
     header = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["lowbit"])
 
     def sign() -> bytes:
-        header["sha256"] = file._checksum(file._canonical(header["graph"]), tensors)
+        header["sha256"] = file.checksum(file._canonical(header["graph"]), tensors)
         return safetensors.torch.save(tensors, metadata={"lowbit": json.dumps(header)})
 
     return header["graph"], tensors, sign

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import re
 import stat
@@ -17,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lowbit.errors import LowbitError
 
@@ -48,7 +51,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         yield path
         return
     check_writable(path)
-    _remove_leftovers(path.parent)
+    remove_leftovers(path.parent)
     try:
         handle, temporary = _create(path)
     except OSError as error:
@@ -105,6 +108,37 @@ def check_readable(path: str | os.PathLike) -> None:
         raise LowbitError(f"{path}: cannot be read: it is a {_kind(mode)}, not a file")
 
 
+def check_place(path: str | os.PathLike) -> None:
+    """Raise LowbitError for a name that the system cannot look up: too long, a folder that may not be entered, a loop."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise LowbitError(f"{_shown(path)}: {getattr(error, 'strerror', None) or error}; give another name") from error
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        LowbitError: there is no such file, it cannot be read, or it is not JSON.
+    """
+    check_readable(path)
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise LowbitError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise LowbitError(f"{path}: not JSON ({error})") from error
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _kind(mode: int) -> str:
     kinds = {"folder": stat.S_ISDIR, "link": stat.S_ISLNK, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
     return next((kind for kind, test in kinds.items() if test(mode)), "device")
@@ -158,7 +192,7 @@ def is_open_as(handle: int, name: str | os.PathLike) -> bool:
         return False
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files in a folder whose process has ended; never raises for one that can't be removed."""
     left = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:

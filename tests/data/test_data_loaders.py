@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tests.data.images import encoded, write_folder, write_parquet
 
 from lowbit.data import DataConfig, InMemoryImages, StreamedImages, eval_loader, loaders, open_dataset
+from lowbit.data.holdout import Part
 from lowbit.data.loader import decoding_workers
 from lowbit.data.memory import crop_and_flip
 from lowbit.errors import LowbitError
@@ -112,11 +115,23 @@ def test_without_drop_last_every_image_is_trained_on(cifar_like):
     assert len(train) == 4 and len(torch.unique(images.flatten(1), dim=0)) == 26
 
 
-def test_limit_takes_the_first_training_images(cifar_like):
-    everything, _ = loaders(DataConfig(str(cifar_like), batch_size=2, **PLAIN))
-    train, test = loaders(DataConfig(str(cifar_like), batch_size=2, limit=10, **PLAIN))
-    assert train.num_images == 10 and len(train) == 5 and test.num_images == 11
-    assert torch.equal(train.images, everything.images[:10])
+@pytest.mark.parametrize("augment", ["none", "imagenet"])
+def test_limit_takes_its_share_of_every_class(tmp_path, augment):
+    """Of 12, 6 and 2 images, written class by class, ten are 6, 3 and 1, others than the first ones, always the same."""
+    labels = [0] * 12 + [1] * 6 + [2] * 2
+    write_parquet(tmp_path / "train.parquet", [encoded(i // 2, size=(16, 16)) for i in range(20)], labels)
+    write_parquet(tmp_path / "test.parquet", [encoded(0, size=(16, 16))], [0])
+    config = DataConfig(str(tmp_path), augment=augment, image_size=16, batch_size=2, limit=10, **PLAIN)
+    train, test = loaders(config, seed=1)
+    images, found = epoch_of(train)
+    assert (train.num_images, len(train), test.num_images, train.num_classes) == (10, 5, 1, 3)
+    assert torch.bincount(found).tolist() == [6, 3, 1]
+    numbers = sorted(zip(found.tolist(), (images.mean((1, 2, 3)) * 255 / 20).round().int().tolist()))
+    assert numbers != [(label, i // 2) for label, i in zip([0] * 6 + [1] * 3 + [2], (*range(6), 12, 13, 14, 18))]
+    images, found = epoch_of(loaders(config, seed=2)[0])
+    assert sorted(zip(found.tolist(), (images.mean((1, 2, 3)) * 255 / 20).round().int().tolist())) == numbers
+    few, _ = loaders(replace(config, limit=2))
+    assert sorted(epoch_of(few)[1].tolist()) == [0, 1]
 
 
 def test_crop_and_flip():
@@ -300,10 +315,10 @@ def test_digits_loader():
 
 
 def test_many_images_are_decoded_by_workers_in_order(shared_data):
-    source = open_dataset(shared_data / "cifar10-jpeg", "test")
-    config = DataConfig(str(shared_data / "cifar10-jpeg"), limit=3500, batch_size=1, workers=2)
+    source = Part(open_dataset(shared_data / "cifar10-jpeg", "test"), np.arange(3500))
+    config = DataConfig(str(shared_data / "cifar10-jpeg"), batch_size=1, workers=2)
     loader = InMemoryImages(source, config, train=True, num_classes=10)
-    assert torch.equal(loader.labels, torch.from_numpy(source.labels[:3500]))
+    assert torch.equal(loader.labels, torch.from_numpy(source.labels))
     for index in (0, 341, 342, 3499):
         expected = np.asarray(source.read(index).convert("RGB")).transpose(2, 0, 1)
         assert np.array_equal(loader.images[index].numpy(), expected)

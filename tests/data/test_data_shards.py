@@ -230,8 +230,8 @@ def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch, files):
     """Over the network: from the row where it broke off, and not for ever."""
     failures = [5, 12, 12]
 
-    def flaky(url, first, last):
-        for sample in original(url, first, last):
+    def flaky(*arguments):
+        for sample in original(*arguments):
             if failures and int(sample.name.split("/")[-1]) == failures[0]:
                 failures.pop(0)
                 raise ConnectionError("reset by peer")
@@ -292,14 +292,14 @@ def test_shards_that_are_not_as_their_index_says(tmp_path, files, workers):
     broken_shard(tmp_path, files)
     write_index(tmp_path, {"test": (12,)}, num_classes=10)
     config = config_of(tmp_path, workers=workers, corrupt="skip")
-    with pytest.raises(LowbitError, match=r"test-000000\.tar: ends after 10 images, but the index counts at least 12"):
+    with pytest.raises(LowbitError, match=r"test-000000\.tar: ends after 10 images, but the index counts 12"):
         list(eval_loader(config))
     (tmp_path / "test-000000.tar").write_bytes(b"no tar file" * 100)
     with pytest.raises(LowbitError, match=r"test-000000\.tar: cannot be read at image 0 \(ReadError"):
         list(eval_loader(config))
     (tmp_path / "test-000000.tar").unlink()
-    with pytest.raises(LowbitError, match=r"cannot be read at image 0 \(FileNotFoundError"):
-        list(eval_loader(config))
+    with pytest.raises(LowbitError, match=r"test-000000\.tar: cannot be read: No such file"):
+        eval_loader(config)
 
 
 def test_a_skip_leaves_the_ranks_in_step(tmp_path, files):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_the_same_images_for_every_seed_rank_worker_and_source(numbered):
     folder = DataConfig(**{**vars(config), "path": str(numbered / "folder"), "augment": "none"})
     for other, seed in ((config, 1), (DataConfig(**{**vars(config), "workers": 2, "limit": 4}), 0), (folder, 2)):
         splits = split_loaders(other, seed=seed)
-        assert contents(splits.validation) == expected and splits.held_out == whole.held_out
+        assert contents(splits.validation) == expected
     ranks = [split_loaders(config, seed=4, rank=rank, world_size=2) for rank in range(2)]
     parts = [contents(splits.validation) for splits in ranks]
     assert [len(part) for part in parts] == [3, 3] and parts[0] | parts[1] == expected
@@ -88,7 +90,7 @@ def test_broken_images_are_named_in_the_file_they_are_in(tmp_path):
 
 def test_without_the_option_nothing_is_held_out(numbered):
     splits = split_loaders(DataConfig(str(numbered / "parquet"), batch_size=1, **PLAIN))
-    assert splits.validation is None and splits.held_out is None
+    assert splits.validation is None and set(splits.digests) == {"training", "test"}
     assert len(contents(splits.train)) == 24
 
 
@@ -158,14 +160,16 @@ def test_parts_that_cannot_be_held_out(numbered, amount, message):
         hold_out(open_dataset(numbered / "folder", "train"), amount)
 
 
-def test_other_images_have_another_fingerprint(numbered):
-    source = open_dataset(numbered / "parquet", "train")
-    found = hold_out(source, 6)[1].fingerprint
-    assert found == hold_out(source, 6)[1].fingerprint != hold_out(source, 7)[1].fingerprint
+def test_other_images_have_another_digest(numbered, tmp_path):
+    shutil.copy(numbered / "parquet" / "train.parquet", tmp_path)
+    source = open_dataset(tmp_path, "train")
+    found = hold_out(source, 6)[1].digest()
+    assert found == hold_out(source, 6)[1].digest() != hold_out(source, 7)[1].digest()
     part = Part(source, np.arange(6))
-    before = part.fingerprint
-    source.labels = np.append(source.labels, 0)  # an image more, though not among those held out
-    assert part.fingerprint != before
+    before = part.digest()
+    with open(tmp_path / "train.parquet", "ab") as file:  # though not of those held out
+        file.write(b"\0")
+    assert part.digest() != before
 
 
 def test_a_part_has_the_classes_of_the_whole(numbered):

@@ -97,7 +97,7 @@ def signed(tensors: dict, described: dict, **changes) -> bytes:
     """A file of anything, with a checksum that fits."""
     tensors = dict(sorted(tensors.items()))
     text = file._canonical(described)
-    header = {"format_version": 1, "sha256": file._checksum(text, tensors), "graph": described} | changes
+    header = {"format_version": 1, "sha256": file.checksum(text, tensors), "graph": described} | changes
     return safetensors.torch.save(tensors, metadata={"lowbit": json.dumps(header)})
 
 
@@ -252,7 +252,7 @@ def test_hostile_headers(tmp_path):
 
 def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     graph, data = saved(GraphBuilderSmall(), tmp_path)
-    monkeypatch.setattr(file, "_checksum", lambda *_: 1 / 0)
+    monkeypatch.setattr(file, "checksum", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         file.save(graph, tmp_path / "network.safetensors")
     assert (tmp_path / "network.safetensors").read_bytes() == data

@@ -43,13 +43,13 @@ def test_compiles_without_graph_break():
 
 def test_given_weights_load_and_classify(shared_data):
     from lowbit.data import DataConfig, InMemoryImages, open_dataset
+    from lowbit.data.holdout import limited
 
     weights = shared_data / "cifar10-resnet" / "resnet20-jpeg.safetensors"
     model = models.create("cifar-resnet20", weights=weights).eval()
     data = shared_data / "cifar10-jpeg"
-    config = DataConfig(str(data), limit=512, batch_size=256)
-    # The first test images, read as a training split because only that takes a limit.
-    loader = InMemoryImages(open_dataset(data, "test"), config, train=True, num_classes=10)
+    config = DataConfig(str(data), batch_size=256)
+    loader = InMemoryImages(limited(open_dataset(data, "test"), 512), config, train=True, num_classes=10)
     with torch.inference_mode():
         right = sum((model(images).argmax(1) == labels).sum().item() for images, labels in loader)
     # 87.87 % on all 10,000; four standard errors of 512 are 5.8 points

@@ -138,7 +138,7 @@ def test_a_full_disk_keeps_no_half_checkpoint(checkpoints: Checkpoints, monkeypa
 
 def test_what_a_killed_process_left_is_removed(checkpoints: Checkpoints) -> None:
     save(checkpoints, 1, best=True)
-    (checkpoints.folder / ".checkpoints-a1b2.json").touch()
+    (checkpoints.folder / ".checkpoints.lowbit-a1b2c3d4.json").touch()
     for name in ("epoch-2.tmp", "epoch-2", "epoch-3.tmp"):
         (checkpoints.folder / name).mkdir()
         (checkpoints.folder / name / "model.safetensors").write_bytes(b"half")

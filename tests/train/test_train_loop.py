@@ -309,7 +309,7 @@ def test_images_of_a_shape_that_the_network_cannot_take(config: TrainConfig) -> 
     run(replace(config, epochs=1))
     of_run = TrainConfig.load(Path(config.output) / "config.json")
     replace(of_run, data=coloured).save(Path(config.output) / "config.json")
-    with pytest.raises(LowbitError, match="digits-cnn does not take images of 3x8x8"):
+    with pytest.raises(LowbitError, match=r"a checkpoint of data\.channels 1, but the run's config has 3"):
         evaluate_run(config.output)
 
 

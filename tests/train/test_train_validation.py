@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from safetensors.torch import load_file
 
 import lowbit.train.assemble as assemble
 import lowbit.train.loop as loop
-from lowbit.data import split_loaders
 from lowbit.errors import LowbitError
 from lowbit.report import read_run, table
 from lowbit.train import TrainConfig, evaluate_run, run
@@ -129,37 +127,6 @@ def test_a_resumed_run_has_the_same_images_held_out(held_out: TrainConfig, tmp_p
     assert replace(result, folder=expected.folder) == expected
     assert run(held_out, resume=True) == result  # finished: nothing is evaluated again
     assert f"finished (test accuracy {result.test_accuracy:.2f} %" in capsys.readouterr().out
-
-
-def test_a_run_is_not_resumed_on_images_of_which_others_would_be_held_out(held_out, monkeypatch) -> None:
-    interrupt(monkeypatch, held_out)
-    monkeypatch.setattr(
-        assemble, "split_loaders", lambda *a, **k: replace(split_loaders(*a, **k), held_out="of other images")
-    )
-    with pytest.raises(LowbitError, match="not the images that the run was started with"):
-        run(held_out, resume=True)
-
-
-def test_runs_of_versions_without_validation_go_on(config: TrainConfig, monkeypatch) -> None:
-    """What they saved has none of the fields for it, in the config or in the checkpoint."""
-    interrupt(monkeypatch, config)
-    folder = Path(config.output)
-    values = json.loads((folder / "config.json").read_text())
-    del values["data"]["validation"], values["data"]["validation_split"]
-    (folder / "config.json").write_text(json.dumps(values))
-    file = (
-        folder
-        / "checkpoints"
-        / json.loads((folder / "checkpoints" / "checkpoints.json").read_text())["last"]
-        / "training.json"
-    )
-    text = file.read_text()
-    for field in (', ["held_out", null]', ', ["test_accuracy", null]'):
-        assert field in text
-        text = text.replace(field, "")
-    file.write_text(text)
-    result = run(config, resume=True)
-    assert result.test_accuracy is None and read_run(folder).final["test_accuracy"] == result.accuracy
 
 
 def test_a_bad_part_is_refused_before_anything_is_written(config: TrainConfig) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lowbit.data.config import DataConfig
-from lowbit.data.holdout import Part, hold_out
+from lowbit.data.holdout import Part, hold_out, limited
 from lowbit.data.loader import Loader
 from lowbit.data.memory import InMemoryImages
 from lowbit.data.shard_stream import StreamedShards
@@ -51,8 +51,8 @@ class Splits:
     validation: Loader | None
     """What choices are made by; None where the config holds nothing out and names no split for it."""
     test: Loader
-    held_out: str | None
-    """A hash of which training images are held out for validation, or None."""
+    digests: dict[str, str]
+    """A hash of each of "training", "validation" and "test": the names and sizes of its files, its labels and classes."""
 
 
 def loaders(
@@ -116,6 +116,7 @@ def _load(config: DataConfig, *, seed: int, with_validation: bool, **place: Any)
         if isinstance(train, ImageSource) and isinstance(other, ImageSource):
             _check_labels(train, other)
 
+    splits = {"training": train, "validation": validation, "test": test}
     common = dict(num_classes=train.num_classes, seed=seed, **place)
     return Splits(
         train=_loader(train, config, train=True, **common),
@@ -123,7 +124,7 @@ def _load(config: DataConfig, *, seed: int, with_validation: bool, **place: Any)
         if with_validation and validation is not None
         else None,
         test=_loader(test, config, train=False, **common),
-        held_out=None if held_out is None else held_out.fingerprint,
+        digests={name: split.digest() for name, split in splits.items() if split is not None},
     )
 
 
@@ -153,9 +154,12 @@ def _open_validation(config: DataConfig, test: ImageSource | Shards) -> ImageSou
 
 
 def _open(config: DataConfig, *splits: str) -> ImageSource | Shards:
-    if holds_shards(config.path):
-        return open_shards(config.path, *splits, num_classes=config.num_classes)
-    return open_dataset(config.path, *splits, train_split=config.train_split)
+    try:
+        if holds_shards(config.path):
+            return open_shards(config.path, *splits, num_classes=config.num_classes)
+        return open_dataset(config.path, *splits, train_split=config.train_split)
+    except OSError as error:  # a folder that may not be entered
+        raise LowbitError(f"{error.filename or config.path}: cannot be read ({error.strerror or error})") from error
 
 
 def _open_test(config: DataConfig) -> ImageSource | Shards:
@@ -165,6 +169,8 @@ def _open_test(config: DataConfig) -> ImageSource | Shards:
 def _loader(source: ImageSource | Shards, config: DataConfig, **arguments: Any) -> Loader:
     if isinstance(source, Shards):
         return StreamedShards(source, config, **arguments)
+    if arguments["train"]:
+        source = limited(source, config.limit)
     return (InMemoryImages if config.in_memory else StreamedImages)(source, config, **arguments)
 
 

@@ -55,8 +55,8 @@ class DataConfig:
     drop_last: bool = True
     """Leave out the last training batch of an epoch if it is not full."""
     limit: int | None = None
-    """Train on the first so many images only, for a quick trial: those of the first classes where images lie in folders
-    by class."""
+    """Train on so many images only, for a quick trial: the same share of every class, and the same images in every run; of
+    shards, whose labels are not known before they are read, the first ones."""
     num_classes: int | None = None
     """Classes of shards whose index does not say it."""
     shuffle_buffer: int = 6000

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lowbit.data.images import FORMATS, to_channels
 from lowbit.data.sources import ImageSource
 from lowbit.errors import LowbitError
 
@@ -44,9 +45,11 @@ def decode(read: Callable[[], Image], where: Callable[[], str], channels: int) -
     from PIL import UnidentifiedImageError
 
     try:
-        return read().convert("RGB" if channels == 3 else "L")
+        return to_channels(read(), channels)
+    except LowbitError as error:  # of the file that holds the images
+        return Broken(str(error), hint="", skippable=False)
     except UnidentifiedImageError:  # its text is the address of a buffer
-        return Broken(f"{where()}: not a readable image (no format that Pillow knows)")
+        return Broken(f"{where()}: not a readable image (none of {', '.join(FORMATS)})")
     except Exception as error:  # Pillow's decoders raise many kinds, SyntaxError and struct.error among them
         return Broken(f"{where()}: not a readable image ({error})")
 
@@ -132,11 +135,13 @@ def common_size(source: ImageSource, indices: range) -> tuple[int, int]:
     """Height and width of the first image that can be opened.
 
     Raises:
-        LowbitError: none can.
+        LowbitError: none can, or the file that holds them is damaged.
     """
     for index in indices:
         try:
             width, height = source.read(index).size
+        except LowbitError:
+            raise
         except Exception:  # named or counted when it is decoded
             continue
         return height, width

@@ -1,8 +1,8 @@
-"""A class-balanced part of the training images, held out to make choices by."""
+"""A class-balanced part of the training images: held out to make choices by, or all that is trained on in a trial."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,14 +36,9 @@ class Part(ImageSource):
     def read(self, index: int) -> Image:
         return self._source.read(int(self._indices[index]))
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of which images of how many these are, and of the labels of all."""
-        found = hashlib.sha256()
-        for array in (self._source.labels, self._indices):
-            found.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
-            found.update(b"|")
-        return found.hexdigest()
+    def listing(self) -> Iterator[str]:
+        yield from self._source.listing()
+        yield str(self._indices.tolist())
 
 
 def hold_out(source: ImageSource, wanted: int) -> tuple[Part, Part]:
@@ -69,10 +64,7 @@ def hold_out(source: ImageSource, wanted: int) -> tuple[Part, Part]:
 
 
 def held_out_indices(labels: np.ndarray, num_classes: int, wanted: int) -> np.ndarray:
-    """The images to hold out (int64, ascending): of each class its share, drawn at random.
-
-    A share is the class's part of all images, rounded so that the shares add up. The draw depends on the labels and
-    the number alone.
+    """The images to hold out (int64, ascending), as `stratified` draws them.
 
     Raises:
         LowbitError: fewer images than classes, or more than there are.
@@ -83,8 +75,24 @@ def held_out_indices(labels: np.ndarray, num_classes: int, wanted: int) -> np.nd
             f"data.validation holds out {wanted} of {total} training images: hold out at least as many as "
             f"there are classes ({num_classes}), and leave some to train on"
         )
+    return stratified(labels, num_classes, wanted)
+
+
+def limited(source: ImageSource, limit: int | None) -> ImageSource:
+    """`limit` images of a source, as `stratified` draws them; all of them where it has no more, or without a limit."""
+    if limit is None or limit >= len(source):
+        return source
+    return Part(source, stratified(source.labels, source.num_classes, limit))
+
+
+def stratified(labels: np.ndarray, num_classes: int, wanted: int) -> np.ndarray:
+    """So many images (int64, ascending): of each class its share, drawn at random.
+
+    A share is the class's part of all images, rounded so that the shares add up. The draw depends on the labels and
+    the number alone.
+    """
     counts = np.bincount(labels, minlength=num_classes)
-    shares, remainders = np.divmod(wanted * counts, total)
+    shares, remainders = np.divmod(wanted * counts, len(labels))
     # The largest remainders round up; of equal ones those of the first classes.
     shares[np.argsort(-remainders, kind="stable")[: wanted - shares.sum()]] += 1
     # numpy promises that the numbers of this generator, unlike those of its newer ones, never change.

@@ -42,7 +42,7 @@ class InMemoryImages:
         self._seed = seed
         self._epoch = 0
         self._augmented = train and config.augment == "cifar"
-        indices = range(min(len(source), config.limit or len(source)) if train else len(source))
+        indices = range(len(source))
         shape = dict(rank=rank, world_size=world_size)
         if train:  # refuse a batch that cannot be filled before a minute of decoding
             TrainSchedule(len(indices), config.batch_size, drop_last=config.drop_last, **shape)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lowbit._torchvision import import_torchvision
 from lowbit.data.config import DataConfig
 from lowbit.data.decode import Broken, decode
+from lowbit.data.images import open_image
 from lowbit.data.loader import TrainSchedule, check_eval, decoding_workers, epoch_generator, mixed_seed
 from lowbit.data.shards import Sample, Shards, read_rows
 from lowbit.data.stream import Delivery, collate, image_shape, image_transform, seeded
@@ -100,12 +101,31 @@ class StreamedShards:
         return map(self._deliver, self._loader)
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """Images in each batch of a rank: `size` in all but the last, which has what is left of `images`."""
+
+    images: int
+    size: int
+
+    def __len__(self) -> int:
+        return -(-self.images // self.size)
+
+    def __getitem__(self, batch: int) -> int:
+        return min(self.size, self.images - batch * self.size)
+
+    def of_reader(self, reader: int) -> int:
+        """Images of all batches of a reader."""
+        batches = range(reader, len(self), READERS)
+        return sum(self[batch] for batch in batches[-1:]) + self.size * max(0, len(batches) - 1)
+
+
 class _Readers(IterableDataset):
     """The batches of a rank, collated: batch b is made by reader b mod `READERS`.
 
     Attributes:
         num_images: of the split, all ranks together.
-        sizes: images in each batch of this rank.
+        sizes: images in each batch of this rank, as `_Sizes` has them.
         epoch: in shared memory, where workers that live through several epochs see it change.
     """
 
@@ -140,7 +160,7 @@ class _Readers(IterableDataset):
             size = config.eval_batch_size
             self._start = rank * self.num_images // world_size
             mine = (rank + 1) * self.num_images // world_size - self._start
-        self.sizes = [min(size, mine - done) for done in range(0, mine, size)]
+        self.sizes = _Sizes(mine, size)
 
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor, list[Broken]]]:
         worker = get_worker_info()
@@ -152,8 +172,8 @@ class _Readers(IterableDataset):
 
     def _reader(self, reader: int, epoch: int) -> Iterator[tuple[Tensor, int] | Broken]:
         """Decoded images of one reader, in the order in which they are used."""
-        start = self._start + sum(sum(self.sizes[r::READERS]) for r in range(reader))
-        samples = self._samples(start, start + sum(self.sizes[reader::READERS]), epoch)
+        start = self._start + sum(map(self.sizes.of_reader, range(reader)))
+        samples = self._samples(start, start + self.sizes.of_reader(reader), epoch)
         if self._train:
             draw = random.Random(mixed_seed(self._seed, epoch, self._rank, reader))
             samples = _shuffled(samples, max(1, self._config.shuffle_buffer // READERS), draw)
@@ -177,7 +197,7 @@ class _Readers(IterableDataset):
             last = min(self._lengths[shard], first + left)
             url = self._shards.urls[shard]
             try:
-                for row, sample in enumerate(read_rows(url, first, last), first):
+                for row, sample in enumerate(read_rows(url, first, last, self._shards.lengths[shard]), first):
                     yield self._before[shard] + row, url, sample
             except LowbitError as error:
                 # Handed on as data: an error raised in a worker process would come out wrapped in its traceback.
@@ -200,7 +220,8 @@ class _Readers(IterableDataset):
             )
         if sample.image is None:
             return Broken(f"{where}: has no image")
-        image = decode(lambda: _open(sample.image), lambda: where, self._config.channels)
+        encoded = sample.image
+        image = decode(lambda: open_image(encoded), lambda: where, self._config.channels)
         if isinstance(image, Broken):
             return image
         return seeded(self._transform, image, mixed_seed(self._seed, epoch, index)), label
@@ -222,9 +243,3 @@ def _shuffled(items: Iterator[_Item], size: int, draw: random.Random) -> Iterato
         yield item
     draw.shuffle(buffer)
     yield from buffer
-
-
-def _open(encoded: bytes) -> Image:
-    import PIL.Image
-
-    return PIL.Image.open(io.BytesIO(encoded))

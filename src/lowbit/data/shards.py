@@ -9,6 +9,7 @@ this kind have it, tells how many images each shard holds, so that an epoch can 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,18 +19,20 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write
+from lowbit.files import atomic_write, check_readable
 
 INDEX = "_info.json"
 SPLITS = ("train", "test", "validation", "val")
 _IMAGE_TYPES = ("jpg", "jpeg", "png", "webp")
 _READ_BYTES = 2**20  # at a time; tarfile's own 10 kB make many small requests
 _TRIES = 3  # of a read over the network
+_MOST_BYTES = 2**28  # of a member; an encoded image has some kilobytes
+_MOST_IMAGES = 2**40  # of a split
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,22 @@ class Shards:
     """The shards of one split, in order, and how many images each holds."""
 
     split: str
-    urls: tuple[str, ...]
+    folder: str
+    names: tuple[str, ...]
     lengths: tuple[int, ...]
     num_classes: int
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(f"{self.folder}/{name}" for name in self.names)
+
     def __len__(self) -> int:
         return sum(self.lengths)
+
+    def digest(self) -> str:
+        """SHA-256 of the shards' names, lengths and, on a local disk, sizes, and of the number of classes."""
+        sizes = [] if "://" in self.folder else [os.stat(url).st_size for url in self.urls]
+        return hashlib.sha256(json.dumps([self.names, self.lengths, sizes, self.num_classes]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -103,36 +116,47 @@ def open_shards(path: str, *splits: str, num_classes: int | None = None) -> Shar
         raise LowbitError(
             f"{where}: the split {split} has {len(names)} filenames and the shard_lengths {lengths[:3]}…: one count for each"
         )
+    strange = next((name for name in names if "://" in name or "::" in name or ".." in name.split("/")), None)
+    if strange is not None:
+        raise LowbitError(f"{where}: the split {split} names {strange[:200]!r}, which is no file of this folder")
+    if sum(lengths) > _MOST_IMAGES:
+        raise LowbitError(
+            f"{where}: the split {split} counts {sum(lengths)} images: write the index anew with lowbit.data.index_shards"
+        )
     if sum(lengths) == 0:
         raise LowbitError(f"{where}: the split {split} holds no images")
     if classes < 1:
         raise LowbitError(f'{where}: does not say how many classes there are ("num_classes"): give data.num_classes')
-    return Shards(split, tuple(f"{path.rstrip('/')}/{name}" for name in names), lengths, classes)
+    shards = Shards(split, path.rstrip("/"), names, lengths, classes)
+    for url in () if "://" in path else shards.urls:
+        check_readable(url)
+    return shards
 
 
-def read_rows(url: str, first: int, last: int) -> Iterator[Sample]:
+def read_rows(url: str, first: int, last: int, length: int | None = None) -> Iterator[Sample]:
     """Samples `first` to `last` (exclusive) of a shard. What lies before is read over, not decoded.
 
+    Args:
+        length: how many there are in all, by the index; not looked at if None.
+
     Raises:
-        LowbitError: the shard cannot be read (over the network: not at the third try), or ends early.
+        LowbitError: the shard cannot be read (over the network: not at the third try), ends before `last`, holds more than
+            `length` samples, or something that no shard of images holds.
     """
     row, failures = first, 0
     while row < last:
         try:
-            for sample in _samples(url, row, last):
+            for sample in _samples(url, row, last, length):
                 row, failures = row + 1, 0
                 yield sample
+            return
+        except LowbitError:
+            raise
         except Exception as error:  # each file system and each compression raises its own kinds
             failures += 1
             if "://" not in url or failures == _TRIES or isinstance(error, FileNotFoundError):
                 raise LowbitError(f"{url}: cannot be read at image {row} ({type(error).__name__}: {error})") from error
             time.sleep(2**failures)
-        else:
-            if row < last:
-                raise LowbitError(
-                    f"{url}: ends after {row} images, but the index counts at least {last}: fetch it again, or write "
-                    "the index anew with lowbit.data.index_shards"
-                )
 
 
 def index_shards(folder: str | os.PathLike) -> Path:
@@ -192,6 +216,8 @@ def _opened(url: str, mode: str) -> AbstractContextManager[IO[Any]]:
 
 
 def _read_index(path: str, where: str) -> object:
+    if "://" not in path and Path(where).exists():
+        check_readable(where)
     try:
         with _opened(where, "rt") as file:
             return json.load(file)
@@ -204,28 +230,56 @@ def _read_index(path: str, where: str) -> object:
         raise LowbitError(f"{where}: cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _samples(url: str, first: int, last: int) -> Iterator[Sample]:
-    """Samples `first` to `last` of a shard, or up to its end."""
-    with _opened(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", bufsize=_READ_BYTES) as tar:
+def _samples(url: str, first: int, last: int | None = None, length: int | None = None) -> Iterator[Sample]:
+    """Samples `first` to `last` of a shard, or up to its end. Raises LowbitError as `read_rows` does, and others."""
+    with (
+        _opened(url, "rb") as file,
+        tarfile.open(fileobj=file, mode="r|*", bufsize=_READ_BYTES, tarinfo=_Member) as tar,
+    ):
         name: tuple[str, str] | None = None
         row, parts = -1, {}
         for member in tar:
             if not member.isfile():
                 continue
+            if not 0 <= member.size <= _MOST_BYTES:  # a sparse one takes no room in the file
+                raise LowbitError(
+                    f"{url} {member.name}: {member.size:,} bytes, more than the {_MOST_BYTES:,} that a member of a shard may have"
+                )
             folder, _, file_name = member.name.rpartition("/")
             stem, _, kind = file_name.partition(".")
             if (folder, stem) != name:
+                if row + 1 == length:
+                    raise LowbitError(
+                        f"{url}: holds more images than the {length} that the index counts: write the index anew with "
+                        "lowbit.data.index_shards"
+                    )
                 if name is not None and row >= first:
                     yield _sample(name, parts)
                 name, row, parts = (folder, stem), row + 1, {}
                 if row == last:
                     return
-            if row >= first:
+            if row >= first and kind.lower() in (*_IMAGE_TYPES, "cls"):
                 stored = tar.extractfile(member)
                 assert stored is not None  # of a file it never is
                 parts[kind.lower()] = stored.read()
+        if last is not None and row + 1 < last:
+            raise LowbitError(
+                f"{url}: ends after {row + 1} images, but the index counts {length or last}: fetch it again, or write the "
+                "index anew with lowbit.data.index_shards"
+            )
         if name is not None and row >= first:
             yield _sample(name, parts)
+
+
+class _Member(tarfile.TarInfo):
+    """A header, without the long ones in which a file may hide gigabytes that are read at once."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if not member.isreg() and not 0 <= member.size <= _READ_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
 
 
 def _sample(name: tuple[str, str], parts: dict[str, bytes]) -> Sample:
@@ -237,7 +291,7 @@ def _shard_labels(file: Path) -> list[int]:
     """The label of every sample of a local shard."""
     labels = []
     try:
-        for sample in _samples(str(file), 0, np.iinfo(np.int64).max):
+        for sample in _samples(str(file), 0):
             if sample.image is None:
                 raise LowbitError(f"{file} {sample.name}: has no image (a member {', '.join(_IMAGE_TYPES)})")
             try:

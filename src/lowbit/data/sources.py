@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import abc
-import io
+import hashlib
 import json
 import os
 import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowbit.data.images import image_files, open_image
 from lowbit.errors import LowbitError
+from lowbit.files import check_place, check_readable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,8 +65,23 @@ class ImageSource(abc.ABC):
     @property
     def missing_label(self) -> int | None:
         """The smallest label that no image has, or None."""
-        absent = np.flatnonzero(np.bincount(self.labels, minlength=self.num_classes) == 0)
-        return int(absent[0]) if len(absent) else None
+        present = np.unique(self.labels)  # not one count for every class: a wrong label may be enormous
+        if len(present) == self.num_classes:
+            return None
+        shifted = np.flatnonzero(present != np.arange(len(present)))
+        return int(shifted[0]) if len(shifted) else len(present)
+
+    @abc.abstractmethod
+    def listing(self) -> Iterator[str]:
+        """The files by name and size, in order; equal of two data sets that a run may take for one, wherever they are."""
+
+    def digest(self) -> str:
+        """SHA-256 of the listing, the labels and the class names."""
+        found = hashlib.sha256(f"{self.num_classes} {self.class_names}\n".encode(errors="surrogateescape"))
+        for line in self.listing():
+            found.update(f"{line}\n".encode(errors="surrogateescape"))
+        found.update(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
+        return found.hexdigest()
 
     @abc.abstractmethod
     def where(self, index: int) -> str:
@@ -94,6 +112,7 @@ def open_dataset(path: str | os.PathLike, *splits: str, train_split: str = "trai
         found = _first(splits, {"train": None, "test": None}, DIGITS)
         return DigitsSource(found)
     folder = Path(path)
+    check_place(folder)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise LowbitError(f"data path {folder} {what}: give a folder of images or parquet files, or {DIGITS}")
@@ -138,27 +157,27 @@ class FolderSource(ImageSource):
     """`root/<class>/<image file>`; classes are the sorted folder names of `classes_from`."""
 
     def __init__(self, root: Path, split: str, *, classes_from: Path) -> None:
-        from lowbit._torchvision import import_torchvision
-
-        import_torchvision()
-        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
         names = tuple(sorted(p.name for p in classes_from.iterdir() if p.is_dir()))
         strangers = sorted({p.name for p in root.iterdir() if p.is_dir()} - set(names))
         if strangers:
             raise LowbitError(f"{root / strangers[0]}: a class that {classes_from} does not have")
         self._root = root
         numbers = {name: number for number, name in enumerate(names)}
-        self._samples = make_dataset(str(root), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-        super().__init__(split, np.array([label for _, label in self._samples], dtype=np.int64), names)
+        found = list(image_files(root, numbers))
+        self._files = [file for file, _, _ in found]
+        self._sizes = [size for _, _, size in found]
+        super().__init__(split, np.array([label for _, label, _ in found], dtype=np.int64), names)
 
     def where(self, index: int) -> str:
-        return self._samples[index][0] if self._samples else str(self._root)
+        return self._files[index] if self._files else str(self._root)
 
     def read(self, index: int) -> Image:
-        import PIL.Image
+        return open_image(Path(self._files[index]).read_bytes())
 
-        return PIL.Image.open(io.BytesIO(Path(self._samples[index][0]).read_bytes()))
+    def listing(self) -> Iterator[str]:
+        start = len(str(self._root)) + 1
+        for file, size in zip(self._files, self._sizes):
+            yield f"{file[start:].replace(os.sep, '/')} {size}"
 
 
 class ParquetSource(ImageSource):
@@ -190,7 +209,7 @@ class ParquetSource(ImageSource):
                     raise LowbitError(
                         f"{file}: column {self._image_column} is {image_type}, expected a struct of bytes and path"
                     )
-                column = parquet.read(columns=[label_column], use_threads=False)[label_column]
+                column = self._column(number, parquet, label_column)
                 if not pa.types.is_integer(column.type) or column.null_count:
                     raise LowbitError(
                         f"{file}: column {label_column} is {column.type} with {column.null_count} empty rows; "
@@ -203,18 +222,24 @@ class ParquetSource(ImageSource):
                     self._starts.append(self._starts[-1] + parquet.metadata.row_group(group).num_rows)
         super().__init__(split, np.concatenate(labels), names)
 
+    def _column(self, file: int, parquet: Any, name: str) -> Any:
+        with self._readable(file):
+            return parquet.read(columns=[name], use_threads=False)[name]
+
+    def listing(self) -> Iterator[str]:
+        for file in self._files:
+            yield f"{file.name} {file.stat().st_size}"
+
     def where(self, index: int) -> str:
         file = bisect_right(self._file_starts, index) - 1
         return f"{self._files[file]} row {index - self._file_starts[file]}"
 
     def read(self, index: int) -> Image:
-        import PIL.Image
-
         group = bisect_right(self._starts, index) - 1
         scalar = self._kept(group)[index - self._starts[group]]
         if not scalar.is_valid:
             raise ValueError("the row has no image bytes")
-        return PIL.Image.open(io.BytesIO(scalar.as_buffer()))
+        return open_image(scalar.as_buffer())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
@@ -225,7 +250,7 @@ class ParquetSource(ImageSource):
 
     def _read_row_group(self, group: int) -> Any:
         file, within = self._row_groups[group]
-        with self._open(file) as parquet:
+        with self._open(file) as parquet, self._readable(file):
             # Only the bytes of the struct; threads of arrow's own do not survive the fork of a worker process.
             table = parquet.read_row_group(within, columns=[f"{self._image_column}.bytes"], use_threads=False)
         return table[self._image_column].combine_chunks().field("bytes")
@@ -234,10 +259,19 @@ class ParquetSource(ImageSource):
         import pyarrow as pa
         import pyarrow.parquet
 
+        check_readable(self._files[file])
+        with self._readable(file):
+            return pa.parquet.ParquetFile(self._files[file], memory_map=True, page_checksum_verification=True)
+
+    @contextmanager
+    def _readable(self, file: int) -> Iterator[None]:
+        """Within: what arrow finds wrong with a file is a LowbitError."""
+        import pyarrow as pa
+
         try:
-            return pa.parquet.ParquetFile(self._files[file], memory_map=True)
+            yield
         except (OSError, pa.ArrowException) as error:
-            raise LowbitError(f"{self._files[file]}: not a readable parquet file ({error})") from error
+            raise LowbitError(f"{self._files[file]}: not a readable parquet file ({error}); fetch it again") from error
 
 
 class DigitsSource(ImageSource):
@@ -259,6 +293,9 @@ class DigitsSource(ImageSource):
 
     def where(self, index: int) -> str:
         return f"{DIGITS} image {self._rows[index]}"
+
+    def listing(self) -> Iterator[str]:
+        yield hashlib.sha256(self._images.tobytes()).hexdigest()
 
     def read(self, index: int) -> Image:
         import PIL.Image

@@ -45,7 +45,7 @@ class StreamedImages:
         device: torch.device | str = "cpu",
     ) -> None:
         import_torchvision()  # once, here, rather than in every worker
-        self.num_images = min(len(source), config.limit or len(source)) if train else len(source)
+        self.num_images = len(source)
         self.num_classes = num_classes
         self.image_shape = image_shape(config)
         self.class_names = source.class_names

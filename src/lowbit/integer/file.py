@@ -16,7 +16,6 @@ does. Version 2 has "inputs" and "outputs" where version 1, which graphs with on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.checksum import checksum
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write, check_readable
 from lowbit.integer import described
@@ -83,22 +83,13 @@ def save(graph: Graph, path: str | os.PathLike) -> None:
     version, description = described.describe(graph, stored)
     tensors = dict(sorted(stored.by_name.items()))
     text = _canonical(description)
-    header = {"format_version": version, "sha256": _checksum(text, tensors), "graph": description}
+    header = {"format_version": version, "sha256": checksum(text, tensors), "graph": description}
     with atomic_write(path) as temporary:
         temporary.write_bytes(serialize(tensors, metadata={"lowbit": _canonical(header)}))
 
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=False, allow_nan=False)
-
-
-def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the graph's JSON and, in order of name, of every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _safetensors() -> Any:
@@ -158,6 +149,6 @@ def _graph(header: Any, tensors: dict[str, Tensor]) -> Graph:
         text = _canonical(description)
     except (ValueError, RecursionError) as error:
         raise LowbitError(f"the graph is no plain JSON: {error}") from error
-    if header["sha256"] != _checksum(text, tensors):
+    if header["sha256"] != checksum(text, tensors):
         raise LowbitError("the checksum does not fit: the file was altered or damaged; export it again")
     return described.read(version, description, _Packed(dict(tensors)))

@@ -6,8 +6,19 @@
 from __future__ import annotations
 
 from lowbit.models.cifar_resnet import CifarResNet
-from lowbit.models.create import create, load_weights, names
+from lowbit.models.create import create, names
 from lowbit.models.digits import DigitsCnn
 from lowbit.models.networks import NETWORKS, Network
+from lowbit.models.weights import load_weights, save_weights, saved_about
 
-__all__ = ["NETWORKS", "CifarResNet", "DigitsCnn", "Network", "create", "load_weights", "names"]
+__all__ = [
+    "NETWORKS",
+    "CifarResNet",
+    "DigitsCnn",
+    "Network",
+    "create",
+    "load_weights",
+    "names",
+    "save_weights",
+    "saved_about",
+]

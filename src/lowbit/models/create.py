@@ -1,16 +1,16 @@
-"""A network by its name, with weights from a file."""
+"""A network by its name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowbit._torchvision import import_torchvision
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.models.networks import NETWORKS, Network
+from lowbit.models.weights import first_line, load_weights
 
 
 def names() -> list[str]:
@@ -87,69 +87,6 @@ def _library_and_name(name: str) -> tuple[str, str]:
     )
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the tensors of a file into a network, all of them and no others.
-
-    Takes safetensors (`.safetensors`) and what `torch.save` wrote of a state dict (`.pt`, `.pth`, `.bin`; read
-    without running code from it). Only batch-norm's counters `num_batches_tracked` may be absent.
-
-    Raises:
-        LowbitError: no such file, not of these formats, or other names or shapes than the network's.
-    """
-    path = Path(path)
-    found = _read_tensors(path)
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in found if key not in wanted]
-    shapes = [
-        f"{key} {tuple(found[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
-    ]
-    problems = [
-        f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if keys
-    ]
-    if problems:
-        raise LowbitError(
-            f"{path}: not weights of this {type(model).__name__}: {'; '.join(problems)}; "
-            "give the weights of the same network with the same number of classes"
-        )
-    try:
-        model.load_state_dict(found, strict=False)
-    except RuntimeError as error:  # what a layer refuses by itself, such as a quantizer of other bits
-        raise LowbitError(f"{path}: {error}") from error
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise LowbitError(f"weights {path} {'is not a file' if path.exists() else 'does not exist'}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise LowbitError(f"{path}: not a readable safetensors file ({error})") from error
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        raise LowbitError(f"{path}: weights must be a .safetensors, .pt, .pth or .bin file")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises KeyError, EOFError, UnpicklingError, RuntimeError and more
-        raise LowbitError(
-            f"{path}: not a file of tensors ({_first_line(error)}); save a state dict, not a whole module"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise LowbitError(f"{path}: holds no state dict (a dict of tensors by name)")
-    return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def _create_timm(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
     timm = _import_timm()
     arguments = {} if num_classes is None else {"num_classes": num_classes}
@@ -188,7 +125,7 @@ def _replace_head(name: str, model: nn.Module, num_classes: int) -> None:
 
 def _no_weights(name: str, error: Exception) -> LowbitError:
     return LowbitError(
-        f"pretrained weights of {name} cannot be fetched ({_first_line(error)}); "
+        f"pretrained weights of {name} cannot be fetched ({first_line(error)}); "
         "without a network connection give a local file of weights (--init)"
     )
 

@@ -87,7 +87,10 @@ class OscillationFreezer:
         return {f"{i}.{key}": value.clone() for i, state in enumerate(self._state) for key, value in state.items()}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        if saved.keys() != self.state_dict().keys():
+        mine = self.state_dict()
+        if saved.keys() != mine.keys() or any(
+            saved[key].shape != value.shape or saved[key].dtype != value.dtype for key, value in mine.items()
+        ):
             raise LowbitError("the saved state of the oscillation freezer belongs to another network")
         for i, state in enumerate(self._state):
             for key, value in state.items():

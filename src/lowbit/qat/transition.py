@@ -91,7 +91,10 @@ class TransitionRate:
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
         """Go on from saved state; the network has the weights of that time already."""
-        if saved.keys() != self.state_dict().keys() or saved["lr"].shape != self._lr.shape:
+        mine = self.state_dict()
+        if saved.keys() != mine.keys() or any(
+            saved[key].shape != value.shape or saved[key].dtype != value.dtype for key, value in mine.items()
+        ):
             raise LowbitError("the saved state of the transition rates belongs to another network")
         self._rate.copy_(saved["rate"])
         self._lr.copy_(saved["lr"])

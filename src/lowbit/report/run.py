@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowbit.errors import LowbitError
+from lowbit.files import check_readable, read_json
+
+_KINDS = ("start", "resume", "epoch", "final")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def read_run(path: str | os.PathLike) -> Run:
     epochs: dict[int, dict[str, Any]] = {}
     start_steps: dict[str, float | None] = {}
     final = None
-    for event in _events(path / "metrics.jsonl"):
+    for event in read_events(path / "metrics.jsonl"):
         if event.get("event") == "epoch":
             epochs[event["epoch"]] = event
             final = None  # the end of training comes after its last epoch
@@ -69,29 +73,60 @@ def read_run(path: str | os.PathLike) -> Run:
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise LowbitError(f"{path}: not readable JSON ({error}); the run folder is damaged") from error
-    if not isinstance(value, dict):
-        raise LowbitError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+def read_events(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's log (`metrics.jsonl`); none where there is no such file.
 
+    Half a line at the end, as a killed run leaves it, is ignored.
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
+    Raises:
+        LowbitError: a line is not what training writes.
+    """
+    path = Path(path)
+    if not path.exists():
         return []
+    check_readable(path)
     lines = path.read_text(errors="replace").splitlines()
     events = []
     for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
-            if not isinstance(event, dict) or (event.get("event") == "epoch" and not isinstance(event["epoch"], int)):
-                raise ValueError("not an event")
-        except (ValueError, KeyError) as error:
-            if number == len(lines):
-                break
-            raise LowbitError(f"{path} line {number}: {error}; the log is damaged") from error
-        events.append(event)
+            problem = _problem(event)
+        except (ValueError, RecursionError) as error:
+            event, problem = None, error
+        if problem is None:
+            events.append(event)
+        elif number < len(lines):
+            raise LowbitError(f"{path} line {number}: {problem}; the log is damaged")
     return events
+
+
+def _problem(event: Any) -> str | None:
+    """What keeps a value from being a line of the log, or None."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return "not an event"
+    if event["event"] not in _KINDS:
+        return None
+    steps = event.get("steps") or {}
+    numbers = {name: value for name, value in event.items() if name not in ("event", "steps", "epoch", "changed")}
+    if event["event"] == "epoch" and type(event.get("epoch")) is not int:
+        return "an event of no epoch"
+    if not isinstance(steps, dict):
+        return "its steps are not numbers by name"
+    strange = next((name for name, value in (numbers | steps).items() if not _number(value)), None)
+    return None if strange is None else f"its {strange} is not a number"
+
+
+def _number(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except LowbitError as error:
+        raise LowbitError(f"{error}; the run folder is damaged") from error
+    if not isinstance(value, dict):
+        raise LowbitError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value

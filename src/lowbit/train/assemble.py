@@ -11,29 +11,32 @@ from torch import nn
 
 import lowbit
 from lowbit import models
+from lowbit.checksum import checksum
 from lowbit.data import Splits, split_loaders
 from lowbit.errors import LowbitError
 from lowbit.processes import agreed
-from lowbit.train.build import build_float, prepare
+from lowbit.train.build import build_float, prepare, record
 from lowbit.train.checks import check_classes, check_shape, check_start
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import loader_place, move
-from lowbit.train.state import Saved
+from lowbit.train.state import Origin, Saved
 from lowbit.train.tasks import make_task
+from lowbit.train.tracking import versions
 from lowbit.train.trainer import Trainer
 
 
 def assemble(
     config: TrainConfig, accelerator: Accelerator, saved: Saved | None, say: Callable[[str], None]
-) -> tuple[Trainer, Splits]:
-    """The network ready for its next epoch, and its images; writes nothing.
+) -> tuple[Trainer, Splits, Origin]:
+    """The network ready for its next epoch, its images, and what both are made from; writes nothing.
 
     Args:
         saved: what a run goes on from. Otherwise quantizers are started here, from training images.
         say: prints one line.
 
     Raises:
-        LowbitError: weights or images that are unusable or don't fit; on every process.
+        LowbitError: weights or images that are unusable or don't fit, or are not those that the run was started with; on
+            every process.
     """
     with agreed():
         check_start(config)
@@ -47,11 +50,9 @@ def assemble(
         check_classes(config, train.num_classes)
         for shape in {train.image_shape, splits.test.image_shape}:
             check_shape(config, original, shape)
-        if saved and saved.progress.held_out != splits.held_out:
-            raise LowbitError(
-                f"{config.data.path}: not the images that the run was started with, so others would be held "
-                "out for validation; continue it with those, or train anew"
-            )
+        origin = _origin(config, original, splits, accelerator)
+        if saved and saved.origin is not None:
+            saved.origin.check(origin, config.data.path)
         if len(train) < config.accumulate:
             raise LowbitError(
                 f"accumulate is {config.accumulate}, but an epoch has only {len(train)} batches: lower it, or data.batch_size"
@@ -64,7 +65,16 @@ def assemble(
         if config.quantization.integer_only:
             lowbit.snap_offsets(model)
             _warn_unless_integer(model, train.image_shape, say)
-    return Trainer(config, model, task, accelerator, say, saved.trainer if saved else None), splits
+    return Trainer(config, model, task, accelerator, say, saved.trainer if saved else None), splits, origin
+
+
+def _origin(config: TrainConfig, original: nn.Module, splits: Splits, accelerator: Accelerator) -> Origin:
+    return Origin(
+        data=splits.digests,
+        teacher=checksum("", original.state_dict()) if config.task == "distill" else None,
+        versions={**versions(), "processes": str(accelerator.num_processes)},
+        settings=record(config, may_change=True),
+    )
 
 
 def _warn_unless_integer(model: nn.Module, shape: tuple[int, ...], say: Callable[[str], None]) -> None:

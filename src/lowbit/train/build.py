@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 import lowbit
 from lowbit import models
 from lowbit.errors import LowbitError
+from lowbit.files import check_place
+from lowbit.models import saved_about
 from lowbit.train.checkpoint import Checkpoints, Which
-from lowbit.train.config import ModelConfig, QuantizationConfig, TrainConfig
+from lowbit.train.config import MAY_CHANGE, ModelConfig, QuantizationConfig, TrainConfig
 
 
 def build_float(config: ModelConfig) -> nn.Module:
@@ -28,6 +28,7 @@ def build_float(config: ModelConfig) -> nn.Module:
 
 def _weights_file(init: Path) -> Path:
     """`init`, or the best checkpoint where it is a run folder."""
+    check_place(init)
     if not init.is_dir():
         return init
     if read_config(init).quantization is not None:
@@ -41,6 +42,7 @@ def read_config(folder: Path) -> TrainConfig:
     Raises:
         LowbitError: there is no run in the folder, or its config.json is broken.
     """
+    check_place(folder / "config.json")
     if not (folder / "config.json").is_file():
         raise LowbitError(f"{folder}: no run is there (it has no config.json); give a folder that training wrote")
     return TrainConfig.load(folder / "config.json")
@@ -70,38 +72,44 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
     )
 
 
-def identity(config: TrainConfig) -> dict[str, str]:
-    """What decides which network a checkpoint fits and what it computes, as text by field."""
-    fields: dict[str, Any] = {"model.name": config.model.name, "model.num_classes": config.model.num_classes}
-    if config.quantization is None:
-        fields["quantization"] = None
-    else:
-        only_in_training = (
-            "calibration_batches",
-            "init_weights",
-            "init_activations",
-            "dampening",
-            "freezing",
-            "transition_rate",
+def record(config: TrainConfig, *, may_change: bool = False) -> dict[str, str]:
+    """What a checkpoint keeps of its run's config: every field but those of `MAY_CHANGE`, or these, as JSON by name."""
+    as_read = TrainConfig.from_dict(config.as_dict())  # 1 is 1.0 where a float is meant
+    return {name: json.dumps(value) for name, value in as_read.flat().items() if (name in MAY_CHANGE) == may_change}
+
+
+def check_record(weights: Path, config: TrainConfig) -> None:
+    """Refuse a config other than that of the run that wrote a checkpoint.
+
+    Raises:
+        LowbitError: a field differs; the message names it and both values. Fields that a checkpoint of an earlier
+            version doesn't have are not looked at.
+    """
+    found, wanted = saved_about(weights), record(config)
+    changed = [
+        f"{name} {value}, but the run's config has {wanted.get(name, 'no such field')}"
+        for name, value in found.items()
+        if wanted.get(name) != value
+    ]
+    if changed:
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise LowbitError(
+            f"{weights}: a checkpoint of {'; of '.join(changed[:3])}{more}. Put the run's config.json back as training wrote it"
         )
-        fields |= {
-            f"quantization.{name}": value
-            for name, value in asdict(config.quantization).items()
-            if name not in only_in_training
-        }
-    return {name: json.dumps(value) for name, value in fields.items()}
 
 
 def load(folder: str | Path, checkpoint: Which = "best") -> tuple[nn.Module, TrainConfig]:
     """The trained network of a run, on the CPU and in evaluation mode, and the config of the run.
 
     Raises:
-        LowbitError: the folder holds no run, no checkpoint yet, or a broken one, or one of another network, width or
-            method.
+        LowbitError: the folder holds no run, no checkpoint yet, or a broken one, one with weights that are not finite,
+            or one of another config than the folder's.
     """
     folder = Path(folder)
     config = read_config(folder)
     # The checkpoint has all weights: those that training started from need not be there any more.
     model = prepare(build_float(config.model.without_weights()), config.quantization)
-    models.load_weights(model, Checkpoints(folder).weights(checkpoint, identity(config)))
+    weights = Checkpoints(folder).weights(checkpoint)
+    check_record(weights, config)
+    models.load_weights(model, weights)
     return model.eval(), config

@@ -1,15 +1,19 @@
 """Checkpoints without pickle, replaced so that a killed process leaves the old pair of `last` and `best` or the new one.
 
     checkpoints/
-      checkpoints.json        {"last": "epoch-0003", "best": "epoch-0002"}: the one file that decides
+      checkpoints.json        {"last": "epoch-0003", "best": "epoch-0002", "files": …, "sha256": …}: the one file that decides
       epoch-0003/             model.safetensors, training.safetensors, training.json
       epoch-0002/
 
 A new folder is complete before `checkpoints.json` names it, and an old one is removed only after nothing names it.
+"files" has the SHA-256 of every file of the checkpoints, and "sha256" is that of the rest of `checkpoints.json`, so that
+no damaged file is trained on or evaluated. `model.safetensors`, which may be taken out and used elsewhere, has one of its
+tensors in its own header as well (`lowbit.models.save_weights`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,17 +21,19 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write
+from lowbit.files import atomic_write, check_readable, read_json, remove_leftovers, sha256
+from lowbit.models import save_weights
 
-_OURS = re.compile(r"(epoch-\d+|final)(\.tmp)?")
+_NAME = re.compile(r"epoch-\d+|final")
+_OURS = re.compile(rf"({_NAME.pattern})(\.tmp)?")
 """Folders that `Checkpoints.save` may remove; others, such as a copy that someone keeps, stay."""
+_FILES = ("model.safetensors", "training.json", "training.safetensors")
 
 Which = Literal["last", "best"]
 
@@ -71,22 +77,6 @@ class Checkpoints:
         self.folder = run / "checkpoints"
         self.pointer = self.folder / "checkpoints.json"
 
-    def _names(self) -> dict[str, str]:
-        if not self.pointer.exists():
-            return {}
-        try:
-            return dict(json.loads(self.pointer.read_text()))
-        except (ValueError, TypeError) as error:
-            raise LowbitError(
-                f"{self.pointer}: not what training wrote ({error}); the run can't be continued"
-            ) from error
-
-    def _path(self, which: Which) -> Path:
-        names = self._names()
-        if which not in names:
-            raise LowbitError(f"{self.folder.parent}: no checkpoint yet; train it, or give the folder of another run")
-        return self.folder / names[which]
-
     @property
     def exists(self) -> bool:
         return self.pointer.exists()
@@ -107,47 +97,45 @@ class Checkpoints:
         `about` says what network it is of.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        pointer = self._pointer() if self.exists else _Pointer()
         temporary, final = self.folder / f"{name}.tmp", self.folder / name
         # Folders of these names, which nothing points to, are left from a killed process.
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir()
-            model_tensors: dict[str, Tensor] = {}
-            for key, value in model_state.items():
-                pack(value, model_tensors, key)
-            safetensors.torch.save_file(model_tensors, temporary / "model.safetensors", metadata=about)
-            tensors: dict[str, Tensor] = {}
-            plain = pack(training, tensors)
-            safetensors.torch.save_file(tensors, temporary / "training.safetensors")
-            (temporary / "training.json").write_text(json.dumps(plain))
-            for file in temporary.iterdir():
-                _flush(file)
+            _write(temporary, model_state, training, about)
+            files = self._checksums(pointer) | {name: _checksums(temporary)}
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # half of it on a full disk would take the room of a whole one
-
-        names = self._names() | {"last": name} | ({"best": name} if best else {})
         with atomic_write(self.pointer) as file:
-            file.write_text(json.dumps(names))
-        for path in self.folder.iterdir():
-            if _OURS.fullmatch(path.name) and path.name not in names.values():
-                shutil.rmtree(path)
-            elif path.name.startswith(f".{self.pointer.stem}-"):  # a pointer that a killed process did not finish
-                path.unlink()
+            file.write_text(pointer.moved(name, files, best=best).text())
+        self.tidy()
 
-    def weights(self, which: Which, about: dict[str, str] | None = None) -> Path:
-        """The file with the network's tensors.
+    def _checksums(self, pointer: _Pointer) -> dict[str, dict[str, str]]:
+        """The checksums of every file that a pointer names."""
+        if pointer.files is not None:
+            return pointer.files
+        return {name: _checksums(self.folder / name) for name in pointer.names.values()}
+
+    def tidy(self) -> None:
+        """Remove what neither name needs and what a killed process has left behind."""
+        if not self.folder.is_dir():
+            return
+        names = self._pointer().names.values() if self.exists else ()
+        remove_leftovers(self.folder)
+        for path in self.folder.iterdir():
+            if _OURS.fullmatch(path.name) and path.name not in names:
+                shutil.rmtree(path)
+
+    def weights(self, which: Which) -> Path:
+        """The file with the network's tensors, its checksum looked at; `saved_about` tells what `save` got as `about`.
 
         Raises:
-            LowbitError: the run has no checkpoint yet, or it was saved about something other than `about`.
+            LowbitError: the run has no checkpoint yet, or it is broken.
         """
-        path = self._path(which) / "model.safetensors"
-        found = _about(path) if about else {}
-        for key, value in found.items():
-            if about is not None and value != about.get(key, value):
-                raise LowbitError(f"{path}: a checkpoint of {key} {value}, but the run's config has {about[key]}")
-        return path
+        return self._file(which, "model.safetensors")
 
     def training_state(self) -> dict[str, Any]:
         """What `save` got as `training`, of the last checkpoint.
@@ -155,23 +143,93 @@ class Checkpoints:
         Raises:
             LowbitError: there is no checkpoint, or it is broken.
         """
-        path = self._path("last")
+        plain = read_json(self._file("last", "training.json"))
+        stored = self._file("last", "training.safetensors")
         try:
-            tensors = safetensors.torch.load_file(path / "training.safetensors")
-            return unpack(json.loads((path / "training.json").read_text()), tensors)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise LowbitError(f"{path}: a broken checkpoint ({error}); train anew in another folder") from error
+            return unpack(plain, safetensors.torch.load_file(stored))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+            raise LowbitError(
+                f"{stored.parent}: a broken checkpoint ({error!r}); train anew in another folder"
+            ) from error
+
+    def _file(self, which: Which, name: str) -> Path:
+        """A file of a checkpoint, after its checksum has been looked at."""
+        if not self.exists:
+            raise LowbitError(f"{self.folder.parent}: no checkpoint yet; train it, or give the folder of another run")
+        pointer = self._pointer()
+        folder = pointer.names[which]
+        path = self.folder / folder / name
+        check_readable(path)
+        if pointer.files is not None and pointer.files[folder][name] != sha256(path):
+            raise LowbitError(
+                f"{path}: a broken checkpoint (its checksum does not fit): the file was damaged or changed; take a copy "
+                "of the run's folder, or train anew in another folder"
+            )
+        return path
+
+    def _pointer(self) -> _Pointer:
+        try:
+            return _Pointer.read(read_json(self.pointer))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LowbitError(
+                f"{self.pointer}: not what training wrote ({error}): the file was damaged or changed; the run can be "
+                "neither continued nor evaluated"
+            ) from error
 
 
-def _about(path: Path) -> dict[str, str]:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise LowbitError(f"{path}: a broken checkpoint ({error})") from error
+class _Pointer:
+    """What `checkpoints.json` says.
+
+    Attributes:
+        names: the folders of "last" and "best".
+        files: the SHA-256 of each file of each folder; None in a run of a version that wrote no checksums.
+    """
+
+    def __init__(self, names: dict[str, str] | None = None, files: dict[str, dict[str, str]] | None = None) -> None:
+        self.names, self.files = names or {}, files
+
+    @classmethod
+    def read(cls, content: Any) -> _Pointer:
+        """Raises ValueError, or what Python raises for JSON of another structure, unless it is what `text` wrote."""
+        names = {which: content[which] for which in ("last", "best")}
+        files = content.get("files")
+        pointer = cls(names, files)
+        if ("files" in content or "sha256" in content) and content != json.loads(pointer.text()):
+            raise ValueError("its checksum does not fit")
+        if any(
+            not _NAME.fullmatch(name) or (files and sorted(files[name]) != sorted(_FILES)) for name in names.values()
+        ):
+            raise ValueError("it does not name a checkpoint and the checksums of its files")
+        return pointer
+
+    def moved(self, name: str, files: dict[str, dict[str, str]], *, best: bool) -> _Pointer:
+        """The one after another checkpoint has been written; `files` has the checksums of its files and of the others'."""
+        names = {"best": name} | self.names | {"last": name} | ({"best": name} if best else {})
+        return _Pointer(names, {each: files[each] for each in sorted(set(names.values()))})
+
+    def text(self) -> str:
+        """JSON with a checksum of itself."""
+        content = {**self.names, "files": self.files}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**content, "sha256": digest}, indent=1) + "\n"
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file is on disk: what is renamed next must not be older than its new name."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def _checksums(folder: Path) -> dict[str, str]:
+    return {file: sha256(folder / file) for file in _FILES}
+
+
+def _write(
+    folder: Path, model_state: dict[str, Tensor], training: dict[str, Any], about: dict[str, str] | None
+) -> None:
+    """The files of a checkpoint, on disk when this returns: what is renamed next must not be older than its new name."""
+    model_tensors: dict[str, Tensor] = {}
+    for key, value in model_state.items():
+        pack(value, model_tensors, key)
+    save_weights(model_tensors, folder / "model.safetensors", about)
+    tensors: dict[str, Tensor] = {}
+    plain = pack(training, tensors)
+    safetensors.torch.save_file(tensors, folder / "training.safetensors")
+    (folder / "training.json").write_text(json.dumps(plain))
+    for name in _FILES:
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())

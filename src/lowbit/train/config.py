@@ -15,7 +15,7 @@ import torch
 
 from lowbit.data.config import DataConfig
 from lowbit.errors import LowbitError, did_you_mean
-from lowbit.files import atomic_write
+from lowbit.files import atomic_write, read_json
 from lowbit.quantizer.initialization import INITS
 
 
@@ -42,6 +42,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check(
             not (self.init and self.pretrained), "model.init and model.pretrained are both given: keep one of the two"
+        )
+        _check(
+            self.num_classes is None or self.num_classes >= 1,
+            f"model.num_classes must be at least 1, got {self.num_classes}",
         )
 
     def without_weights(self) -> ModelConfig:
@@ -237,6 +241,10 @@ class TrainConfig:
         """Plain data, ready for JSON."""
         return dataclasses.asdict(self)
 
+    def flat(self) -> dict[str, Any]:
+        """The same by dotted names: `optimizer.lr`."""
+        return _flat(self.as_dict())
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of `as_dict`. Fields that are missing take their defaults.
@@ -244,7 +252,7 @@ class TrainConfig:
         Raises:
             LowbitError: a key that is no field, or a value of the wrong type; the message has its dotted name.
         """
-        return _build(cls, values, "")
+        return from_plain(cls, values, "")
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -258,21 +266,30 @@ class TrainConfig:
         Raises:
             LowbitError: there is no such file, it is no JSON, or a field in it is wrong.
         """
-        try:
-            values = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise LowbitError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise LowbitError(f"{path}: not JSON ({error})") from error
+        values = read_json(path)
         try:
             return cls.from_dict(values)
         except LowbitError as error:
             raise LowbitError(f"{path}: {error}") from error
 
 
+MAY_CHANGE = (
+    "recipe",
+    "output",
+    "data.path",
+    "data.workers",
+    "data.eval_batch_size",
+    "model.init",
+    "shard",
+    "grad_checkpointing",
+)
+"""Fields that may change while a run goes on: where things are, and how they are computed, not what. The images and, for
+distillation, the weights of `model.init` must be the same ones in another place."""
+
+
 def differences(a: TrainConfig, b: TrainConfig) -> list[tuple[str, str]]:
     """(dotted name, "name: value of a, now value of b") of every field in which two configs differ."""
-    before, now = _flat(a.as_dict()), _flat(b.as_dict())
+    before, now = a.flat(), b.flat()
     return [
         (name, f"{name}: {before.get(name)!r}, now {now.get(name)!r}")
         for name in {**before, **now}
@@ -287,8 +304,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turn the plain data of JSON into the annotated type `kind`; `where` is the dotted name for messages."""
+def from_plain(kind: Any, value: Any, where: str) -> Any:
+    """Turn the plain data of JSON into the annotated type `kind`; `where` is the dotted name for messages.
+
+    Raises:
+        LowbitError: a key that is no field, or a value of another type.
+    """
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise LowbitError(f"{where or 'the config'}: expected an object with named fields, got {value!r}")
@@ -296,14 +317,18 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         for key in value:
             if key not in hints:
                 raise LowbitError(f"{where}{'.' if where else ''}{key}: no such field.{did_you_mean(key, hints)}")
-        return kind(**{k: _build(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
+        for each in dataclasses.fields(kind):
+            required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+            if required and each.name not in value:
+                raise LowbitError(f"{where or 'the config'}: has no {each.name}")
+        return kind(**{k: from_plain(hints[k], v, f"{where}.{k}" if where else k) for k, v in value.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _build(next(a for a in arguments if a is not types.NoneType), value, where)
+        return from_plain(next(a for a in arguments if a is not types.NoneType), value, where)
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(from_plain(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return dict(value)
     if origin is Literal and value in arguments:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lowbit.errors import LowbitError
 from lowbit.processes import agreed, lost, rank
 from lowbit.train.checkpoint import Checkpoints
-from lowbit.train.config import TrainConfig, differences
+from lowbit.train.config import MAY_CHANGE, TrainConfig, differences
 from lowbit.train.lock import LOCK, locked
 from lowbit.train.tracking import save_versions, writable
 
@@ -43,8 +43,7 @@ def _taken(folder: Path) -> LowbitError:
 
 def check_same(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
     """Refuse to continue a run with other settings: its result would be neither the one nor the other."""
-    movable = ("output", "data.path", "data.workers", "model.init", "shard", "grad_checkpointing")
-    changed = [line for name, line in differences(before, now) if name not in movable]
+    changed = [line for name, line in differences(before, now) if name not in MAY_CHANGE]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise LowbitError(
@@ -86,6 +85,7 @@ def _write_first(config: TrainConfig, folder: Path, held: ExitStack, *, fresh: b
         (folder / "metrics.jsonl").touch()
         if fresh:
             config.save(folder / "config.json")
+        if fresh or not Checkpoints(folder).exists:  # a run that was killed in its first epoch begins anew
             save_versions(folder / "versions.json")
 
 

@@ -15,8 +15,9 @@ from accelerate.utils import gather_object, set_seed
 from lowbit.data import Loader, Splits
 from lowbit.errors import LowbitError
 from lowbit.processes import agreed, named
+from lowbit.report.run import read_events, read_run
 from lowbit.train.assemble import assemble
-from lowbit.train.build import identity, load, read_config
+from lowbit.train.build import load, read_config, record
 from lowbit.train.checkpoint import Checkpoints
 from lowbit.train.checks import resolve
 from lowbit.train.config import TrainConfig
@@ -24,7 +25,7 @@ from lowbit.train.evaluation import evaluate
 from lowbit.train.folder import absent_files, check_same, run_folder, started
 from lowbit.train.lock import locked
 from lowbit.train.machine import determinism, make_accelerator, move
-from lowbit.train.state import Progress, Result, Saved
+from lowbit.train.state import Origin, Progress, Result, Saved
 from lowbit.train.tracking import Metrics, epoch_line, mean_steps, opening, progress, writable
 from lowbit.train.trainer import CALMER, Trainer
 
@@ -59,8 +60,14 @@ def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
             if accelerator.is_main_process:
                 with writable(folder):
                     held.enter_context(locked(folder))
+                    checkpoints.tidy()
             check_same(read_config(folder), config, folder)
-        saved = Saved.last(checkpoints, identity(config)) if resume and checkpoints.exists else None
+        # What is damaged here would else be found by the plots, after the last epoch.
+        if resume:
+            read_run(folder)
+        else:
+            read_events(folder / "metrics.jsonl")
+        saved = Saved.last(checkpoints, config) if resume and checkpoints.exists else None
         state = saved.progress if saved else Progress()
     main = accelerator.is_main_process
     with determinism(config.deterministic), progress(config.epochs, state.epochs_done, speak=main) as bar:
@@ -70,15 +77,21 @@ def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
 
         # Nothing is written before all of this has worked.
         set_seed(config.seed)
-        trainer, splits = assemble(config, accelerator, saved, bar.say)
-        state, train = replace(state, held_out=splits.held_out), splits.train
+        trainer, splits, origin = assemble(config, accelerator, saved, bar.say)
+        train = splits.train
 
         with started(config, folder, absent, main=main, fresh=not resume), \
              Metrics(folder, epochs_done=state.epochs_done, active=main) as metrics:  # fmt: skip
+            changed = saved.changed(origin) if saved else []
             metrics.write(
-                "resume" if saved else "start", epochs_done=state.epochs_done, steps=mean_steps(trainer.model)
+                "resume" if saved else "start",
+                epochs_done=state.epochs_done,
+                steps=mean_steps(trainer.model),
+                **({"changed": changed} if changed else {}),
             )
             bar.say(opening(config, splits, accelerator))
+            if changed:
+                bar.say(f"not as at the last checkpoint: {'; '.join(changed)}")
 
             for epoch in range(state.epochs_done, config.epochs):
                 began = time.monotonic()
@@ -101,9 +114,9 @@ def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
                     accuracy=accuracy,
                     best_accuracy=max(accuracy, state.best_accuracy),
                 )
-                _save(checkpoints, f"epoch-{epoch + 1:04d}", trainer, state, best=best)
+                _save(checkpoints, f"epoch-{epoch + 1:04d}", trainer, state, origin, best=best)
 
-            state = _finish(config, trainer, state, splits, checkpoints, metrics, bar.say)
+            state = _finish(config, trainer, state, splits, origin, checkpoints, metrics, bar.say)
         return state.result(folder)
 
 
@@ -134,6 +147,7 @@ def _finish(
     trainer: Trainer,
     state: Progress,
     splits: Splits,
+    origin: Origin,
     checkpoints: Checkpoints,
     metrics: Metrics,
     say: Callable[[str], None],
@@ -180,7 +194,7 @@ def _finish(
 
             with writable(metrics.folder):
                 plot_run(metrics.folder)
-    _save(checkpoints, "final", trainer, state, best=best)
+    _save(checkpoints, "final", trainer, state, origin, best=best)
     say(f"{metrics.folder}: {state.outcome()}")
     return state
 
@@ -199,17 +213,20 @@ def _test(trainer: Trainer, test: Loader, folder: Path, *, now: bool) -> tuple[f
     return evaluate(network, test, trainer.accelerator, config.memory_format)
 
 
-def _save(checkpoints: Checkpoints, name: str, trainer: Trainer, state: Progress, *, best: bool) -> None:
+def _save(
+    checkpoints: Checkpoints, name: str, trainer: Trainer, state: Progress, origin: Origin, *, best: bool
+) -> None:
     """Written by the first process; the others wait for it, and stop with it where it fails."""
     main = trainer.accelerator.is_main_process
     parts = None
     if main or trainer.sharded:  # parts are put together by all
         network = trainer.network_state(keep=main)
-        parts = network, {"progress": asdict(state), "trainer": trainer.state_dict(keep=main)}
+        training = {"progress": asdict(state), "origin": asdict(origin), "trainer": trainer.state_dict(keep=main)}
+        parts = network, training
     with agreed():
         if main and parts is not None:
             with writable(checkpoints.folder):
-                checkpoints.save(name, *parts, identity(trainer.config), best=best)
+                checkpoints.save(name, *parts, record(trainer.config), best=best)
 
 
 def _skipped(*loaders: Loader) -> set[str]:

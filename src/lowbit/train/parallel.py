@@ -122,8 +122,22 @@ def gathered(state: Any, *, keep: bool) -> Any:
     return state if keep else None
 
 
-def divided_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor of the parameter's shape, divided and laid out in memory as the parameter is."""
+def divided_like(parameter: Tensor, value: Tensor, name: str) -> Tensor:
+    """A whole tensor of the parameter's shape, divided and laid out in memory as the parameter is.
+
+    Raises:
+        ValueError: it is of another shape or type, and would be broadcast or rounded; the message has its `name`.
+    """
+    value = like(parameter, value, name)
     if isinstance(parameter, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return torch.empty_like(parameter).copy_(value)
+
+
+def like(wanted: Tensor, value: Tensor, name: str) -> Tensor:
+    """The value. Raises ValueError, with its `name`, unless it is of the wanted shape and type."""
+    if value.shape != wanted.shape or value.dtype != wanted.dtype:
+        raise ValueError(
+            f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {wanted.dtype} of {tuple(wanted.shape)}"
+        )
+    return value

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowbit.errors import LowbitError
+from lowbit.train.build import check_record
 from lowbit.train.checkpoint import Checkpoints
+from lowbit.train.config import TrainConfig, from_plain
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,6 @@ class Progress:
     reestimated_accuracy: float | None = None
     test_accuracy: float | None = None
     finished: bool = False
-    held_out: str | None = None
-    """Which training images are held out for validation, as a hash."""
 
     def result(self, folder: Path) -> Result:
         return Result(folder, self.accuracy, self.best_accuracy, self.reestimated_accuracy, self.test_accuracy)
@@ -56,6 +57,53 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What else than its config decides what a run computes; saved in every checkpoint."""
+
+    data: dict[str, str]
+    """A hash of each split, as `lowbit.data.Splits` has it."""
+    teacher: str | None
+    """For distillation: the checksum of the full-precision network's weights."""
+    versions: dict[str, str]
+    """Of what computes, as `tracking.versions` gives them, and the number of processes."""
+    settings: dict[str, str]
+    """The fields of the config that may change, as JSON by dotted name."""
+
+    def check(self, now: Origin, where: str) -> None:
+        """Refuse to go on with other images, another teacher or another version of lowbit.
+
+        Raises:
+            LowbitError: one of them differs; the message names it.
+        """
+        for split, digest in self.data.items():
+            if now.data.get(split) != digest:
+                raise LowbitError(
+                    f"{where}: the {split} images are not those that the run was started with (other files, sizes or "
+                    "labels); continue it with those, or train anew"
+                )
+        if self.teacher != now.teacher:
+            raise LowbitError(
+                f"{where}: the full-precision network's weights (model.init) are not those that the run was started "
+                "with; continue it with those, or train anew"
+            )
+        before, after = (origin.versions.get("lowbit") for origin in (self, now))
+        if before != after:
+            raise LowbitError(
+                f"{where}: the run was trained by lowbit {before}, and this is {after}, which may compute something "
+                f"else: install lowbit {before} to continue it, or train anew"
+            )
+
+    def changes(self, now: Origin) -> list[str]:
+        """What may change, and has. Other versions and other numbers of processes compute the same, but round otherwise."""
+        return [
+            f"{name}: {before.get(name)}, now {after.get(name)}"
+            for before, after in ((self.settings, now.settings), (self.versions, now.versions))
+            for name in {**before, **after}
+            if before.get(name) != after.get(name)
+        ]
+
+
+@dataclass(frozen=True)
 class Saved:
     """The checkpoint that a run goes on from."""
 
@@ -63,14 +111,48 @@ class Saved:
     progress: Progress
     trainer: dict[str, Any]
     """What `Trainer.state_dict` gave."""
+    origin: Origin | None
+    """None where an earlier version wrote the checkpoint."""
+
+    def changed(self, now: Origin) -> list[str]:
+        """What is not as it was when the checkpoint was written, and what is not known of it."""
+        if self.origin is None:
+            return ["the checkpoint is of an earlier version of lowbit, without checksums and a record of the images"]
+        return self.origin.changes(now)
 
     @classmethod
-    def last(cls, checkpoints: Checkpoints, about: dict[str, str]) -> Saved:
+    def last(cls, checkpoints: Checkpoints, config: TrainConfig) -> Saved:
         """The last one of a run.
 
         Raises:
-            LowbitError: it is broken, or of something other than `about`.
+            LowbitError: it is broken, or of another config.
         """
-        weights = checkpoints.weights("last", about)
+        weights = checkpoints.weights("last")
+        check_record(weights, config)
         training = checkpoints.training_state()
-        return cls(weights, Progress(**training["progress"]), training["trainer"])
+        try:
+            origin = from_plain(Origin, training["origin"], "origin") if "origin" in training else None
+            if origin is None:
+                _from_earlier(training)
+            progress = from_plain(Progress, training["progress"], "progress")
+            if not 0 <= progress.epochs_done <= config.epochs:
+                raise LowbitError(f"progress.epochs_done: {progress.epochs_done} of {config.epochs} epochs")
+            return cls(weights, progress, training["trainer"], origin)
+        except (LowbitError, KeyError, TypeError, AttributeError) as error:
+            raise LowbitError(
+                f"{weights.parent}: its training state is not what training wrote ({error}); train anew in another folder"
+            ) from error
+
+
+def _from_earlier(training: dict[str, Any]) -> None:
+    """Bring what a version without `Origin` saved into today's form, in place.
+
+    Raises:
+        LowbitError: it was trained by steps that are computed otherwise today.
+    """
+    training["progress"].pop("held_out", None)  # a hash of the images for validation
+    attached = training["trainer"]["attached"]
+    balance = [state["running"] for state in attached if "running" in state]  # of SSG's magnitude, lg-lsq's
+    if any(running.numel() for running in balance):
+        raise LowbitError("it balances step gradients as earlier versions did; continue it with that version")
+    training["trainer"]["attached"] = [state for state in attached if "running" not in state]

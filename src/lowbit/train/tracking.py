@@ -20,6 +20,7 @@ import lowbit
 from lowbit.data import Splits
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
+from lowbit.report.run import read_events
 from lowbit.train.config import TrainConfig
 
 
@@ -119,16 +120,9 @@ def _forget(path: Path, epochs_done: int) -> None:
     """Drop the lines of epochs that no checkpoint has, and half a line that a killed process may have left."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["event"] != "final" and row.get("epoch", -1) < epochs_done:
-            kept.append(line)
+    kept = [row for row in read_events(path) if row.get("event") != "final" and row.get("epoch", -1) < epochs_done]
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
 
 
 def _finite(value: Any) -> Any:

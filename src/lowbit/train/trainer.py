@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 import lowbit
 from lowbit.data import Loader
 from lowbit.errors import LowbitError
+from lowbit.processes import lost
 from lowbit.qat.oscillation import OscillationFreezer
 from lowbit.qat.transition import TransitionRate
 from lowbit.train.batchnorm import average, average_batchnorm, synchronise_batchnorm
 from lowbit.train.config import OptimizerConfig, QuantizationConfig, TrainConfig
-from lowbit.train.parallel import Sharded, Whole, divided_like, gathered
+from lowbit.train.parallel import Sharded, Whole, divided_like, gathered, like
 from lowbit.train.recompute import recompute_activations
 from lowbit.train.tasks import Task
 
@@ -72,7 +74,8 @@ class Trainer:
         self.wrapped = self.parallel.wrap(model)
         self.optimizer = accelerator.prepare(raw)
         if saved is not None:
-            self._restore(saved)
+            with _fitting():
+                self._restore(saved)
         compiled = config.compile and not self.sharded
         self.step = CompiledStep(self._step, say) if compiled else self._step
 
@@ -85,8 +88,10 @@ class Trainer:
         else:  # all parameters at once, because they are all of one kind
             average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         if saved is not None:
-            self.model.load_state_dict(saved["behind_average"]["model"])
-            average.n_averaged.copy_(saved["behind_average"]["count"])
+            with _fitting():
+                behind, count = saved["behind_average"]["model"], saved["behind_average"]["count"]
+                self.model.load_state_dict(behind)
+                average.n_averaged.copy_(like(average.n_averaged, count, "the number of averaged steps"))
         self.parallel.divide(average.module)
         return average
 
@@ -193,18 +198,39 @@ class Trainer:
         if "param_groups" in saved["optimizer"]:
             raise LowbitError("the checkpoint is of an earlier version of lowbit; continue it with that, or train anew")
         parameters = dict(self.model.named_parameters())
+        if len({tuple(sorted(state)) for state in saved["optimizer"].values()}) > 1:
+            raise ValueError("the optimizer keeps more of some parameters than of others")
         for name, state in saved["optimizer"].items():
             # "step" is a counter, and of the shape of a learned step by chance.
             self.optimizer.state[parameters[name]] = {
-                key: divided_like(parameters[name], value) if isinstance(value, Tensor) and key != "step" else value
+                key: divided_like(parameters[name], value, f"{key} of {name}")
+                if isinstance(value, Tensor) and key != "step"
+                else value
                 for key, value in state.items()
             }
-        for handle, state in zip(self.attached, saved["attached"]):
+        for handle, state in zip(self.attached, saved["attached"], strict=True):
             handle.load_state_dict(state)
         scaler = self.accelerator.scaler
         if saved["scaler"] is not None:
             assert scaler is not None  # a run goes on in the precision it began in
             scaler.load_state_dict(saved["scaler"])
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Within: saved state that is not of this network and optimizer is a LowbitError."""
+    try:
+        yield
+    except LowbitError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if lost(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LowbitError(
+            f"the checkpoint's training state does not fit this run's network and optimizer ({reason}); train anew in "
+            "another folder"
+        ) from error
 
 
 class CompiledStep:
