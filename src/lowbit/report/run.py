@@ -86,13 +86,13 @@ def read_events(path: str | os.PathLike) -> list[dict[str, Any]]:
         return []
     check_readable(path)
     lines = path.read_text(errors="replace").splitlines()
-    events = []
+    events: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
             problem = _problem(event)
         except (ValueError, RecursionError) as error:
-            event, problem = None, error
+            event, problem = {}, error
         if problem is None:
             events.append(event)
         elif number < len(lines):
