@@ -27,7 +27,7 @@ from lowbit.verification.report import Report
 _AT_TIES = 0.05
 
 
-def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
+def to_integer(model: nn.Module, example_input: Tensor, *, allow_diverged: bool = False) -> IntegerNetwork:
     """The integer-only form of a trained network: integer weights, activations, biases and accumulators.
 
     Batch-norm is folded into the requantization, biases become int32 on the accumulator's grid, and every accumulator
@@ -37,13 +37,15 @@ def to_integer(model: nn.Module, example_input: Tensor) -> IntegerNetwork:
     Args:
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated and trained; not changed.
         example_input: a batch of inputs; its shape without the batch is the integer network's.
+        allow_diverged: convert a network of which training has driven a step out of its bounds, or below zero, with the bound
+            that it is computed with in evaluation as well.
 
     Raises:
-        LowbitError: the network was prepared otherwise or is not started, a step is not finite, an offset is not
-            snapped (`lowbit.snap_offsets`), an operation has no integer form, an accumulator can overflow, or the integer
+        LowbitError: the network was prepared otherwise or is not started, a step is not finite or has run out of its bounds
+            (training has diverged), an offset is not snapped (`lowbit.snap_offsets`), an operation has no integer form, an accumulator can overflow, or the integer
             network would compute something else than the trained one; the message names the layer or node.
     """
-    proof = Proof(*_converted(model, example_input))
+    proof = Proof(*_converted(model, example_input, allow_diverged=allow_diverged))
     check_equal(proof, example_input)
     return IntegerNetwork(proof.graph, proof)
 
@@ -54,6 +56,7 @@ def export(
     format: str = "onnx",
     *,
     batches: Iterable[Any] | None = None,
+    allow_diverged: bool = False,
 ) -> Report:
     """Write the network to a file, which is kept only if it computes what the network does.
 
@@ -71,6 +74,7 @@ def export(
             in the rounding "fixed").
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A trained network
             needs them: their shape is the input's.
+        allow_diverged: of a trained network, as for `to_integer`.
 
     Returns:
         The comparison.
@@ -96,7 +100,8 @@ def export(
         first, batches = _first_of(
             () if batches is None else batches, "a trained network is exported with batches, whose shape is its input's"
         )
-        prepared, graph, places = _converted(network, inputs_and_labels(first)[0], fractional_zero_points=True)
+        options = {"fractional_zero_points": True, "allow_diverged": allow_diverged}
+        prepared, graph, places = _converted(network, inputs_and_labels(first)[0], **options)
         trained = trained_runner(prepared, graph, places)
     with writer.staged(path) as temporary:
         writer.checked_write(graph, temporary)
@@ -156,5 +161,6 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     first, batches = _first_of(batches, "there is no data to compare on")
     if isinstance(model, IntegerNetwork):
         return compare(model, file, batches, fixed=True, proof=model.proof)
-    proof = Proof(*_converted(model, inputs_and_labels(first)[0]))
+    # What to make of steps that have run away was decided when the file was written.
+    proof = Proof(*_converted(model, inputs_and_labels(first)[0], allow_diverged=True))
     return compare(IntegerNetwork(proof.graph), file, batches, trained=proof.trained, fixed=True, proof=proof)

@@ -25,6 +25,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--data", metavar="PATH", help="where the data set is, if not where it was in training")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="test images to verify on (default: 256)")
+    parser.add_argument(
+        "--allow-diverged", action="store_true", help="also where training has driven a step out of its bounds"
+    )
     options = parser.parse(argv)
 
     path = Path(options.file or Path(options.run) / f"model{FORMATS[options.format].suffix}")
@@ -53,7 +56,7 @@ def _export(options: argparse.Namespace, path: Path) -> int:
 
     model, config = train.load(options.run, options.checkpoint)
     batches = list(test_batches(config, model, options.data, options.images))
-    network = deployment.to_integer(model, batches[0][0])
+    network = deployment.to_integer(model, batches[0][0], allow_diverged=options.allow_diverged)
     report = deployment.export(network, path, options.format, batches=batches)
     print(network.summary())
     print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")

@@ -117,6 +117,9 @@ def describe(node: fx.Node, modules: Modules) -> str:
 
 def describe_layer(name: str, layer: nn.Module) -> str:
     """A layer's name and class, the class it had before it was prepared."""
-    prepared = (QuantizedLayer, IntegerNorm)
-    kind = next(kind for kind in type(layer).__mro__ if not issubclass(kind, prepared))
-    return f"layer {name!r} ({kind.__name__})"
+    return f"layer {name!r} ({class_of(layer).__name__})"
+
+
+def class_of(layer: nn.Module) -> type[nn.Module]:
+    """The class that a layer had before it was prepared."""
+    return next(kind for kind in type(layer).__mro__ if not issubclass(kind, (QuantizedLayer, IntegerNorm)))

@@ -10,7 +10,7 @@ from lowbit.errors import LowbitError
 from lowbit.integer.graph import Graph
 from lowbit.layers.computed import check_not_computed
 from lowbit.layers.quantized import QuantizedLayer, float_class
-from lowbit.lowering.calls import REMEDY_FOR_ONE, Modules, describe, describe_layer
+from lowbit.lowering.calls import REMEDY_FOR_ONE, Modules, class_of, describe, describe_layer
 from lowbit.lowering.folding import IntegerNorm
 from lowbit.lowering.shapes import Shapes
 from lowbit.lowering.trained import Places
@@ -40,22 +40,29 @@ def check_float_layers(model: nn.Module) -> None:
             )
 
 
-def check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
-    """Refuse quantizers whose codes no integer network can have.
+def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diverged: bool = False) -> None:
+    """Refuse quantizers whose codes no integer network can have, or should have.
 
     Raises:
-        LowbitError: naming the quantizer, for one that has no step yet, a step or offset that is not finite, a fractional
-            zero point unless `fractional_zero_points`, one that a byte can't hold, and activations of one bit and sign.
+        LowbitError: naming the quantizer, for one that has no step yet, a step or offset that is not finite, a step that has
+            run out of its bounds unless `allow_diverged`, a fractional zero point unless `fractional_zero_points`, one that a
+            byte can't hold, and activations of one bit and sign.
     """
-    for module in model.modules():
+    for name, module in model.named_modules():
         if not isinstance(module, Quantizer):
             continue
         grid = module.grid
         if grid is None:
             raise LowbitError(f"{module.name} has no step yet: calibrate and train the network before converting it")
+        holder = model.get_submodule(name.rpartition(".")[0])
+        where = module.name + (f" ({class_of(holder).__name__})" if isinstance(holder, QuantizedLayer) else "")
         for value, what in ((module.raw_step, "step"), (module.offset, "offset")):
             if value is not None and not bool(torch.isfinite(value).all()):
-                raise LowbitError(f"{module.name} has a {what} that is not finite: {_DIVERGED}")
+                raise LowbitError(f"{where} has a {what} that is not finite: {_DIVERGED}")
+        if module.diverged and not allow_diverged:
+            raise LowbitError(
+                f"{where} {_run_away(module)}: {_DIVERGED}, or convert it all the same with allow_diverged=True"
+            )
         if module.has_fraction and not fractional_zero_points:
             raise LowbitError(
                 f"{module.name} has a fractional offset, which integers can't express: call lowbit.snap_offsets(model) "
@@ -64,11 +71,21 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool) -> None:
         offset = 1 << (module.bits - 1) if grid.signed else 0
         if bool(((module.zero_point + offset < 0) | (module.zero_point + offset > 255)).any()):
             raise LowbitError(
-                f"{module.name} has the zero point {float(module.zero_point.flatten()[0]):g}, which the byte of its codes can't hold: "
+                f"{where} has the zero point {float(module.zero_point.flatten()[0]):g}, which the byte of its codes can't hold: "
                 "its values lie far to one side of 0, where an offset doesn't pay; prepare it without one (method='lsq' by a rule)"
             )
         if grid.binary and not module.name.startswith("the weight"):
             raise LowbitError(f"{module.name} is binary {{-1, 1}}, which has no zero: give activations 2 bits or more")
+
+
+def _run_away(quantizer: Quantizer) -> str:
+    """What a step that has left its bounds was and is."""
+    raw, used, initial = (x.detach().flatten() for x in (quantizer.raw_step, quantizer.step, quantizer.initial_step))
+    at = int((raw != used).nonzero()[0])
+    return (
+        f"was initialized with the step {float(initial[at]):.3g}, which training has driven to {float(raw[at]):.3g}, beyond the bound "
+        f"{float(used[at]):.3g} of what is computed with"
+    )
 
 
 def check_norms(model: nn.Module) -> None:

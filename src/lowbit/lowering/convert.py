@@ -34,13 +34,16 @@ from lowbit.quantizer.module import Quantizer
 __all__ = ["Converter", "Traced", "convert", "trained_runner"]
 
 
-def convert(model: nn.Module, example_input: Any, *, fractional_zero_points: bool = False) -> tuple[Graph, Places]:
+def convert(
+    model: nn.Module, example_input: Any, *, fractional_zero_points: bool = False, allow_diverged: bool = False
+) -> tuple[Graph, Places]:
     """The integer graph of a trained network, validated, and where its tensors stand in the network.
 
     Args:
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated or trained. It is not changed.
         example_input: an input batch; its shape without the batch becomes the graph's input shape.
         fractional_zero_points: take offsets that are not snapped as they are. No integers compute such a graph.
+        allow_diverged: take steps that training has driven out of their bounds, with the bound as the step.
 
     Raises:
         LowbitError: a model prepared otherwise, a quantizer without step, a step, offset or parameter that is not finite, a
@@ -52,7 +55,7 @@ def convert(model: nn.Module, example_input: Any, *, fractional_zero_points: boo
             "the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …); on the command line, "
             "lowbit train … --quantization.integer-only"
         )
-    check_quantizers(model, fractional_zero_points)
+    check_quantizers(model, fractional_zero_points, allow_diverged)
     check_norms(model)
     check_parameters(model)
     shapes = shapes_of(model, [example_input])

@@ -106,7 +106,7 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
             continue
         (before,) = node.all_input_nodes
         if kinds.get(before) is not k.LAYER:
-            (source, *_) = _sources(before, kinds | {n: k.QUANTIZER for n in graph.nodes if n not in kinds})
+            (source, *_) = sources_of(before, kinds | {n: k.QUANTIZER for n in graph.nodes if n not in kinds})
             _follow(node, modules, model.get_submodule(str(source.target)), f"the tensor {str(source.target)!r}")
     graph.lint()
     model.recompile()
@@ -203,7 +203,7 @@ def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
     order = {end: number for number, end in enumerate(ends)}
     for node in graph.nodes:
         if kinds[node] is k.CONCATENATE:
-            sources = [source for tensor in node.all_input_nodes for source in _sources(tensor, kinds)]
+            sources = [source for tensor in node.all_input_nodes for source in sources_of(tensor, kinds)]
             first = min((root(source) for source in sources), key=order.__getitem__)
             for source in sources:
                 parent[root(source)] = first
@@ -211,25 +211,26 @@ def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
     for end in ends:
         group = groups.setdefault(root(end), OneGrid(_name(end), []))
         group.ends.append(end)
-        _collect(end, kinds, group, set())
+        collect_users(end, kinds, group, set())
     return list(groups.values())
 
 
-def _sources(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
+def sources_of(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
     """The computed tensors whose codes a node's codes are."""
     if kinds[node].moves_codes:
         tensors = [tensor for tensor in node.all_input_nodes if kinds[tensor] is not k.SHAPE]
-        return [source for tensor in tensors for source in _sources(tensor, kinds)]
+        return [source for tensor in tensors for source in sources_of(tensor, kinds)]
     return [node]
 
 
-def _collect(node: fx.Node, kinds: Kinds, group: OneGrid, seen: set[fx.Node]) -> None:
+def collect_users(node: fx.Node, kinds: Kinds, group: OneGrid, seen: set[fx.Node]) -> None:
+    """Add to the group what computes with a tensor, also with its codes in other places."""
     for user in tensor_users(node, kinds):
         if user in seen:
             continue
         seen.add(user)
         if kinds[user].moves_codes:
-            _collect(user, kinds, group, seen)
+            collect_users(user, kinds, group, seen)
         else:
             (group.layers if kinds[user] is k.LAYER else group.others).append(user)
 

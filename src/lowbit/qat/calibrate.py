@@ -13,8 +13,9 @@ from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
 from lowbit.layers.sites import Site, input_sites, quantized_layers
 from lowbit.lowering.checks import check_norms
+from lowbit.lowering.ties import apart, averages
 from lowbit.processes import agreed
-from lowbit.quantizer.initialization import Statistics, find_initial
+from lowbit.quantizer.initialization import Initial, Statistics, find_initial
 from lowbit.quantizer.module import Quantizer
 
 
@@ -58,7 +59,7 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         with agreed():
             found += [(quantizer, find_initial(quantizer, o.statistics)) for quantizer, o in observers.items()]
 
-    for quantizer, initial in found:
+    for quantizer, initial in _without_ties(model, dict(found), shared).items():
         quantizer.initialize(initial)
     number = max((site.quantizer.shared for site in sites), default=0)
     for group in shared:
@@ -68,6 +69,21 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         for site in group[1:]:
             site.quantizer = first
     return model
+
+
+def _without_ties(
+    model: nn.Module, found: dict[Quantizer, Initial], shared: Sequence[Sequence[Site]]
+) -> dict[Quantizer, Initial]:
+    """The same with steps behind an average apart from those before it; see `lowbit.lowering.ties`."""
+    if not isinstance(model, fx.GraphModule):
+        return found
+    alike = {site.quantizer: [each.quantizer for each in group] for group in shared for site in group}
+    for before, behind in averages(model):
+        if behind in found and (before.started or before in found):
+            initial = found[behind]
+            step = apart(initial.step, found[before].step if before in found else before.step)
+            found |= {each: found[each]._replace(step=step) for each in alike.get(behind, [behind])}
+    return found
 
 
 def _observe(

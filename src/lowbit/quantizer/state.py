@@ -156,6 +156,13 @@ class QuantizerState(nn.Module):
         return bounded_step(self.raw_step.detach(), self.initial_step)
 
     @property
+    def diverged(self) -> bool:
+        """Whether a learned step has left its bounds or is not finite, so that `step` is not what was learned."""
+        if not self.started or self.method.range is not None:
+            return False
+        return bool((self.raw_step.detach() != self.step).any())
+
+    @property
     def zero_point(self) -> Tensor:
         """−β/s, the code of real zero; an integer where there is no offset or its zero point is rounded."""
         if not self.uses_offset:
