@@ -55,7 +55,7 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert
-from lowbit.lowering.proof import Proof, random_inputs
+from lowbit.lowering.proof import Proof, random_inputs, trial_inputs
 
 OUTCOMES = ("caught", "missed", "same", "invalid")
 
@@ -287,7 +287,7 @@ def outcomes(name: str, bits: int, done: Container[tuple[str, str]] = ()) -> Ite
     model, x = prepared(name, bits)
     graph, places = convert(model, x[:1])
     (entry,) = graph.inputs
-    inputs = {entry: torch.cat([x[:1], random_inputs(graph, 1)[entry]])}
+    inputs = trial_inputs(graph, x)
     many = {entry: torch.cat([x, random_inputs(graph, 8)[entry]])}
     proof = OneBatch(model, graph, places)
     assert not proof.catches(graph, inputs), f"{name}: the network itself is not proved"

@@ -40,6 +40,7 @@ from lowbit.quantizer.module import Quantizer
 
 _ELEMENTS_AT_ONCE = 1 << 26
 """Of all tensors of the samples that are looked at together."""
+_ELEMENTS_OF_A_TRIAL = 1 << 20
 
 
 class Proof:
@@ -58,8 +59,7 @@ class Proof:
         self.graph = graph
         self.trained = trained_runner(model, graph, places)
         self._exact = _ExactNetwork(model, graph, places)
-        per_sample = sum(torch.Size(known_shape(node.type)).numel() for node in graph.nodes if node.type is not None)
-        self._samples = max(1, _ELEMENTS_AT_ONCE // max(per_sample, 1))
+        self._samples = max(1, _ELEMENTS_AT_ONCE // _elements(graph))
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Mismatch]:
         """The tensors that differ, by name, in the graph's order; none where the integer network is the trained one.
@@ -225,21 +225,34 @@ def _replace_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> 
 def check_equal(proof: Proof, example_input: Tensor) -> None:
     """Refuse an integer graph that computes something else than the network it was made from.
 
-    It is tried on the example's first sample, and on a random one over the whole range of the input's quantizer.
+    It is tried on `trial_inputs`.
 
     Raises:
         LowbitError: naming the first node that differs, with both values.
     """
     graph = proof.graph
-    example = example_input.detach()[:1].cpu()
-    inputs = {name: torch.cat([example, x]) for name, x in random_inputs(graph, 1).items()}
-    for mismatch in proof(inputs).values():
+    for mismatch in proof(trial_inputs(graph, example_input)).values():
         operation = type(graph.by_name[mismatch.name]).__name__
         raise LowbitError(
             f"node {mismatch.name!r} ({operation}) would not compute what the trained network does: {mismatch.text()}. "
             "An operation before it behaves in another way than its integer form: write it in another way or leave it out, "
             "and please report it"
         )
+
+
+def trial_inputs(graph: Graph, example_input: Tensor) -> dict[str, Tensor]:
+    """The example's first samples, and as many random ones: one each of a large network, several where that is little work.
+
+    A tensor of 2 bits with one position tells little of one sample.
+    """
+    samples = min(max(_ELEMENTS_OF_A_TRIAL // _elements(graph), 1), 4)
+    example = example_input.detach()[:samples].cpu()
+    return {name: torch.cat([example, x]) for name, x in random_inputs(graph, samples).items()}
+
+
+def _elements(graph: Graph) -> int:
+    """The elements of all tensors of one sample."""
+    return max(sum(torch.Size(known_shape(node.type)).numel() for node in graph.nodes if node.type is not None), 1)
 
 
 def random_inputs(graph: Graph, samples: int) -> dict[str, Tensor]:
