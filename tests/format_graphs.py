@@ -1,12 +1,34 @@
-"""Networks that the tests of several formats share: differences, upsampling, and more than one input and output."""
+"""Networks that the tests of several formats share: operations alone, on any grids and shapes."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from hypothesis import strategies as st
 
-from lowbit.integer.graph import TensorType
-from lowbit.integer.ops import IndexSelect, LinearResize, Quantize, Reshape, Subtract, UnevenAveragePool, Upsample
+from lowbit.integer.graph import FloatType, TensorType
+from lowbit.integer.ops import (
+    Add,
+    Concatenate,
+    Constant,
+    Expand,
+    Extremum,
+    IndexSelect,
+    Linear,
+    LinearResize,
+    MatMul,
+    Multiply,
+    Pad,
+    Quantize,
+    Reduce,
+    Reshape,
+    Slice,
+    Subtract,
+    Transpose,
+    UnevenAveragePool,
+    Upsample,
+)
 from tests.integer_graphs import GraphBuilder, f32
 
 
@@ -83,3 +105,112 @@ def over_the_range(b: GraphBuilder, batch: int = 3) -> dict[str, torch.Tensor]:
             codes = y.qn - 1.5 + (y.qp - y.qn + 3) * torch.rand(shape, generator=b.random)
             found[node.inputs[0]] = (codes - y.zero_point) * y.scale
     return found
+
+
+# ---------------------------------------------------------------- operations on tensors of any rank
+
+
+def _sizes(draw, rank: int) -> tuple[int, ...]:
+    return tuple(draw(st.lists(st.integers(1, 5), min_size=rank, max_size=rank)))
+
+
+def _codes(b: GraphBuilder, kind: TensorType, shape: tuple[int, ...]) -> torch.Tensor:
+    return b.codes(kind.qn, kind.qp, *shape).to(torch.int16)
+
+
+@st.composite
+def moves(draw, ranks: tuple[int, ...] = (1, 2, 3, 4)) -> GraphBuilder:
+    """Codes that move: a few operations one after the other, each along any dimension."""
+    rank = draw(st.sampled_from(ranks))
+    b = GraphBuilder(_sizes(draw, rank), draw(st.integers(0, 2**16)))
+    kind = draw(grids((0.031, 0.25)).filter(lambda kind: kind.qn <= kind.zero_point <= kind.qp))
+    x = b.append(Quantize, "image", type=kind)
+    for _ in range(draw(st.integers(1, 4))):
+        shape = b.type_of(x).shape
+        axis = draw(st.integers(1, rank))
+        size = shape[axis - 1]
+        sizes = [size if size > 1 else draw(st.integers(1, 3)) for size in shape]
+        pads = draw(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=rank, max_size=rank))
+        other = _codes(b, kind, (*shape[: axis - 1], draw(st.integers(1, 3)), *shape[axis:]))
+        move, fields = draw(
+            st.sampled_from(
+                [
+                    (Transpose, {"order": tuple(draw(st.permutations(range(1, rank + 1))))}),
+                    (Expand, {"shape": tuple(sizes)}),
+                    (IndexSelect, {"axis": axis, "places": tuple(draw(st.permutations(range(size)))[: size // 2 + 1])}),
+                    (Slice, {"axis": axis, "start": size // 2, "stop": size}),
+                    (Pad, {"padding": tuple(pads)}),
+                    (
+                        Extremum,
+                        {"axes": (axis,), "keepdim": True, "function": draw(st.sampled_from(Extremum.functions))},
+                    ),
+                    (Concatenate, {"axis": axis}),
+                ]
+            )
+        )
+        if move is Concatenate:
+            x = b.append(move, b.append(Constant, type=kind, codes=other), x, x, **fields)
+        elif math.prod(shape) < 2000:
+            x = b.append(move, x, **fields)
+    return b
+
+
+@st.composite
+def broadcasts(draw, ranks: tuple[int, ...] = (1, 2, 3, 4)) -> GraphBuilder:
+    """Sums, differences and products of two tensors whose shapes broadcast, either of them a constant or not."""
+    rank = draw(st.sampled_from(ranks))
+    whole = _sizes(draw, rank)
+    first, second = (
+        tuple(size if draw(st.integers(0, 2)) else 1 for size in whole)[draw(st.integers(0, rank - 1)) :] for _ in "ab"
+    )
+    b = GraphBuilder(first, draw(st.integers(0, 2**16)))
+    b.inputs = {"image": first, "other": second}
+    operands = [b.append(Quantize, name, type=draw(grids((0.031, 0.25, 0.0522)))) for name in b.inputs]
+    which = draw(st.integers(0, 2))
+    if which < 2:
+        kind = draw(grids((0.031, 0.25)))
+        operands[which] = b.append(Constant, type=kind, codes=_codes(b, kind, (first, second)[which]))
+    kinds = [Add, Subtract, Multiply]
+    b.outputs = tuple(b.append(kind, *operands, type=draw(grids((0.5, 0.071, 0.9)))) for kind in kinds)
+    return b
+
+
+@st.composite
+def matrix_products(draw, ranks: tuple[int, ...] = (2, 3, 4)) -> GraphBuilder:
+    """A product of two tensors of codes over leading dimensions that broadcast, and perhaps layers behind it."""
+    leading = [_sizes(draw, draw(st.sampled_from(ranks)) - 2) for _ in "ab"]
+    leading[1] = tuple(size if draw(st.booleans()) else 1 for size in leading[0])[
+        draw(st.integers(0, len(leading[0]))) :
+    ]
+    i, k, j = (draw(st.integers(1, 9)) for _ in range(3))
+    b = GraphBuilder((*leading[0], i, k), draw(st.integers(0, 2**16)))
+    b.inputs = {"image": b.shape, "other": (*leading[1], k, j)}
+    operands = [b.append(Quantize, name, type=draw(grids((0.031, 0.25, 0.0522)))) for name in b.inputs]
+    if draw(st.booleans()):
+        kind = draw(grids((0.031, 0.25)))
+        operands[1] = b.append(Constant, type=kind, codes=_codes(b, kind, b.inputs["other"]))
+    x = b.append(MatMul, *operands, type=draw(grids((0.5, 0.071, 2.0))))
+    floats = b.append(MatMul, *operands, type=FloatType())
+    b.outputs = (floats, x)
+    if draw(st.booleans()):
+        return b
+    weight = b.weight((3, j), draw(st.integers(1, 8)), draw(st.booleans()))
+    bias = b.codes(-500, 500, 3).to(torch.int32) if draw(st.booleans()) else None
+    layers = [b.append(Linear, x, type=y, weight=weight, bias=bias) for y in (draw(grids((0.9, 4.0))), FloatType())]
+    b.outputs = (*b.outputs, *layers)
+    return b
+
+
+@st.composite
+def reductions(draw, ranks: tuple[int, ...] = (2, 3, 4)) -> GraphBuilder:
+    """Means and sums over any dimensions but all of them."""
+    rank = draw(st.sampled_from(ranks))
+    b = GraphBuilder(_sizes(draw, rank), draw(st.integers(0, 2**16)))
+    q = b.append(Quantize, "image", type=draw(grids((0.031, 0.25))))
+    found = []
+    for function in Reduce.functions:
+        axes = tuple(sorted(draw(st.sets(st.integers(1, rank), min_size=1, max_size=rank - 1))))
+        fields = {"axes": axes, "keepdim": draw(st.booleans()), "function": function}
+        found.append(b.append(Reduce, q, type=draw(grids((0.031, 0.1, 0.5))), **fields))
+    b.outputs = tuple(found)
+    return b

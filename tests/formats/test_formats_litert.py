@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.format_graphs import (
+    broadcasts,
     differences,
+    matrix_products,
+    moves,
     over_the_range,
     picking,
+    reductions,
     resampling,
     two_inputs_and_two_outputs,
     upsampling,
@@ -125,6 +131,21 @@ def folder(tmp_path_factory):
 @given(differences())
 def test_differences(folder, b) -> None:
     assert_equal(b.graph(), over_the_range(b, 40), folder)
+
+
+REFUSED = "three dimensions|repeat the constant|flat features|only below 16777216|two summands|256|−128"
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.one_of(each(ranks) for each in (moves, broadcasts, matrix_products, reductions) for ranks in ((2, 3), (2, 3, 4)))
+)
+def test_operations_alone(folder, b) -> None:
+    """The same codes, or refused in words."""
+    try:
+        assert_equal(b.graph(), over_the_range(b), folder)
+    except LowbitError as error:
+        assert re.search(REFUSED, str(error)), error
 
 
 def test_every_pair_of_codes_of_a_difference(tmp_path) -> None:

@@ -13,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from tests.format_graphs import (
+    broadcasts,
     differences,
+    matrix_products,
+    moves,
     over_the_range,
     picking,
+    reductions,
     resampling,
     two_inputs_and_two_outputs,
     upsampling,
@@ -132,9 +136,9 @@ def test_add_and_multiply(path, seed, signed, output_signed, zero, channelwise, 
     check(b, path, batch=4)
 
 
-@settings(SETTINGS, max_examples=60)
-@given(differences())
-def test_differences(path, b):
+@settings(SETTINGS, max_examples=150)
+@given(st.one_of(differences(), moves(), broadcasts(), matrix_products(), reductions()))
+def test_operations_alone(path, b):
     network = IntegerNetwork(b.graph())
     plain.write(network.graph, path)
     report = compare(network, path, [over_the_range(b)])
@@ -185,6 +189,28 @@ def test_add_and_multiply_at_ties(path, seed):
     network = IntegerNetwork(b.graph())
     plain.write(network.graph, path)
     report = compare(network, path, [all_pairs_of_bytes()])
+    assert report.ok, report.text()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("first", [(256, 1), (1, 256)])
+def test_repeated_operands_at_ties(path, first, seed):
+    """As above, every pair of bytes by repeating one along rows and the other along columns, in either order."""
+    b = GraphBuilder(first, seed)
+    b.inputs = {"image": first, "other": first[::-1]}
+    zeros = b.codes(0, 255, 3).tolist()
+    scales = [nearly(0.02 * 2.0 ** -int(b.codes(0, 3)) * k, b.random) for k in (1, 3)]
+    kinds = [TensorType(scale, zero, 8, False) for scale, zero in zip(scales, zeros)]
+    operands = [b.append(Quantize, name, type=kind) for name, kind in zip(b.inputs, kinds)]
+    b.append(Add, *operands, type=TensorType(nearly(0.02, b.random), zeros[2], 8, False))
+    network = IntegerNetwork(b.graph())
+    plain.write(network.graph, path)
+    codes = torch.arange(256.0)
+    x = {
+        name: ((codes - kind.zero_point) * kind.scale).reshape(1, *b.inputs[name])
+        for name, kind in zip(b.inputs, kinds)
+    }
+    report = compare(network, path, [x])
     assert report.ok, report.text()
 
 

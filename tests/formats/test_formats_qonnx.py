@@ -10,12 +10,17 @@ import onnx
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from tests.format_graphs import (
+    broadcasts,
     differences,
+    matrix_products,
+    moves,
     over_the_range,
     picking,
+    reductions,
     resampling,
     two_inputs_and_two_outputs,
     upsampling,
@@ -97,10 +102,10 @@ def test_residual_networks_equal_the_reference(seed):
     assert_equal(graph, x, values(graph, x))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(differences())
-def test_differences(tmp_path_factory, b):
-    folder = tmp_path_factory.mktemp("differences", numbered=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.one_of(differences(), moves(), broadcasts(), matrix_products(), reductions()))
+def test_operations_alone(tmp_path_factory, b):
+    folder = tmp_path_factory.mktemp("alone", numbered=True)
     assert lowbit.export(IntegerNetwork(b.graph()), folder / "d.onnx", "qonnx", batches=[over_the_range(b)]).ok
 
 

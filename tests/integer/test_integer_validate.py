@@ -115,7 +115,7 @@ BROKEN = {
     "at least 1": (convolution(stride=(0, 1)),),
     "2 entries": (convolution(stride=(1,)),),
     "does not fit": (convolution(padding=((0, 0), (0, 0)), dilation=(3, 3)),),
-    "the second is equal": (convolution(), Add(name="a", inputs=("in", "conv"), type=BYTE)),
+    "sizes must be equal or 1": (convolution(), Add(name="a", inputs=("in", "conv"), type=BYTE)),
     "no element in them": (
         MaxPool(name="m", inputs=("in",), kernel=(2, 2), stride=(1, 1), padding=((2, 0), (0, 0)), dilation=(1, 1)),
     ),

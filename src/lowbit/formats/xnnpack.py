@@ -154,13 +154,13 @@ def float_layer(node: Layer, x: TensorType) -> tuple[list[Summand], Tensor]:
     return summands, scale
 
 
-def check_sum(node: Node, x: TensorType) -> None:
-    """Raise LowbitError, naming the node, where a float32 sum of whole numbers may not be exact."""
-    bound = node.accumulator_bound([x])
+def check_exact(node: Node, types: Sequence[TensorType]) -> None:
+    """Raise LowbitError where a node's sums, made in float32, may not be exact; the message names the node."""
+    bound = node.accumulator_bound(types)
     if bound >= _EXACT:
         raise LowbitError(
-            f"node {node.name!r}: its sum can reach {bound}, and is made in float32, exactly only below {_EXACT}: give its "
-            "input fewer bits"
+            f"node {node.name!r}: its sum can reach {bound}, and is made in float32, exactly only below {_EXACT}: give its inputs "
+            "fewer bits"
         )
 
 

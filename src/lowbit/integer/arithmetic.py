@@ -102,9 +102,11 @@ def ratio(x: TensorType, y: TensorType) -> Multiplier:
     return Multiplier(f32(x.scale) / f32(y.scale), _exact(x.scale / y.scale))
 
 
-def product_multiplier(a: TensorType, b: TensorType, y: TensorType) -> Multiplier:
-    """M = f(f(s_a · s_b) / s_y)."""
+def product_multiplier(a: TensorType, b: TensorType, y: TensorType | FloatType) -> Multiplier:
+    """M = f(f(s_a · s_b) / s_y); for a float output f(s_a · s_b)."""
     through = a.scale * b.scale
+    if isinstance(y, FloatType):
+        return Multiplier(f32(a.scale) * f32(b.scale), _exact(through))
     return Multiplier(f32(a.scale) * f32(b.scale) / f32(y.scale), _exact(through / y.scale), _exact(through))
 
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What an operation with weights says of itself, per sample.
+    """What an operation that stores numbers or multiplies tensors says of itself, per sample.
 
     Attributes:
-        weight_bits: of every weight code.
-        parameters: weights and biases.
-        weight_bytes: weight codes packed at weight_bits, plus scales and biases at 4 bytes each.
+        weight_bits: of every weight code, or of a constant's.
+        parameters: weights and biases, or codes of a constant.
+        weight_bytes: codes packed at weight_bits, plus scales and biases at 4 bytes each.
         macs: multiply-accumulates.
     """
 
@@ -41,7 +41,7 @@ class LayerCost:
         output_bits: 32 for a float output.
         parameters, weight_bytes, macs: as `Work` has them; 0 without weights.
         output_bytes: the output's codes packed at output_bits.
-        bit_operations: macs · weight_bits · input_bits.
+        bit_operations: macs · bits of the weight, or of the second input, · input_bits.
     """
 
     name: str
@@ -61,8 +61,9 @@ def layer_costs(graph: Graph) -> list[LayerCost]:
     """One row per node of a validated graph, in order."""
     rows = []
     for node in graph.nodes:
-        types, work = graph.input_types(node), node.work() or Work()
-        input_bits = types[0].bits if types else 0
+        types = graph.input_types(node)
+        work, input_bits = node.work(types) or Work(), types[0].bits if types else 0
+        other_bits = work.weight_bits or (types[1].bits if len(types) > 1 else 0)
         output_bits = node.type.bits if isinstance(node.type, TensorType) else 32
         rows.append(
             LayerCost(
@@ -76,7 +77,7 @@ def layer_costs(graph: Graph) -> list[LayerCost]:
                 weight_bytes=work.weight_bytes,
                 output_bytes=-(-math.prod(node.shape_of()) * output_bits // 8),
                 macs=work.macs,
-                bit_operations=work.macs * work.weight_bits * input_bits,
+                bit_operations=work.macs * other_bits * input_bits,
             )
         )
     return rows

@@ -104,9 +104,15 @@ def _describe(node: Node, tensors: Tensors) -> dict[str, Any]:
     entry: dict[str, Any] = {"operation": type(node).__name__}
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
+        if _may_be_left_out(field) and value == field.default:
+            continue
         write = FIELDS[str(field.type)].write
         entry[field.name] = value if write is None else write(value, f"{node.name}:{field.name}", node.type, tensors)
     return entry
+
+
+def _may_be_left_out(field: dataclasses.Field) -> bool:
+    return bool(field.metadata.get("added"))
 
 
 def _node(entry: Any, tensors: Tensors) -> Node:
@@ -118,9 +124,12 @@ def _node(entry: Any, tensors: Tensors) -> Node:
         raise LowbitError(f"node {name!r}: operation {operation!r:.40} is not known to this lowbit")
     where = f"node {name!r}"
     fields = dataclasses.fields(kind)
-    mapping(entry, where, {field.name for field in fields} | {"operation"})
+    left_out = {field.name for field in fields if _may_be_left_out(field)} - entry.keys()
+    mapping(entry, where, {field.name for field in fields} - left_out | {"operation"})
     values: dict[str, Any] = {}
     for field in fields:  # the type comes before the fields that only it explains
+        if field.name in left_out:
+            continue
         codec = FIELDS[str(field.type)]
         place = f"{where}, {field.name}"
         values[field.name] = codec.read(entry[field.name], place, f"{name}:{field.name}", values.get("type"), tensors)
@@ -152,6 +161,12 @@ def _string(value: Any, where: str) -> str:
 def _boolean(value: Any, where: str) -> bool:
     if type(value) is not bool:
         raise LowbitError(f"{where} must be true or false")
+    return value
+
+
+def _float(value: Any, where: str) -> float:
+    if type(value) is not float or not math.isfinite(value):
+        raise LowbitError(f"{where} must be a finite number with a decimal point, not {value!r:.40}")
     return value
 
 
@@ -242,17 +257,22 @@ def _read_weight(value: Any, where: str, name: str, y: Any, tensors: Tensors) ->
     return Weight(codes.to(torch.int8).reshape(shape), scale, bits)
 
 
-def _write_int32(value: Tensor | None, name: str, y: Any, tensors: Tensors) -> dict[str, Any] | None:
+def _write_tensor(value: Tensor | None, name: str, y: Any, tensors: Tensors) -> dict[str, Any] | None:
     if value is None:
         return None
     tensors.put(name, value)
     return {"shape": list(value.shape)}
 
 
-def _read_int32(value: Any, where: str, name: str, y: Any, tensors: Tensors) -> Tensor | None:
-    if value is None:
-        return None
-    return tensors.take(name, torch.int32, _shape(mapping(value, where, {"shape"})["shape"], where))
+def _as_it_is(dtype: torch.dtype) -> FieldKind:
+    """A tensor of this type, or None."""
+
+    def read(value: Any, where: str, name: str, y: Any, tensors: Tensors) -> Tensor | None:
+        if value is None:
+            return None
+        return tensors.take(name, dtype, _shape(mapping(value, where, {"shape"})["shape"], where))
+
+    return FieldKind(read, _write_tensor)
 
 
 def _write_codes(value: Tensor, name: str, y: TensorType, tensors: Tensors) -> dict[str, Any]:
@@ -270,6 +290,8 @@ def _read_codes(value: Any, where: str, name: str, y: Any, tensors: Tensors) -> 
 FIELDS: dict[str, FieldKind] = {
     "str": _plain(_string),
     "int": _plain(_integer),
+    "float": _plain(_float),
+    "bool": _plain(_boolean),
     "tuple[str, ...]": _plain(lambda value, where: _list(value, where, _string)),
     "tuple[int, ...]": _plain(_integers),
     "Places": _plain(_places),
@@ -277,7 +299,8 @@ FIELDS: dict[str, FieldKind] = {
     "tuple[tuple[int, ...], ...]": _plain(_pads),
     "TensorType | FloatType | None": FieldKind(lambda value, where, *_: _type(value, where), _write_type),
     "Weight": FieldKind(_read_weight, _write_weight),
-    "Int32 | None": FieldKind(_read_int32, _write_int32),
+    "Int32 | None": _as_it_is(torch.int32),
+    "Float32 | None": _as_it_is(torch.float32),
     "OutputCodes": FieldKind(_read_codes, _write_codes),
 }
 """Every kind of field that an operation may have, by its annotation."""

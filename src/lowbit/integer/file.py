@@ -5,6 +5,8 @@ Tensors, for a node called NAME:
     NAME:scale   float32  weight scale, () or (out,)
     NAME:bias    int32    (out,), where there is one
     NAME:table   uint8    a Lookup's output codes minus the lowest one, packed at the output's bits
+    NAME:codes   uint8    a Constant's codes, in the same way
+    NAME:gain    float32  Normalize's γ, where there is one, and NAME:shift its β
 Packed: codes one after the other in row-major order, code i in bits i·b .. (i+1)·b − 1 of the file's bits, bit 0 being the least
 significant one of the first byte; the unused bits of the last byte are 0.
 
@@ -53,7 +55,7 @@ class _Packed(described.Tensors):
     """Tensors as they lie in the file."""
 
     def put(self, name: str, value: Tensor) -> None:
-        self.by_name[name] = value.contiguous()
+        self.by_name[name] = value.contiguous().clone()  # safetensors refuses tensors that two layers share
 
     def put_codes(self, name: str, codes: Tensor, bits: int) -> None:
         self.by_name[name] = pack(codes, bits)

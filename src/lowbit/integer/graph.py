@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -39,8 +39,15 @@ Int32 = Tensor
 """An int32 tensor, stored in files as it is."""
 OutputCodes = Tensor
 """int16 codes on the grid of the node's own output, packed in files at its bits."""
+Float32 = Tensor
+"""A float32 tensor, stored in files as it is."""
 Places = tuple[int, ...]
 """Places along a dimension, any number of them."""
+
+
+def added(default: Any) -> Any:
+    """A field that files of earlier versions lack; written where it is not this default, so that other files stay as they were."""
+    return field(default=default, metadata={"added": True})
 
 
 FLOAT32_UNIT = 2.0**-24
@@ -192,8 +199,8 @@ class Node:
         """Its tensor for a batch: codes in `code_dtype`, or float32 where its type is a FloatType."""
         raise NotImplementedError
 
-    def work(self) -> Work | None:
-        """Weights and multiply-accumulates of a sample; None for operations without weights."""
+    def work(self, inputs: Sequence[TensorType]) -> Work | None:
+        """Stored numbers and multiply-accumulates of a sample; None for operations with neither."""
         return None
 
     def codes_of(self) -> TensorType:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Graph, Node, TensorType
+from lowbit.integer.ops.broadcast import aligned
 from lowbit.integer.roundings import Rounding, get_rounding
 from lowbit.integer.settings import reference_arithmetic
 
@@ -34,28 +35,36 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
     """
     rounding = get_rounding(requantize)
     values = checked_inputs(graph, x)
+    samples = len(next(iter(values.values())))
     last_use = {name: node.name for node in graph.nodes for name in node.inputs}
     for node in graph.nodes:
         inputs = [values[name] for name in node.inputs]
         with reference_arithmetic():  # for each node: between two of them the caller's code runs, with its own settings
-            values[node.name] = executed(node, inputs, graph.input_types(node), rounding)
+            values[node.name] = executed(node, inputs, graph.input_types(node), rounding, samples)
         yield node.name, values[node.name]
         for name in node.inputs:
             if last_use[name] == node.name:
                 values.pop(name, None)
 
 
-def executed(node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
-    """`Node.execute`, block by block of a large tensor: floats and int32 take several times the memory of the codes."""
+def executed(
+    node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding, samples: int
+) -> Tensor:
+    """`Node.execute`, block by block of a large tensor: floats and int32 take several times the memory of the codes. What has no
+    input is the same for all `samples`.
+    """
+    if not inputs:
+        return node.execute(inputs, types, rounding).expand(samples, *node.shape_of())
     if node.independent == "samples":  # layers make blocks of their own
         return node.execute(inputs, types, rounding)
-    largest = max(inputs, key=Tensor.numel)
-    elements = max(largest.numel(), len(largest) * math.prod(node.shape_of()))
+    inputs = aligned(inputs)
+    shape = (len(inputs[0]), *node.shape_of())
+    elements = max(math.prod(shape), *(x.numel() for x in inputs))
     if elements <= _BLOCK_ELEMENTS:
         return node.execute(inputs, types, rounding)
-    axes = 2 if node.independent == "channels" else largest.ndim
-    axis = max(range(axes), key=lambda axis: largest.shape[axis])
-    size = largest.shape[axis]
+    axes = 2 if node.independent == "channels" else len(shape)
+    axis = max(range(axes), key=shape.__getitem__)
+    size = shape[axis]
     length = max(1, size * _BLOCK_ELEMENTS // elements)
     parts = []
     for start in range(0, size, length):

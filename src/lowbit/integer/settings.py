@@ -36,6 +36,15 @@ def reference_arithmetic() -> Iterator[None]:
         yield
 
 
+def exact_dtype(bound: int) -> torch.dtype:
+    """The type of floats in which a matrix product of integers is exact, where no partial sum is greater than `bound`, below 2^31.
+
+    float32 holds each one when the bound is below 2^24, and products do not run at reduced precision on request; float64
+    always does.
+    """
+    return torch.float32 if bound < 1 << 24 and float32_products_are_exact() else torch.float64
+
+
 def float32_products_are_exact() -> bool:
     """Whether a float32 matrix product on the CPU computes in float32, not with operands cut to bfloat16 or TF32."""
     # "none" is the default, which leaves the choice to oneDNN: its environment then decides.

@@ -53,7 +53,7 @@ def _validated(graph: Graph, fractional_zero_points: bool) -> Graph:
         try:
             node = _checked(node, known, graph, fractional_zero_points)
             elements += math.prod(node.shape_of())
-            work = node.work()
+            work = node.work([kind for name in node.inputs if isinstance(kind := known[name], TensorType)])
             macs += work.macs if work else 0
             if elements > limits.TOTAL_MAX or macs > limits.MACS_MAX:
                 raise LowbitError(
@@ -132,7 +132,7 @@ def _checked_type(node: Node, inputs: Sequence[TensorType], graph: Graph, fracti
         y = replace(inputs[0], shape=None) if y is None else y
     if isinstance(y, FloatType):
         if node.name not in graph.outputs or not node.may_give_floats:
-            raise LowbitError("only a convolution or linear layer at the network's end may have a float output")
+            raise LowbitError("only a layer or matrix product at the network's end may have a float output")
     elif isinstance(y, TensorType):
         _check_codes(y, fractional)
     else:

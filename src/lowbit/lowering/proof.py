@@ -95,12 +95,13 @@ class Proof:
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], exact: Mapping[str, Tensor]
     ) -> list[Mismatch]:
         graph, rounding = self.graph, get_rounding("float")
+        samples = len(next(iter(inputs.values())))
         values: dict[str, Tensor] = dict(inputs)
         slack: dict[str, float] = dict.fromkeys(inputs, 0.0)
         found = []
         for node in graph.nodes:
             types = graph.input_types(node)
-            value = executed(node, [values[name] for name in node.inputs], types, rounding)
+            value = executed(node, [values[name] for name in node.inputs], types, rounding, samples)
             tolerance = node.tolerance(types) + sum(slack[name] for name in node.inputs)
             if node.name in exact:
                 mismatch = _mismatch(node, value, exact[node.name], self._exact.grids.get(node.name), tolerance)

@@ -119,6 +119,10 @@ def _computed(builder: Builder, node: Node, code: Callable[[Sequence[Any], Fixed
     """A loop over elements that stores `code` of the steps of every input."""
     types, y = builder.graph.input_types(node), builder.place(node.name)
     inputs = [builder.place(name) for name in node.inputs]
+    if any(place.shape not in (y.shape, (y.shape[0],) + (1,) * (len(y.shape) - 1)) for place in inputs):
+        raise LowbitError(
+            f"node {node.name!r}: C repeats one value per channel, not shapes {' and '.join(str(x.shape) for x in inputs)}"
+        )
     names = "abcdefgh"[: len(inputs)]
     for variable, place in zip(names, inputs):
         builder.declare(variable, place)
@@ -320,6 +324,8 @@ def _shuffle(builder: Builder, node: ChannelShuffle) -> None:
 
 @LOWERINGS(Concatenate)
 def _concatenate(builder: Builder, node: Concatenate) -> None:
+    if node.axis != 1:
+        raise LowbitError(f"node {node.name!r}: C concatenates channels, not dimension {node.axis}")
     first = 0
     for name in node.inputs:
         x = builder.place(name)

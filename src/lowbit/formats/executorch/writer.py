@@ -35,14 +35,16 @@ from lowbit.integer.ops import (
     Lookup,
     MaxPool,
     Multiply,
-    PadChannels,
     Quantize,
     Requantize,
     Reshape,
     Slice,
 )
+from lowbit.integer.ops.add import changes_places
+from lowbit.integer.ops.broadcast import aligned
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.pad import ZeroPadding
 from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
 
@@ -125,7 +127,7 @@ def _dimensions(node: Node, space: int, *functions: Callable[..., Tensor]) -> Ca
 
 
 def _flat(padding: Pads) -> list[int]:
-    """Padding in torch's order: the last dimension first."""
+    """ZeroPadding in torch's order: the last dimension first."""
     return [size for pair in reversed(padding) for size in pair]
 
 
@@ -218,7 +220,7 @@ def _global_average_pool(node: GlobalAveragePool, types: Sequence[TensorType]) -
 def _resample(node: Resample, types: Sequence[TensorType]) -> Step:
     """A linear layer of whole numbers along each dimension."""
     (x,), y, (multiplier,) = types, node.codes_of(), node.multipliers(types)
-    xnnpack.check_sum(node, x)
+    xnnpack.check_exact(node, [x])
     whole = known_shape(x)
     weights = {
         f"weight{axis}": taps.matrix(whole[axis - 1]).to(torch.float32) for axis, taps in node.taps(whole).items()
@@ -251,7 +253,7 @@ def _lookup(node: Lookup, types: Sequence[TensorType]) -> Step:
 @LOWERINGS(Concatenate)
 def _concatenate(node: Concatenate, types: Sequence[TensorType]) -> Step:
     y = node.codes_of()
-    return Step(lambda *x: bytes_of(torch.cat([steps_of(each, y) for each in x], 1), y))
+    return Step(lambda *x: bytes_of(torch.cat([steps_of(each, y) for each in x], node.axis), y))
 
 
 @LOWERINGS(MaxPool)
@@ -279,9 +281,9 @@ def _slice(node: Slice, types: Sequence[TensorType]) -> Step:
     return Step(lambda x: torch.ops.aten.slice(x, node.axis, node.start, node.stop, node.step))
 
 
-@LOWERINGS(PadChannels)
-def _pad_channels(node: PadChannels, types: Sequence[TensorType]) -> Step:
-    y, sizes = node.codes_of(), [*[0, 0] * (len(node.shape_of()) - 1), node.before, node.after]
+@LOWERINGS(ZeroPadding)
+def _pad(node: ZeroPadding, types: Sequence[TensorType]) -> Step:
+    y, sizes = node.codes_of(), _flat(node.sizes(known_shape(types[0])))
     return Step(lambda x: bytes_of(F.pad(steps_of(x, y), sizes), y))
 
 
@@ -337,7 +339,7 @@ def _elementwise(node: Elementwise, types: Sequence[TensorType]) -> Step:
     node.in_floats(tried, [torch.zeros(1) for _ in types], types)
 
     def compute(*carriers: Tensor, **constants: Tensor) -> Tensor:
-        steps = [steps_of(each, x) for each, x in zip(carriers, types)]
+        steps = [steps_of(each, x) for each, x in zip(aligned(carriers), types)]
         return bytes_of(node.in_floats(_Operators(iter(constants.values())), steps, types), y)
 
     return Step(compute, **{f"constant{number}": value for number, value in enumerate(tried.collected)})
@@ -348,19 +350,22 @@ def _add(node: Add, types: Sequence[TensorType]) -> Step:
     (a, b), y = types, node.codes_of()
     factors = xnnpack.plain_factors(node, a, b)
     if factors is not None:
-        return Step(
-            lambda u, v, r_a, r_b: bytes_of(steps_of(u, a) * r_a + steps_of(v, b) * r_b, y),
-            r_a=factors[0].reshape(1),
-            r_b=factors[1].reshape(1),
-        )
+
+        def plain(u: Tensor, v: Tensor, r_a: Tensor, r_b: Tensor) -> Tensor:
+            u, v = aligned([u, v])
+            return bytes_of(steps_of(u, a) * r_a + steps_of(v, b) * r_b, y)
+
+        return Step(plain, r_a=factors[0].reshape(1), r_b=factors[1].reshape(1))
+    swapped = changes_places(a, b)
 
     def compute(u: Tensor, v: Tensor, r_a: Tensor, r_b: Tensor, constant: Tensor) -> Tensor:
+        u, v = aligned([v, u] if swapped else [u, v])
         inner = ((v.to(torch.float64) + 128) * r_b + constant).to(torch.float32)
         total = ((u.to(torch.float64) + 128) * r_a + inner).to(torch.float32)
         bytes = total.round().clamp(y.qn + y.carrier_offset, y.qp + y.carrier_offset)
         return (bytes - 128).to(torch.int8)
 
-    exact = dict(zip(("r_a", "r_b", "constant"), sum_constants(types, y)))
+    exact = dict(zip(("r_a", "r_b", "constant"), sum_constants(types[::-1] if swapped else types, y)))
     return Step(compute, **{name: value.to(torch.float64).reshape(1) for name, value in exact.items()})
 
 
@@ -372,6 +377,7 @@ def _multiply(node: Multiply, types: Sequence[TensorType]) -> Step:
     low, high = float(y.qn + y.carrier_offset), float(y.qp + y.carrier_offset)
 
     def compute(u: Tensor, v: Tensor, m: Tensor, zero: Tensor, rounder: Tensor, back: Tensor) -> Tensor:
+        u, v = aligned([u, v])
         total = F.hardtanh(steps_of(u, a) * steps_of(v, b) * m + zero, low, high)
         return bytes_of((total + rounder) - back, y)
 

@@ -12,8 +12,10 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.schema_py_generated import BuiltinOperator as Operator
 from ai_edge_litert.schema_py_generated import TensorType as Type
 
+from lowbit.formats.registry import Lowerings
 from lowbit.formats.xnnpack import carrier, zero_byte
-from lowbit.integer.graph import Graph, Node, Pads, Shape, TensorType
+from lowbit.integer.graph import Graph, Node, Pads, Shape, TensorType, known_shape
+from lowbit.integer.ops import Constant
 
 _TYPES: dict[np.dtype, int] = {
     np.dtype(np.float32): Type.FLOAT32,
@@ -23,10 +25,13 @@ _TYPES: dict[np.dtype, int] = {
 _VERSIONS = {
     Operator.CONV_2D: 6, Operator.DEPTHWISE_CONV_2D: 3, Operator.FULLY_CONNECTED: 12, Operator.DEQUANTIZE: 2,
     Operator.MAX_POOL_2D: 2, Operator.MINIMUM: 2, Operator.MAXIMUM: 2, Operator.CONCATENATION: 2, Operator.PAD: 2,
-    Operator.PADV2: 2, Operator.STRIDED_SLICE: 2, Operator.TRANSPOSE: 2, Operator.GATHER: 2,
+    Operator.PADV2: 2, Operator.REDUCE_MAX: 2, Operator.REDUCE_MIN: 2, Operator.STRIDED_SLICE: 2, Operator.TRANSPOSE: 2, Operator.GATHER: 2,
 }  # fmt: skip
 """The operators' versions that take signed bytes (and groups, and scales per channel); others are at their first."""
 _OPTIONS = {Operator.ADD: schema.AddOptionsT, Operator.MUL: schema.MulOptionsT, Operator.DIV: schema.DivOptionsT}
+
+
+LOWERINGS = Lowerings("LiteRT")
 
 
 class _Buffer(schema.BufferT):
@@ -84,6 +89,7 @@ class Builder:
         self._kinds: dict[int, int] = {}
         self._constants: dict[tuple, int] = {}
         self._steps: dict[str, int] = {}
+        self._plain: dict[int, int] = {}
         self.values = {name: self.tensor(input_name(name), shape) for name, shape in graph.inputs.items()}
 
     def inputs(self, node: Node) -> list[int]:
@@ -162,6 +168,16 @@ class Builder:
         """Give a tensor another name."""
         self._tensors[tensor].name = name
 
+    def constant_codes(self, node: Constant) -> int:
+        """A constant's codes, one sample of them, with the node's name."""
+        y, shape = node.codes_of(), node.shape_of()
+        codes = (node.codes + carrier(y)).numpy().astype(np.int8)
+        if len(shape) > 1:
+            codes = np.moveaxis(codes, 0, -1).reshape(layout(shape))
+        tensor = self.byte_constant(codes[None], zero_byte(y))
+        self.rename(tensor, node.name)
+        return tensor
+
     # ---------------------------------------------------------------- operators
 
     def add(self, operator: int, inputs: list[int], output: int, options: Any = None) -> int:
@@ -187,6 +203,27 @@ class Builder:
     def transpose(self, x: int, order: Sequence[int], output: int) -> int:
         """TRANSPOSE; `order` counts the batch as 0."""
         return self.add(Operator.TRANSPOSE, [x, self.integers(order)], output, schema.TransposeOptionsT())
+
+    def plain(self, name: str, tensor: int | None = None) -> int:
+        """A node's codes, or a tensor that holds them in another type, in the order of axes of its shape."""
+        tensor = self.values[name] if tensor is None else tensor
+        if tensor not in self._plain:
+            self._plain[tensor] = self.channels_first(
+                tensor, f"{name}:plain{tensor}", self.graph.by_name[name].shape_of()
+            )
+        return self._plain[tensor]
+
+    def aligned(self, node: Node, tensors: Sequence[int]) -> list[int]:
+        """Tensors of the node's inputs, in the layout of shapes with equal numbers of dimensions (`Builder.operands` of ONNX)."""
+        shapes = [known_shape(kind) for kind in self.graph.input_types(node)]
+        rank, found = max(map(len, shapes)), []
+        for name, shape, tensor in zip(node.inputs, shapes, tensors):
+            if len(shape) < rank:
+                whole, place = (1,) * (rank - len(shape)) + shape, f"{node.name}:{name}"
+                flat = self.reshape(self.plain(name, tensor), self.like(tensor, f"{place}:aligned{tensor}", whole))
+                tensor = self.channels_last(flat, f"{place}:layout{tensor}", whole)
+            found.append(tensor)
+        return found
 
     def channels_first(self, x: int, name: str, shape: Shape) -> int:
         """x, of the layout of `shape`, in the order of axes of `shape` itself."""

@@ -74,10 +74,11 @@ class LitertRunner:
             node = self.graph.by_name[name]
             kind, shape = node.codes_of(), node.shape_of()
             count, (channels, *space) = len(next(iter(inputs.values()))), shape
-            if value.size != count * math.prod(shape):
+            samples = count if node.inputs else 1
+            if value.size != samples * math.prod(shape):
                 raise not_this_network(self.path, f"its tensor {name!r} has shape {value.shape[1:]}, not {shape}")
             carried = (
-                torch.from_numpy(value).reshape(count, *space, channels).movedim(-1, 1)
+                torch.from_numpy(value).reshape(samples, *space, channels).movedim(-1, 1)
             )  # channels come last there
-            codes[name] = carried.to(torch.int16) + (128 - kind.carrier_offset)
+            codes[name] = (carried.to(torch.int16) + (128 - kind.carrier_offset)).expand(count, *shape)
         return Result(codes, outputs)

@@ -25,8 +25,16 @@ from ai_edge_litert.schema_py_generated import TensorType as Type
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.formats import pairs, xnnpack
-from lowbit.formats.litert.builder import Builder, FloatOperators, layout, layout_axis, plane, quantization
-from lowbit.formats.registry import Lowerings
+from lowbit.formats.litert import sequences  # noqa: F401  # registers its operations
+from lowbit.formats.litert.builder import (
+    LOWERINGS,
+    Builder,
+    FloatOperators,
+    layout,
+    layout_axis,
+    plane,
+    quantization,
+)
 from lowbit.formats.xnnpack import FoldedLayer, zero_byte
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
 from lowbit.integer.ops import (
@@ -34,13 +42,13 @@ from lowbit.integer.ops import (
     AveragePool,
     ChannelShuffle,
     Concatenate,
+    Constant,
     Convolution,
     GlobalAveragePool,
     Linear,
     Lookup,
     MaxPool,
     Multiply,
-    PadChannels,
     Quantize,
     Requantize,
     Reshape,
@@ -48,10 +56,9 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.pad import ZeroPadding
 from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
-
-LOWERINGS = Lowerings("LiteRT")
 
 
 def build(graph: Graph) -> bytes:
@@ -63,7 +70,9 @@ def build(graph: Graph) -> bytes:
     builder = Builder(graph)
     for node in graph.nodes:
         if len(node.shape_of()) > 3:
-            raise LowbitError(f"node {node.name!r}: LiteRT's file holds one and two spatial dimensions, not three")
+            raise LowbitError(
+                f"node {node.name!r}: LiteRT's file holds tensors of three dimensions, not {node.shape_of()}"
+            )
         LOWERINGS.of(node)(builder, node)
     return builder.done()
 
@@ -197,7 +206,7 @@ def _global_average_pool(builder: Builder, node: GlobalAveragePool) -> None:
 def _resample(builder: Builder, node: Resample) -> None:
     """A BATCH_MATMUL per dimension, of floats that are whole numbers."""
     (x,), (multiplier,) = builder.graph.input_types(node), node.multipliers(builder.graph.input_types(node))
-    xnnpack.check_sum(node, x)
+    xnnpack.check_exact(node, [x])
     total, whole = builder.steps(node.inputs[0]), known_shape(x)
     for axis, taps in node.taps(whole).items():
         place, shape = layout_axis(whole, axis), list(builder.shape(total))
@@ -239,7 +248,10 @@ def _lookup(builder: Builder, node: Lookup) -> None:
 
 @LOWERINGS(Concatenate)
 def _concatenate(builder: Builder, node: Concatenate) -> None:
-    options = schema.ConcatenationOptionsT(layout_axis(node.shape_of(), 1))
+    for name in node.inputs:
+        if isinstance(builder.graph.by_name[name], Constant):
+            raise LowbitError(f"node {node.name!r}: LiteRT's file does not repeat the constant {name!r} for a batch")
+    options = schema.ConcatenationOptionsT(layout_axis(node.shape_of(), node.axis))
     builder.codes(node, Operator.CONCATENATION, builder.inputs(node), options)
 
 
@@ -276,10 +288,11 @@ def _slice(builder: Builder, node: Slice) -> None:
     builder.codes(node, Operator.STRIDED_SLICE, inputs, schema.StridedSliceOptionsT(beginMask=1, endMask=1))
 
 
-@LOWERINGS(PadChannels)
-def _pad_channels(builder: Builder, node: PadChannels) -> None:
+@LOWERINGS(ZeroPadding)
+def _pad(builder: Builder, node: ZeroPadding) -> None:
+    channels, *space = node.sizes(known_shape(builder.graph.input_types(node)[0]))
     rank = len(layout(node.shape_of()))
-    pads = builder.constant(np.array([*[(0, 0)] * rank, (node.before, node.after)], np.int32))
+    pads = builder.constant(np.array([*[(0, 0)] * (rank - len(space)), *space, channels], np.int32))
     builder.codes(node, Operator.PAD, [*builder.inputs(node), pads], schema.PadOptionsT())
 
 
@@ -315,9 +328,14 @@ def _take(builder: Builder, node: Take) -> None:
 # ---------------------------------------------------------------- float operators
 
 
+def _aligned_steps(builder: Builder, node: Node) -> list[int]:
+    """The steps q − z of a node's inputs, in layouts that broadcast."""
+    return builder.aligned(node, [builder.steps(name) for name in node.inputs])
+
+
 @LOWERINGS(Elementwise)
 def _elementwise(builder: Builder, node: Elementwise) -> None:
-    steps, types = [builder.steps(name) for name in node.inputs], builder.graph.input_types(node)
+    steps, types = _aligned_steps(builder, node), builder.graph.input_types(node)
     builder.quantize(node, node.in_floats(FloatOperators(builder, node), steps, types))
 
 
@@ -328,8 +346,8 @@ def _addition(builder: Builder, node: Add) -> None:
         _sum_table(builder, node)
         return
     parts = []
-    for number, (name, factor) in enumerate(zip(node.inputs, factors)):
-        steps, by = builder.steps(name), builder.constant(factor.numpy().reshape(1))
+    for number, (steps, factor) in enumerate(zip(_aligned_steps(builder, node), factors)):
+        by = builder.constant(factor.numpy().reshape(1))
         parts.append(builder.binary(Operator.MUL, steps, by, f"{node.name}:part{number}"))
     a, b = parts
     builder.quantize(node, builder.binary(Operator.ADD, a, b, f"{node.name}:sum"))
@@ -341,8 +359,9 @@ def _sum_table(builder: Builder, node: Add) -> None:
     codes = np.zeros((256, 256), np.int8)
     rows, columns = (slice(t.qn + t.carrier_offset, t.qp + t.carrier_offset + 1) for t in (a, b))
     codes[rows, columns] = (pairs.sums(node, a, b) + xnnpack.carrier(y)).numpy().astype(np.int8)
-    first, second = (builder.index(node, x, number) for number, x in enumerate(builder.inputs(node)))
-    high = builder.tensor(f"{node.name}:high", shape, Type.INT32)
+    operands = builder.aligned(node, builder.inputs(node))
+    first, second = (builder.index(node, x, number) for number, x in enumerate(operands))
+    high = builder.tensor(f"{node.name}:high", builder.shape(first), Type.INT32)
     builder.add(Operator.MUL, [first, builder.integers([256])], high, schema.MulOptionsT())
     pair = builder.tensor(f"{node.name}:pair", shape, Type.INT32)
     builder.add(Operator.ADD, [high, second], pair, schema.AddOptionsT())
@@ -356,7 +375,7 @@ def _product(builder: Builder, node: Multiply) -> None:
     y, (multiplier,) = node.codes_of(), node.multipliers(builder.graph.input_types(node))
     zero = np.array([y.zero_point + y.carrier_offset], np.float32)
     m = builder.constant(multiplier.single.numpy().reshape(1))
-    a, b = map(builder.steps, node.inputs)
+    a, b = _aligned_steps(builder, node)
     n = builder.binary(Operator.MUL, a, b, f"{node.name}:product")
     total = builder.binary(Operator.MUL, n, m, f"{node.name}:scaled")
     total = builder.binary(Operator.ADD, total, builder.constant(zero), f"{node.name}:total")

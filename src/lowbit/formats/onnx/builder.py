@@ -12,7 +12,17 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 from lowbit.files import atomic_write
 from lowbit.formats.registry import Lowerings
 from lowbit.integer.graph import Graph, Node, Pads, Shape, TensorType, known_shape
-from lowbit.integer.ops import ChannelShuffle, Concatenate, Convolution, MaxPool, Reshape, Slice
+from lowbit.integer.ops import (
+    ChannelShuffle,
+    Concatenate,
+    Convolution,
+    Expand,
+    Extremum,
+    MaxPool,
+    Reshape,
+    Slice,
+    Transpose,
+)
 from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
 
@@ -27,13 +37,16 @@ class Builder:
     Attributes:
         graph: what is written.
         packed: store weights of at most 4 bits as INT2 or INT4 tensors.
+        opset: of the operators.
     """
 
     graph: Graph
     packed: bool = False
+    opset: int = 21
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     dequantized: dict[str, str] = field(default_factory=dict)
+    reshaped: set[str] = field(default_factory=set)
 
     def add(self, operator: str, inputs: list[str], output: str, **attributes) -> str:
         """Append a node and return the name of its output."""
@@ -49,6 +62,20 @@ class Builder:
     def integers(self, name: str, values: list[int]) -> str:
         """An INT64 initializer."""
         return self.constant(name, np.array(values, np.int64))
+
+    def reshape(self, x: str, shape: Shape, output: str) -> str:
+        """A tensor with samples of another shape, by a Reshape."""
+        return self.add("Reshape", [x, self.integers(f"{output}.shape", [-1, *shape])], output)
+
+    def for_every_sample(self, value: str, rank: int, output: str) -> str:
+        """A constant tensor (1, …) of `rank` dimensions, repeated for the batch of the graph's first input."""
+        batch, ends = ":batch", [self.integers(f":batch.{end}", [n]) for n, end in enumerate(("start", "stop"))]
+        if not any(node.output[0] == batch for node in self.nodes):
+            shape = self.add("Shape", [next(iter(self.graph.inputs))], ":input_shape")
+            self.add("Slice", [shape, *ends], batch)
+        ones = self.integers(f":ones{rank - 1}", [1] * (rank - 1))
+        shape = self.add("Concat", [batch, ones], f"{output}:batch", axis=0)
+        return self.add("Expand", [value, shape], output)
 
     def packed_constant(self, name: str, codes: np.ndarray, bits: int) -> str:
         """An INT2 or INT4 initializer: the first code in the lowest bits of each byte, as ONNX orders them."""
@@ -109,6 +136,19 @@ class FloatOperators:
         return self._builder.add("Mul", [a, b], self._name())
 
 
+def operands(builder: Builder, node: Node) -> list[str]:
+    """The tensors of a node's inputs, with equal numbers of dimensions: of size 1 behind the batch, where one has fewer."""
+    shapes = [known_shape(kind) for kind in builder.graph.input_types(node)]
+    rank, found = max(map(len, shapes)), []
+    for name, shape in zip(node.inputs, shapes):
+        output = name if len(shape) == rank else f"{name}:rank{rank}"
+        if output not in builder.reshaped and output != name:
+            builder.reshape(name, (1,) * (rank - len(shape)) + shape, output)
+            builder.reshaped.add(output)
+        found.append(output)
+    return found
+
+
 def pads(padding: Pads) -> list[int]:
     """Padding in ONNX's order: all befores, all afters."""
     return [before for before, _ in padding] + [after for _, after in padding]
@@ -155,12 +195,15 @@ def register_moves(lowerings: Lowerings) -> None:
     lowerings(MaxPool)(_max_pool)
     lowerings(Reshape)(_reshape)
     lowerings(Slice)(_slice)
+    lowerings(Transpose)(_transpose)
+    lowerings(Expand)(_expand)
+    lowerings(Extremum)(_extremum)
     lowerings(ChannelShuffle)(_shuffle)
     lowerings(Take)(_take)
 
 
 def _concatenate(builder: Builder, node: Concatenate) -> None:
-    builder.add("Concat", list(node.inputs), node.name, axis=1)
+    builder.add("Concat", list(node.inputs), node.name, axis=node.axis)
 
 
 def _max_pool(builder: Builder, node: MaxPool) -> None:
@@ -177,6 +220,23 @@ def _slice(builder: Builder, node: Slice) -> None:
     ends = zip(("start", "stop", "axis", "step"), (node.start, node.stop, node.axis, node.step))
     places = [builder.integers(f"{node.name}:{end}", [value]) for end, value in ends]
     builder.add("Slice", [*node.inputs, *places], node.name)
+
+
+def _transpose(builder: Builder, node: Transpose) -> None:
+    builder.add("Transpose", list(node.inputs), node.name, perm=[0, *node.order])
+
+
+def _expand(builder: Builder, node: Expand) -> None:
+    builder.add("Expand", [*node.inputs, builder.integers(f"{node.name}:shape", [1, *node.shape])], node.name)
+
+
+def _extremum(builder: Builder, node: Extremum) -> None:
+    operator = "ReduceMax" if node.function == "maximum" else "ReduceMin"
+    axes, keepdims = list(node.axes), {"keepdims": int(node.keepdim)}
+    if builder.opset < 18:  # then they are an attribute
+        builder.add(operator, list(node.inputs), node.name, axes=axes, **keepdims)
+    else:
+        builder.add(operator, [*node.inputs, builder.integers(f"{node.name}:axes", axes)], node.name, **keepdims)
 
 
 def _shuffle(builder: Builder, node: ChannelShuffle) -> None:

@@ -10,100 +10,77 @@ The byte tensor that holds a node's codes carries the node's name; every other n
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
-from lowbit.errors import LowbitError
+from lowbit.formats.onnx import sequences  # noqa: F401  # registers its operations
 from lowbit.formats.onnx.builder import (
     Builder,
     FloatOperators,
     conv_attributes,
+    operands,
     pads,
     register_moves,
     resampled,
     write_model,
 )
-from lowbit.formats.registry import Lowerings
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight
+from lowbit.formats.onnx.codes import (
+    LOWERINGS,
+    accumulated,
+    dequantize,
+    grid,
+    quantize,
+    quantize_steps,
+    reals,
+    steps,
+    zero_byte,
+)
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight, known_shape
 from lowbit.integer.ops import (
     Add,
     AveragePool,
+    Constant,
     Convolution,
     GlobalAveragePool,
     Linear,
     Lookup,
     Multiply,
-    PadChannels,
     Quantize,
     Requantize,
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.pad import ZeroPadding
 from lowbit.integer.ops.resample import Resample
 from lowbit.integer.roundings import ROUNDINGS
 
 OPSET = 21  # the first with 4-bit tensors
 OPSET_INT2 = 25  # the first with 2-bit tensors
-LOWERINGS = Lowerings("ONNX")
 register_moves(LOWERINGS)
 
 
 def build(graph: Graph, *, packed: bool = False) -> ModelProto:
     """The ONNX model of a validated graph, with a free batch dimension, opset 21 (25 where INT2 tensors are in it)."""
-    builder = Builder(graph, packed)
+    smallest = min((node.weight.bits for node in graph.nodes if isinstance(node, Layer)), default=8)
+    opset = OPSET_INT2 if packed and smallest <= 2 else OPSET
+    builder = Builder(graph, packed, opset)
     for node in graph.nodes:
         LOWERINGS.of(node)(builder, node)
     outputs = []
     for name in graph.outputs:
         node = graph.by_name[name]
-        real = _dequantize(builder, name) if isinstance(node.type, TensorType) else name
+        real = dequantize(builder, name) if isinstance(node.type, TensorType) else name
         outputs.append((real, node.shape_of()))
-    smallest = min((node.weight.bits for node in graph.nodes if isinstance(node, Layer)), default=8)
-    return builder.done(outputs, {"": OPSET_INT2 if packed and smallest <= 2 else OPSET})
+    return builder.done(outputs, {"": opset})
 
 
 def write(graph: Graph, path: Path, *, packed: bool = False) -> None:
     """Write a validated graph to `path`."""
     write_model(build(graph, packed=packed), path)
-
-
-def _zero(kind: TensorType) -> np.uint8:
-    return np.uint8(int(kind.zero_point) + kind.carrier_offset)
-
-
-def _scale(builder: Builder, name: str, kind: TensorType) -> list[str]:
-    """Names of scale and zero point of a tensor of codes."""
-    scale = builder.constant(f"{name}:scale", np.float32(kind.scale))
-    return [scale, builder.constant(f"{name}:zero_point", _zero(kind))]
-
-
-def _dequantize(builder: Builder, name: str) -> str:
-    """The float tensor of a node's codes."""
-    if name not in builder.dequantized:
-        inputs = [name, *_scale(builder, name, builder.graph.by_name[name].codes_of())]
-        builder.dequantized[name] = builder.add("DequantizeLinear", inputs, f"{name}:real")
-    return builder.dequantized[name]
-
-
-def _quantize(builder: Builder, real: str, node: Node) -> None:
-    """QuantizeLinear, and Clip where the codes use only a part of the byte."""
-    _clipped(builder, real, node, _scale(builder, node.name, node.codes_of())[0])
-
-
-def _clipped(builder: Builder, real: str, node: Node, scale: str) -> None:
-    """`_quantize` with a scale by name."""
-    y = node.codes_of()
-    low, high = y.qn + y.carrier_offset, y.qp + y.carrier_offset
-    inputs = [real, scale, builder.constant(f"{node.name}:zero_point", _zero(y))]
-    if (low, high) == (0, 255):
-        builder.add("QuantizeLinear", inputs, node.name)
-        return
-    byte = builder.add("QuantizeLinear", inputs, f"{node.name}:byte")
-    ends = [builder.constant(f":{end}", np.uint8(end)) for end in (low, high)]
-    builder.add("Clip", [byte, *ends], node.name)
 
 
 def _weight_bytes(weight: Weight, x: TensorType) -> tuple[np.ndarray, int]:
@@ -145,13 +122,24 @@ def _convolution(builder: Builder, node: Convolution) -> None:
 
 @LOWERINGS(Linear)
 def _linear(builder: Builder, node: Linear) -> None:
-    (x,) = builder.graph.input_types(node)
-    if len(node.shape_of()) > 1:
-        raise LowbitError(f"node {node.name!r}: ONNX's Gemm takes flat features, not {node.shape_of()}")
-    _write_layer(builder, node, x, "Gemm", {"transB": 1})
+    """A Gemm, which takes flat features: leading dimensions are moved into the batch and back, on bytes where there are bytes."""
+    (x,), (source,), shape = builder.graph.input_types(node), node.inputs, node.shape_of()
+    if len(shape) == 1:
+        _write_layer(builder, node, x, "Gemm", {"transB": 1})
+        return
+    flat = f"{source}:flat"
+    if flat not in builder.reshaped:
+        builder.reshape(source, known_shape(x)[-1:], flat)
+        builder.reshaped.add(flat)
+    made = replace(node, name=f"{node.name}:flat")
+    _write_layer(builder, made, x, "Gemm", {"transB": 1}, flat)
+    builder.reshape(made.name, shape, node.name)
 
 
-def _write_layer(builder: Builder, node: Layer, x: TensorType, operator: str, attributes: dict) -> None:
+def _write_layer(
+    builder: Builder, node: Layer, x: TensorType, operator: str, attributes: dict, source: str | None = None
+) -> None:
+    """The operator between DequantizeLinear and QuantizeLinear; `source` holds the input's codes in another shape."""
     codes, zero = _write_weight(builder, node, x)
     name, scale = f"{node.name}:weight", node.weight.scale.numpy()
     axis = {"axis": 0} if scale.ndim else {}
@@ -160,7 +148,7 @@ def _write_layer(builder: Builder, node: Layer, x: TensorType, operator: str, at
         builder.constant(f"{name}.zero_point", np.full(scale.shape, zero, zero.dtype)),
     ]
     inputs = [
-        _dequantize(builder, node.inputs[0]),
+        dequantize(builder, node.inputs[0], source),
         builder.add("DequantizeLinear", [codes, *scales], f"{name}.real", **axis),
     ]
     if node.bias is not None:
@@ -172,14 +160,14 @@ def _write_layer(builder: Builder, node: Layer, x: TensorType, operator: str, at
     real = node.name if isinstance(node.type, FloatType) else f"{node.name}:float"
     builder.add(operator, inputs, real, **attributes)
     if isinstance(node.type, TensorType):
-        _quantize(builder, real, node)
+        quantize(builder, real, node)
 
 
 def _write_float_convolution(builder: Builder, node: Convolution, x: TensorType) -> None:
     """ConvInteger, bias and scale as nodes: runtimes have no integer convolution with a float output to fuse to."""
     name, ones = node.name, (1,) * (node.weight.codes.ndim - 2)
     codes, zero = _write_weight(builder, node, x)
-    zeros = [_scale(builder, node.inputs[0], x)[1], builder.constant(f"{name}:weight.zero_point", np.asarray(zero))]
+    zeros = [grid(builder, node.inputs[0], x)[1], builder.constant(f"{name}:weight.zero_point", np.asarray(zero))]
     total = builder.add("ConvInteger", [node.inputs[0], codes, *zeros], f"{name}:sum", **conv_attributes(node))
     if node.bias is not None:
         bias = builder.constant(f"{name}:bias", node.bias.numpy().reshape(1, -1, *ones))
@@ -207,9 +195,9 @@ def _write_ones(builder: Builder, node: Node, kernel: list[int], attributes: dic
         builder.constant(f"{name}.zero_point", np.int8(0)),
     ]
     ones = builder.add("DequantizeLinear", inputs, f"{name}.real")
-    operands = [_dequantize(builder, node.inputs[0]), ones]
+    operands = [dequantize(builder, node.inputs[0]), ones]
     real = builder.add("Conv", operands, f"{node.name}:float", kernel_shape=kernel, group=channels, **attributes)
-    _quantize(builder, real, node)
+    quantize(builder, real, node)
 
 
 @LOWERINGS(Requantize)
@@ -237,61 +225,51 @@ def _write_table(builder: Builder, node: Node, x: TensorType, codes: Tensor) -> 
 
 @LOWERINGS(Quantize)
 def _write_input(builder: Builder, node: Quantize) -> None:
-    _quantize(builder, node.inputs[0], node)
+    quantize(builder, node.inputs[0], node)
 
 
 @LOWERINGS(Add)
 def _add(builder: Builder, node: Add) -> None:
-    reals = [_dequantize(builder, each) for each in node.inputs]
-    _quantize(builder, builder.add("Add", reals, f"{node.name}:float"), node)
+    quantize(builder, builder.add("Add", reals(builder, node), f"{node.name}:float"), node)
 
 
 @LOWERINGS(Multiply)
 def _multiply(builder: Builder, node: Multiply) -> None:
-    reals = [_dequantize(builder, each) for each in node.inputs]
-    _quantize(builder, builder.add("Mul", reals, f"{node.name}:float"), node)
+    quantize(builder, builder.add("Mul", reals(builder, node), f"{node.name}:float"), node)
 
 
 @LOWERINGS(GlobalAveragePool)
 def _global_average_pool(builder: Builder, node: GlobalAveragePool) -> None:
-    real = builder.add("GlobalAveragePool", [_dequantize(builder, node.inputs[0])], f"{node.name}:float")
-    _quantize(builder, real, node)
+    real = builder.add("GlobalAveragePool", [dequantize(builder, node.inputs[0])], f"{node.name}:float")
+    quantize(builder, real, node)
 
 
-@LOWERINGS(PadChannels)
-def _pad_channels(builder: Builder, node: PadChannels) -> None:
+@LOWERINGS(ZeroPadding)
+def _pad(builder: Builder, node: ZeroPadding) -> None:
     (source,), (x,) = node.inputs, builder.graph.input_types(node)
-    around = [0] * (len(node.shape_of()) - 1)
-    zero = builder.constant(f"{source}:zero_point", _zero(x))
-    sizes = builder.integers(f"{node.name}:pads", [0, node.before, *around, 0, node.after, *around])
+    zero = builder.constant(f"{source}:zero_point", zero_byte(x))
+    sizes = builder.integers(f"{node.name}:pads", pads(((0, 0), *node.sizes(known_shape(x)))))
     builder.add("Pad", [source, sizes, zero], node.name)
+
+
+@LOWERINGS(Constant)
+def _constant(builder: Builder, node: Constant) -> None:
+    """The bytes of one sample, repeated for the batch."""
+    codes = (node.codes + node.codes_of().carrier_offset).numpy().astype(np.uint8)[None]
+    builder.for_every_sample(builder.constant(f"{node.name}:codes", codes), codes.ndim, node.name)
 
 
 @LOWERINGS(Resample)
 def _resample(builder: Builder, node: Resample) -> None:
     (x,), (multiplier,) = builder.graph.input_types(node), node.multipliers(builder.graph.input_types(node))
-    total = resampled(builder, node, _steps(builder, node.inputs[0], x), x)
+    total = resampled(builder, node, steps(builder, node.inputs[0]), x)
     # Not of one dimension: ONNX Runtime would move a scalar into the MatMul before it.
-    factor = builder.constant(f"{node.name}:factor", multiplier.single.numpy().reshape(1, 1))
-    _clipped(builder, builder.add("Mul", [total, factor], f"{node.name}:scaled"), node, _one(builder))
+    accumulated(builder, total, multiplier.single.reshape(1, 1), node)
 
 
 @LOWERINGS(Elementwise)
 def _elementwise(builder: Builder, node: Elementwise) -> None:
     """Float operators on steps q − z, which DequantizeLinear and QuantizeLinear with scale 1 give and take."""
     types = builder.graph.input_types(node)
-    steps = [_steps(builder, name, x) for name, x in zip(node.inputs, types)]
-    _clipped(builder, node.in_floats(FloatOperators(builder, node), steps, types), node, _one(builder))
-
-
-def _one(builder: Builder) -> str:
-    return builder.constant(":one", np.float32(1))
-
-
-def _steps(builder: Builder, name: str, x: TensorType) -> str:
-    """The float tensor q − z of a node's codes."""
-    key = f"{name}:steps"
-    if key not in builder.dequantized:
-        inputs = [name, _one(builder), builder.constant(f"{name}:zero_point", _zero(x))]
-        builder.dequantized[key] = builder.add("DequantizeLinear", inputs, key)
-    return key
+    values = [steps(builder, *pair) for pair in zip(node.inputs, operands(builder, node))]
+    quantize_steps(builder, node.in_floats(FloatOperators(builder, node), values, types), node)

@@ -19,12 +19,12 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
-from lowbit.errors import LowbitError
 from lowbit.formats import pairs
 from lowbit.formats.onnx.builder import (
     Builder,
     FloatOperators,
     conv_attributes,
+    operands,
     pads,
     register_moves,
     resampled,
@@ -32,21 +32,25 @@ from lowbit.formats.onnx.builder import (
 )
 from lowbit.formats.qonnx import DOMAIN
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType
+from lowbit.formats.xnnpack import check_exact
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
 from lowbit.integer.ops import (
     Add,
     AveragePool,
+    Constant,
     Convolution,
     GlobalAveragePool,
     Linear,
     Lookup,
+    MatMul,
     Multiply,
-    PadChannels,
     Quantize,
+    Reduce,
     Requantize,
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
+from lowbit.integer.ops.pad import ZeroPadding
 from lowbit.integer.ops.resample import Resample
 
 OPSET = 13  # what QONNX's own transformations are written for
@@ -56,7 +60,7 @@ register_moves(LOWERINGS)
 
 def build(graph: Graph) -> ModelProto:
     """The checked model of a validated graph (fractional zero points allowed)."""
-    builder = Builder(graph)
+    builder = Builder(graph, opset=OPSET)
     for node in graph.nodes:
         LOWERINGS.of(node)(builder, node)
     outputs = []
@@ -124,8 +128,6 @@ def _bias(builder: Builder, node: Layer) -> list[str]:
 
 @LOWERINGS(Linear)
 def _linear(builder: Builder, node: Linear) -> None:
-    if len(node.shape_of()) > 1:
-        raise LowbitError(f"node {node.name!r}: QONNX's readers take flat features, not {node.shape_of()}")
     weight = _weight(builder, node, node.weight.codes.numpy().astype(np.float32).T)
     bias, total = _bias(builder, node), f"{node.name}:sum"
     builder.add("MatMul", [node.inputs[0], weight], total)
@@ -183,16 +185,48 @@ def _change_grid(builder: Builder, node: Requantize) -> None:
     _requantize(builder, node.inputs[0], node.multipliers(types)[0].single, node)
 
 
-@LOWERINGS(PadChannels)
-def _pad_channels(builder: Builder, node: PadChannels) -> None:
-    around = [0] * (len(node.shape_of()) - 1)
-    sizes = builder.integers(f"{node.name}:pads", [0, node.before, *around, 0, node.after, *around])
+@LOWERINGS(ZeroPadding)
+def _pad(builder: Builder, node: ZeroPadding) -> None:
+    (x,) = builder.graph.input_types(node)
+    sizes = builder.integers(f"{node.name}:pads", pads(((0, 0), *node.sizes(known_shape(x)))))
     builder.add("Pad", [node.inputs[0], sizes], node.name)
+
+
+@LOWERINGS(Constant)
+def _constant(builder: Builder, node: Constant) -> None:
+    y = node.codes_of()
+    steps = builder.constant(
+        f"{node.name}:constant", node.codes.numpy().astype(np.float32)[None] - np.float32(y.zero_point)
+    )
+    _quant(builder, builder.for_every_sample(steps, node.codes.ndim + 1, f"{node.name}:repeated"), node.name, y)
+
+
+@LOWERINGS(Reduce)
+def _reduce(builder: Builder, node: Reduce) -> None:
+    types = builder.graph.input_types(node)
+    check_exact(node, types)
+    axes = builder.integers(f"{node.name}:axes", list(node.axes))
+    total = builder.add("ReduceSum", [node.inputs[0], axes], f"{node.name}:sum", keepdims=int(node.keepdim))
+    _requantize(builder, total, node.multipliers(types)[0].single, node)
+
+
+@LOWERINGS(MatMul)
+def _matrix_product(builder: Builder, node: MatMul) -> None:
+    types = builder.graph.input_types(node)
+    check_exact(node, types)
+    total, factor = (
+        builder.add("MatMul", operands(builder, node), f"{node.name}:sum"),
+        node.multipliers(types)[0].single,
+    )
+    if isinstance(node.type, FloatType):
+        builder.add("Mul", [total, builder.constant(f"{node.name}:accumulator.scale", factor.numpy())], node.name)
+    else:
+        _requantize(builder, total, factor, node)
 
 
 @LOWERINGS(Elementwise)
 def _elementwise(builder: Builder, node: Elementwise) -> None:
-    real = node.in_floats(FloatOperators(builder, node), list(node.inputs), builder.graph.input_types(node))
+    real = node.in_floats(FloatOperators(builder, node), operands(builder, node), builder.graph.input_types(node))
     _rounded_quant(builder, real, node)
 
 
@@ -234,7 +268,7 @@ def _write_add(builder: Builder, node: Add) -> None:
             return
     scaled = [
         builder.add("Mul", [each, builder.constant(f"{name}:factor_{side}", factor.numpy())], f"{name}:scaled_{side}")
-        for side, each, factor in zip("ab", node.inputs, factors)
+        for side, each, factor in zip("ab", operands(builder, node), factors)
     ]
     _quant(builder, builder.add("Add", scaled, f"{name}:sum"), name, y)
 
@@ -254,7 +288,7 @@ def _write_multiply(builder: Builder, node: Multiply) -> None:
         if factors is None:
             _pair_table(builder, node, a, b, expected.numpy())
             return
-    total = builder.add("Mul", list(node.inputs), f"{name}:product")
+    total = builder.add("Mul", operands(builder, node), f"{name}:product")
     real = builder.add("Mul", [total, builder.constant(f"{name}:factor", factors[0].numpy())], f"{name}:scaled")
     _quant(builder, real, name, y)
 
@@ -262,7 +296,7 @@ def _write_multiply(builder: Builder, node: Multiply) -> None:
 def _pair_table(builder: Builder, node: Node, a: TensorType, b: TensorType, codes: np.ndarray) -> None:
     """The output code of every pair of input codes, by a Gather: exact where no float factors are."""
     name, y, rows = node.name, node.codes_of(), []
-    for side, each, kind, size in zip("ab", node.inputs, (a, b), (codes.shape[1], 1)):
+    for side, each, kind, size in zip("ab", operands(builder, node), (a, b), (codes.shape[1], 1)):
         shift = builder.constant(f"{name}:shift_{side}", np.float32(kind.zero_point - kind.qn))
         place = builder.add("Add", [each, shift], f"{name}:place_{side}")
         stride = builder.constant(f"{name}:stride_{side}", np.float32(size))

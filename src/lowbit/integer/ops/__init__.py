@@ -10,20 +10,25 @@ from lowbit.integer.ops.add import Add
 from lowbit.integer.ops.average_pool import AveragePool
 from lowbit.integer.ops.channel_shuffle import ChannelShuffle
 from lowbit.integer.ops.concatenate import Concatenate
+from lowbit.integer.ops.constant import Constant
 from lowbit.integer.ops.convolution import Convolution
+from lowbit.integer.ops.expand import Expand
 from lowbit.integer.ops.global_average_pool import GlobalAveragePool
 from lowbit.integer.ops.index_select import IndexSelect
 from lowbit.integer.ops.linear import Linear
 from lowbit.integer.ops.linear_resize import LinearResize
 from lowbit.integer.ops.lookup import Lookup
+from lowbit.integer.ops.matmul import MatMul
 from lowbit.integer.ops.max_pool import MaxPool
 from lowbit.integer.ops.multiply import Multiply
-from lowbit.integer.ops.pad_channels import PadChannels
+from lowbit.integer.ops.pad import Pad, PadChannels
 from lowbit.integer.ops.quantize import Quantize
+from lowbit.integer.ops.reduce import Extremum, Reduce
 from lowbit.integer.ops.requantize import Requantize
 from lowbit.integer.ops.reshape import Reshape
 from lowbit.integer.ops.slice import Slice
 from lowbit.integer.ops.subtract import Subtract
+from lowbit.integer.ops.transpose import Transpose
 from lowbit.integer.ops.uneven_average_pool import UnevenAveragePool
 from lowbit.integer.ops.upsample import Upsample
 
@@ -31,8 +36,8 @@ OPERATIONS: dict[str, type[Node]] = {
     kind.__name__: kind
     for kind in (
         Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
-        GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample,
-        IndexSelect, UnevenAveragePool, LinearResize,
+        GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample, MatMul, Transpose, Expand, IndexSelect, Pad,
+        Constant, Reduce, Extremum, UnevenAveragePool, LinearResize,
     )
 }  # fmt: skip
 """Every operation there is, by name: what a file may contain."""

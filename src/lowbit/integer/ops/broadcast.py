@@ -1,22 +1,30 @@
-"""Which shapes operations on two tensors take."""
+"""Operands of different shapes: the smaller ones are repeated, as torch does it, the batch being a dimension of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Shape
 
 
-def second_like_first(shapes: Sequence[Shape]) -> Shape:
-    """The first shape, which the second equals or has the channels of: (C, 1, …). Raises LowbitError otherwise."""
-    a, b = shapes
-    if b not in (a, (a[0],) + (1,) * (len(a) - 1)):
-        raise LowbitError(f"inputs of shapes {a} and {b}; the second is equal or (channels, 1, …)")
-    return a
+def broadcast_shape(shapes: Sequence[Shape]) -> Shape:
+    """The shape that all of these are repeated to: counted from the last dimension, sizes are equal or 1. Raises LowbitError for
+    shapes that do not fit.
+    """
+    rank = max(map(len, shapes))
+    whole = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
+    sizes = [{size for size in column if size != 1} or {1} for column in zip(*whole)]
+    if any(len(found) > 1 for found in sizes):
+        raise LowbitError(
+            f"inputs of shapes {' and '.join(map(str, shapes))}; counted from the last dimension, sizes must be equal or 1"
+        )
+    return tuple(min(found) for found in sizes)
 
 
-def either_like_other(shapes: Sequence[Shape]) -> Shape:
-    """The larger of two shapes that `second_like_first` takes in one order or the other."""
-    a, b = shapes
-    return second_like_first((b, a) if len(a) == len(b) and all(size == 1 for size in a[1:]) else (a, b))
+def aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors (batch, …) with as many dimensions each as the largest has, by dimensions of size 1 behind the batch."""
+    rank = max(x.ndim for x in tensors)
+    return [x if x.ndim == rank else x.reshape(len(x), *[1] * (rank - x.ndim), *x.shape[1:]) for x in tensors]

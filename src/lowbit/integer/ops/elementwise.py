@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowbit.integer.arithmetic import f32, steps_of, to_codes
 from lowbit.integer.graph import Node, TensorType
+from lowbit.integer.ops.broadcast import aligned
 from lowbit.integer.roundings import Rounding
 
 Value = TypeVar("Value")
@@ -60,10 +61,11 @@ class Elementwise(Node):
         raise NotImplementedError
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
+        operands = aligned(inputs)
         if rounding.name == "float":
-            steps = [x.to(torch.float32) - t.zero_point for x, t in zip(inputs, types)]
+            steps = [x.to(torch.float32) - t.zero_point for x, t in zip(operands, types)]
             return to_codes(self.in_floats(_Tensors(), steps, types).round(), self.codes_of())
-        return self.in_integers([steps_of(x, t) for x, t in zip(inputs, types)], types, rounding)
+        return self.in_integers([steps_of(x, t) for x, t in zip(operands, types)], types, rounding)
 
     def in_integers(self, steps: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         """The codes in any other rounding; by default the weighted sum of the inputs with the node's multipliers."""

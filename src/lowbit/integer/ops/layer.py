@@ -20,7 +20,7 @@ from lowbit.integer.arithmetic import (
 from lowbit.integer.costs import Work
 from lowbit.integer.graph import FloatType, Int32, Node, TensorType, Weight, reach
 from lowbit.integer.roundings import Rounding
-from lowbit.integer.settings import float32_products_are_exact
+from lowbit.integer.settings import exact_dtype
 
 Index = tuple[slice, ...]
 """A part of a tensor, the batch included."""
@@ -35,9 +35,8 @@ class Layer(Node):
     s_x · s_w[o] / s_y in float64.
 
     The sum of products runs through a floating-point matrix product, because integer ones are ten times slower in torch; it
-    is exact all the same: every factor is an integer and every partial sum is at most `accumulator_bound`, so float32 holds
-    each one exactly when the bound is below 2^24 (and products do not run at reduced
-    precision on request), and float64 always does (the bound is below 2^31).
+    is exact all the same: every factor is an integer and every partial sum is at most `accumulator_bound`, which
+    `settings.exact_dtype` makes the type for.
 
     Attributes:
         weight: codes and scale.
@@ -80,9 +79,7 @@ class Layer(Node):
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         (x,), (kind,) = inputs, types
-        exact32 = float32_products_are_exact() and self.accumulator_bound(types) < 1 << 24
-        dtype = torch.float32 if exact32 else torch.float64
-        (multiplier,) = self.multipliers(types)
+        dtype, (multiplier,) = exact_dtype(self.accumulator_bound(types)), self.multipliers(types)
         axis, floats = self.channel_axis, isinstance(self.type, FloatType)
         shape, y = (len(x), *self.shape_of()), None
         for place, total in self.sums(x, kind, dtype):
@@ -99,7 +96,7 @@ class Layer(Node):
         assert y is not None
         return y
 
-    def work(self) -> Work:
+    def work(self, inputs: Sequence[TensorType]) -> Work:
         weight, biases = self.weight, 0 if self.bias is None else self.bias.numel()
         packed = -(-weight.codes.numel() * weight.bits // 8)
         return Work(

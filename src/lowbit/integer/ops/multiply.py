@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lowbit.integer.arithmetic import Multiplier, code_dtype, product_multiplier, steps_of
 from lowbit.integer.graph import Node, Shape, TensorType, reach
-from lowbit.integer.ops.broadcast import second_like_first
+from lowbit.integer.ops.broadcast import aligned, broadcast_shape
 from lowbit.integer.roundings import Rounding
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Multiply(Node):
-    """Product of two code tensors of equal shape, or per channel: the second (C, 1, …), a squeeze-and-excite gate.
+    """Product of two code tensors whose shapes broadcast: a squeeze-and-excite gate is (C, 1, 1).
 
     n = (a − z_a) · (b − z_b),  M = f(f(s_a · s_b) / s_y)
     float   u_y = clip(rint(f(f(f(n) · M) + ζ_y)))    on bytes: ζ_y is added before rounding
@@ -28,7 +28,7 @@ class Multiply(Node):
     arity: ClassVar[int | None] = 2
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
-        return second_like_first(shapes)
+        return broadcast_shape(shapes)
 
     def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:
         return reach(inputs[0]) * reach(inputs[1])
@@ -37,7 +37,7 @@ class Multiply(Node):
         return [product_multiplier(inputs[0], inputs[1], self.codes_of())]
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
-        a, b = (steps_of(x, t) for x, t in zip(inputs, types))
+        a, b = (steps_of(x, t) for x, t in zip(aligned(inputs), types))
         if rounding.name == "float":
             return self.rounded_product(a * b, types)
         return rounding.requantize(a * b, self.multipliers(types)[0], self.codes_of())
