@@ -48,7 +48,7 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
 
 
 def executed(
-    node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding, samples: int
+    node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding, samples: int = 1
 ) -> Tensor:
     """`Node.execute`, block by block of a large tensor: floats and int32 take several times the memory of the codes. What has no
     input is the same for all `samples`.
