@@ -133,7 +133,7 @@ def test_differences(folder, b) -> None:
     assert_equal(b.graph(), over_the_range(b, 40), folder)
 
 
-REFUSED = "three dimensions|repeat the constant|flat features|only below 16777216|two summands|256|−128"
+REFUSED = "two spatial dimensions|repeat the constant|flat features|only below 16777216|two summands|256|−128"
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

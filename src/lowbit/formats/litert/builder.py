@@ -14,7 +14,7 @@ from ai_edge_litert.schema_py_generated import TensorType as Type
 
 from lowbit.formats.registry import Lowerings
 from lowbit.formats.xnnpack import carrier, zero_byte
-from lowbit.integer.graph import Graph, Node, Pads, Shape, TensorType, known_shape
+from lowbit.integer.graph import Graph, Node, Pads, Shape, TensorType
 from lowbit.integer.ops import Constant
 
 _TYPES: dict[np.dtype, int] = {
@@ -213,17 +213,14 @@ class Builder:
             )
         return self._plain[tensor]
 
-    def aligned(self, node: Node, tensors: Sequence[int]) -> list[int]:
-        """Tensors of the node's inputs, in the layout of shapes with equal numbers of dimensions (`Builder.operands` of ONNX)."""
-        shapes = [known_shape(kind) for kind in self.graph.input_types(node)]
-        rank, found = max(map(len, shapes)), []
-        for name, shape, tensor in zip(node.inputs, shapes, tensors):
-            if len(shape) < rank:
-                whole, place = (1,) * (rank - len(shape)) + shape, f"{node.name}:{name}"
-                flat = self.reshape(self.plain(name, tensor), self.like(tensor, f"{place}:aligned{tensor}", whole))
-                tensor = self.channels_last(flat, f"{place}:layout{tensor}", whole)
-            found.append(tensor)
-        return found
+    def aligned(self, node: Node, name: str, tensor: int) -> int:
+        """The tensor of one of a node's inputs in the layout of a shape with as many dimensions as the node's tensor has."""
+        rank, shape = len(node.shape_of()), self.graph.by_name[name].shape_of()
+        if len(shape) == rank:
+            return tensor
+        whole, place = (1,) * (rank - len(shape)) + shape, f"{node.name}:{name}"
+        flat = self.reshape(self.plain(name, tensor), self.like(tensor, f"{place}:aligned{tensor}", whole))
+        return self.channels_last(flat, f"{place}:layout{tensor}", whole)
 
     def channels_first(self, x: int, name: str, shape: Shape) -> int:
         """x, of the layout of `shape`, in the order of axes of `shape` itself."""

@@ -328,14 +328,14 @@ def _take(builder: Builder, node: Take) -> None:
 # ---------------------------------------------------------------- float operators
 
 
-def _aligned_steps(builder: Builder, node: Node) -> list[int]:
-    """The steps q − z of a node's inputs, in layouts that broadcast."""
-    return builder.aligned(node, [builder.steps(name) for name in node.inputs])
+def _aligned_steps(builder: Builder, node: Node, name: str) -> int:
+    """The steps q − z of one of a node's inputs, in a layout that broadcasts."""
+    return builder.aligned(node, name, builder.steps(name))
 
 
 @LOWERINGS(Elementwise)
 def _elementwise(builder: Builder, node: Elementwise) -> None:
-    steps, types = _aligned_steps(builder, node), builder.graph.input_types(node)
+    types, steps = builder.graph.input_types(node), [_aligned_steps(builder, node, name) for name in node.inputs]
     builder.quantize(node, node.in_floats(FloatOperators(builder, node), steps, types))
 
 
@@ -346,8 +346,8 @@ def _addition(builder: Builder, node: Add) -> None:
         _sum_table(builder, node)
         return
     parts = []
-    for number, (steps, factor) in enumerate(zip(_aligned_steps(builder, node), factors)):
-        by = builder.constant(factor.numpy().reshape(1))
+    for number, (name, factor) in enumerate(zip(node.inputs, factors)):
+        steps, by = _aligned_steps(builder, node, name), builder.constant(factor.numpy().reshape(1))
         parts.append(builder.binary(Operator.MUL, steps, by, f"{node.name}:part{number}"))
     a, b = parts
     builder.quantize(node, builder.binary(Operator.ADD, a, b, f"{node.name}:sum"))
@@ -359,7 +359,7 @@ def _sum_table(builder: Builder, node: Add) -> None:
     codes = np.zeros((256, 256), np.int8)
     rows, columns = (slice(t.qn + t.carrier_offset, t.qp + t.carrier_offset + 1) for t in (a, b))
     codes[rows, columns] = (pairs.sums(node, a, b) + xnnpack.carrier(y)).numpy().astype(np.int8)
-    operands = builder.aligned(node, builder.inputs(node))
+    operands = [builder.aligned(node, name, builder.values[name]) for name in node.inputs]
     first, second = (builder.index(node, x, number) for number, x in enumerate(operands))
     high = builder.tensor(f"{node.name}:high", builder.shape(first), Type.INT32)
     builder.add(Operator.MUL, [first, builder.integers([256])], high, schema.MulOptionsT())
@@ -375,7 +375,7 @@ def _product(builder: Builder, node: Multiply) -> None:
     y, (multiplier,) = node.codes_of(), node.multipliers(builder.graph.input_types(node))
     zero = np.array([y.zero_point + y.carrier_offset], np.float32)
     m = builder.constant(multiplier.single.numpy().reshape(1))
-    a, b = _aligned_steps(builder, node)
+    a, b = (_aligned_steps(builder, node, name) for name in node.inputs)
     n = builder.binary(Operator.MUL, a, b, f"{node.name}:product")
     total = builder.binary(Operator.MUL, n, m, f"{node.name}:scaled")
     total = builder.binary(Operator.ADD, total, builder.constant(zero), f"{node.name}:total")
