@@ -70,9 +70,7 @@ def build(graph: Graph) -> bytes:
     builder = Builder(graph)
     for node in graph.nodes:
         if len(node.shape_of()) > 3:
-            raise LowbitError(
-                f"node {node.name!r}: LiteRT's file holds tensors of three dimensions, not {node.shape_of()}"
-            )
+            raise LowbitError(f"node {node.name!r}: LiteRT's file holds one and two spatial dimensions, not three")
         LOWERINGS.of(node)(builder, node)
     return builder.done()
 
