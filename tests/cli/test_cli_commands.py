@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ import lowbit.report
 import lowbit.train
 from lowbit import models
 from lowbit.cli.main import COMMANDS, main
+from lowbit.data import eval_loader
+from lowbit.files import sha256
+from lowbit.models import trained
 from lowbit.recipes import RECIPES
 from lowbit.report import read_run
 from lowbit.train import TrainConfig
@@ -63,6 +67,48 @@ def test_train_and_eval(float_run: str, tmp_path: Path, capsys) -> None:
     assert "W3A3 by lsq+" in capsys.readouterr().out
     assert main(["eval", folder, "--checkpoint", "last"]) == 0
     assert f"test accuracy {read_run(folder).final['test_accuracy']:.2f} %" in capsys.readouterr().out
+
+
+def test_eval_of_an_integer_network(float_run: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    run, other = str(tmp_path / "low"), str(tmp_path / "other.safetensors")
+    arguments = ["--bits", "3", "--init", float_run, "--quantization.integer-only", "--no-compile", "--output", run]
+    assert main(["train", "digits-cnn", *arguments, *QUICK]) == 0
+    test = eval_loader(replace(config_of(run).data, path="sklearn:digits"))
+    for suffix, format in (("safetensors", "lowbit"), ("json", "json")):
+        file = str(tmp_path / f"net.{suffix}")
+        assert main(["export", run, "--format", format, "--file", file, "--images", "16"]) == 0
+        network = models.load(file)
+        right = sum(int((network(x).argmax(1) == labels).sum()) for x, labels in test)
+        capsys.readouterr()
+        assert main(["eval", file, "--data", "sklearn:digits"]) == 0
+        assert f"{file} (integers): test accuracy {100 * right / test.num_images:.2f} %" in capsys.readouterr().out
+        assert main(["eval", file]) == 2
+        assert "name the images with --data" in capsys.readouterr().err
+    assert network.about["trained"] == {
+        "recipe": "digits-cnn", "network": "digits-cnn", "epochs": 1, "seed": 0, "weights": 3, "activations": 3,
+        "method": "lsq",
+    }  # fmt: skip
+    assert "sklearn" not in json.dumps(network.about)  # no place of the machine that trained it
+
+    network.described({}).save(other)
+    assert main(["eval", other, "--data", "sklearn:digits"]) == 2
+    assert "does not say what its images are read as" in capsys.readouterr().err
+    network.described({"images": {**network.about["images"], "image_size": 9}}).save(other)
+    assert main(["eval", other, "--data", "sklearn:digits"]) == 2
+    assert "images of 1x9x9 in 10 classes, but the network takes 1x8x8 in 10" in capsys.readouterr().err
+    network.described({"images": {"means": 1}}).save(other)
+    assert main(["eval", other, "--data", "sklearn:digits"]) == 2
+    assert "data.means: no such field" in capsys.readouterr().err
+
+    monkeypatch.setattr(trained, "_FOLDER", tmp_path)
+    monkeypatch.setitem(models.SHIPPED, "net", models.Shipped(sha256(tmp_path / "net.safetensors"), 0.0, "", ""))
+    x, _ = next(iter(test))
+    assert torch.equal(models.load("net")(x), network(x))
+    assert main(["eval", "net", "--data", "sklearn:digits"]) == 0
+    assert "net (integers): test accuracy" in capsys.readouterr().out
+    shutil.copyfile(other, tmp_path / "net.safetensors")
+    assert main(["eval", "net", "--data", "sklearn:digits"]) == 2
+    assert "not the file that came with lowbit" in capsys.readouterr().err
 
 
 def dry_run(capsys, *arguments: str) -> tuple[dict, str]:

@@ -13,11 +13,14 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.format_graphs import two_inputs_and_two_outputs
 from tests.integer_graphs import GraphBuilder, every_operation, resnet_like
 
 from lowbit.errors import LowbitError
+from lowbit.formats import json as json_format
 from lowbit.integer import file
 from lowbit.integer.graph import Graph
+from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.run import run
 
 
@@ -107,6 +110,34 @@ def parts(data: bytes) -> tuple[dict, dict]:
     return tensors, header["graph"]
 
 
+ABOUT = {"images": {"mean": [0.5], "augment": "cifar"}, "trained": {"epochs": 3, "test": 81.25, "of": None}}
+
+
+@pytest.mark.parametrize(("write", "load"), [(file.save, file.load), (json_format.write, json_format.load)])
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_what_a_network_says_of_itself_is_kept(tmp_path, write, load, inputs):
+    network = IntegerNetwork(resnet_like(0).graph() if inputs == 1 else two_inputs_and_two_outputs().graph())
+    assert network.about == {}
+    path = tmp_path / "network"
+    write(network.described(ABOUT).graph, path)
+    again = load(path)
+    assert IntegerNetwork(again).about == ABOUT and [n.name for n in again.nodes] == [
+        n.name for n in network.graph.nodes
+    ]
+    altered = path.read_bytes().replace(b"81.25", b"91.25")
+    path.write_bytes(altered)
+    with pytest.raises(LowbitError, match="the checksum does not fit"):
+        load(path)
+
+
+@pytest.mark.parametrize("about", [{"x": float("nan")}, {1: 2}, {"x": {1, 2}}, {"x": (1, 2)}])
+def test_what_is_no_json_is_not_said(tmp_path, about):
+    network = IntegerNetwork(resnet_like(0).graph()).described(about)
+    with pytest.raises(LowbitError, match=r"\(about\) is no object of plain JSON"):
+        network.save(tmp_path / "network")
+    assert not (tmp_path / "network").exists()
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(LowbitError, match=r"nowhere.*cannot be read"):
         file.load(tmp_path / "nowhere")
@@ -114,8 +145,8 @@ def test_missing_file(tmp_path):
 
 def test_newer_version(tmp_path):
     tensors, described = parts(saved(resnet_like(0), tmp_path)[1])
-    with pytest.raises(LowbitError, match="version 3, this lowbit reads up to 2: install a newer"):
-        load_bytes(signed(tensors, described, format_version=3), tmp_path)
+    with pytest.raises(LowbitError, match="version 4, this lowbit reads up to 3: install a newer"):
+        load_bytes(signed(tensors, described, format_version=4), tmp_path)
 
 
 def test_other_safetensors_file(tmp_path):

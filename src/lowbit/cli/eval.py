@@ -1,20 +1,36 @@
-"""`lowbit eval`: the test accuracy of a run."""
+"""`lowbit eval`: the test accuracy of a run, or of an integer network in a file."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lowbit.cli.options import Parser
+from lowbit.errors import LowbitError
 
 
 def run(argv: list[str]) -> int:
-    parser = Parser(prog="lowbit eval", description="Test accuracy of a run.")
-    parser.add_argument("run", metavar="RUN", help="the run folder")
-    parser.add_argument("--data", metavar="PATH", help="where the data set is, if not where it was in training")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
+    parser = Parser(prog="lowbit eval", description="Test accuracy of a run, or of an integer network.")
+    parser.add_argument(
+        "what",
+        metavar="RUN|FILE|NAME",
+        help="the run folder; a file that `lowbit export --format lowbit` (or json) wrote; or a network of lowbit.models.load",
+    )
+    parser.add_argument(
+        "--data", metavar="PATH", help="where the data set is; for a run only if it isn't where it was in training"
+    )
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run; default: best")
     options = parser.parse(argv)
 
-    from lowbit import processes, train
+    from lowbit import models, processes, train
 
-    loss, accuracy = train.evaluate_run(options.run, checkpoint=options.checkpoint, data=options.data)
+    if Path(options.what).is_file() or (options.what in models.SHIPPED and not Path(options.what).exists()):
+        if options.data is None:
+            raise LowbitError(f"{options.what}: name the images with --data")
+        what = f"{options.what} (integers)"
+        loss, accuracy = train.evaluate_network(models.load(options.what), options.data)
+    else:
+        what = f"{options.what} ({options.checkpoint})"
+        loss, accuracy = train.evaluate_run(options.what, checkpoint=options.checkpoint, data=options.data)
     if processes.rank() == 0:
-        print(f"{options.run} ({options.checkpoint}): test accuracy {accuracy:.2f} %, loss {loss:.4f}")
+        print(f"{what}: test accuracy {accuracy:.2f} %, loss {loss:.4f}")
     return 0

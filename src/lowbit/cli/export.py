@@ -57,6 +57,7 @@ def _export(options: argparse.Namespace, path: Path) -> int:
     model, config = train.load(options.run, options.checkpoint)
     batches = list(test_batches(config, model, options.data, options.images))
     network = deployment.to_integer(model, batches[0][0], allow_diverged=options.allow_diverged)
+    network = network.described(train.about(config))
     report = deployment.export(network, path, options.format, batches=batches)
     print(network.summary())
     print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")

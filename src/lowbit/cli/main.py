@@ -18,7 +18,7 @@ _LONG_ENOUGH = 10.0
 # name: (module with `run(argv) -> int`, what the overview says). Modules are imported when their command is called.
 COMMANDS = {
     "train": ("lowbit.cli.train", "train a recipe, or continue a run"),
-    "eval": ("lowbit.cli.eval", "test accuracy of a run"),
+    "eval": ("lowbit.cli.eval", "test accuracy of a run, or of an integer network"),
     "export": ("lowbit.cli.export", "write a run as an integer network, verified"),
     "verify": ("lowbit.cli.verify", "compare a run, its integer form and an exported file, code by code"),
     "recipes": ("lowbit.cli.recipes", "list the recipes, with their published figures"),

@@ -7,6 +7,7 @@ How a field of an operation is described and read back follows from its annotati
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from lowbit.integer.limits import INDICES_MAX
 from lowbit.integer.ops import OPERATIONS
 from lowbit.integer.validate import check_count, validate
 
-VERSION = 2
+VERSION = 3
 _RANK_MAX = 8  # dimensions of any tensor
 
 
@@ -54,11 +55,14 @@ class Tensors:
 def describe(graph: Graph, tensors: Tensors) -> tuple[int, dict[str, Any]]:
     """(version, description) of a validated graph; its tensors are put into `tensors`."""
     nodes = [_describe(node, tensors) for node in graph.nodes]
+    inputs = {name: list(shape) for name, shape in graph.inputs.items()}
+    described = {"inputs": inputs, "outputs": list(graph.outputs), "nodes": nodes}
+    if graph.about:
+        return 3, {"about": _about(dict(graph.about)), **described}
     if len(graph.inputs) == len(graph.outputs) == 1:
         ((name, shape),) = graph.inputs.items()
         return 1, {"input": name, "input_shape": list(shape), "output": graph.outputs[0], "nodes": nodes}
-    inputs = {name: list(shape) for name, shape in graph.inputs.items()}
-    return 2, {"inputs": inputs, "outputs": list(graph.outputs), "nodes": nodes}
+    return 2, described
 
 
 def checked_version(value: Any) -> int:
@@ -80,6 +84,7 @@ def read(version: int, description: Any, tensors: Tensors) -> Graph:
         LowbitError: naming what is missing, of another kind or too much; and what `validate` raises.
     """
     keys = {"input", "input_shape", "output"} if version == 1 else {"inputs", "outputs"}
+    keys |= {"about"} if version == 3 else set()
     described = mapping(description, "the graph", keys | {"nodes"})
     if not isinstance(described["nodes"], list):
         raise LowbitError("the graph's nodes are not a list")
@@ -97,7 +102,18 @@ def read(version: int, description: Any, tensors: Tensors) -> Graph:
             raise LowbitError("the graph's inputs are no shapes by name")
         inputs = {name: _integers(shape, f"input {name!r}") for name, shape in described["inputs"].items()}
         outputs = _list(described["outputs"], "outputs", _string)
-    return validate(Graph(inputs=inputs, nodes=nodes, outputs=outputs))
+    return validate(Graph(inputs=inputs, nodes=nodes, outputs=outputs, about=_about(described.get("about", {}))))
+
+
+def _about(value: Any) -> dict[str, Any]:
+    """What a graph says of itself. Raises LowbitError where it is no object of plain JSON."""
+    try:
+        same = isinstance(value, dict) and json.loads(json.dumps(value, allow_nan=False)) == value
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
+        raise LowbitError("what the graph says of itself (about) is no object of plain JSON")
+    return value
 
 
 def _describe(node: Node, tensors: Tensors) -> dict[str, Any]:

@@ -224,11 +224,14 @@ class Graph:
         inputs: the shape of every float input, without the batch, by name.
         nodes: in an order in which every input of a node is computed before it.
         outputs: names of the nodes whose tensors are the result, in order.
+        about: what is known of the network beside what it computes, as JSON has it: what its images are read as, and
+            what it came from. The files that keep it say so.
     """
 
     inputs: Mapping[str, Shape]
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
     by_name: dict[str, Node] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

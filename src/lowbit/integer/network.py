@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +60,19 @@ class IntegerNetwork:
         float32.
         """
         return dict(run(self.graph, x, requantize))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the network's file says of it: under "images" what images are read as, under "trained" what it came from."""
+        return dict(self.graph.about)
+
+    def described(self, about: Mapping[str, Any]) -> IntegerNetwork:
+        """The same network, which says this of itself.
+
+        Args:
+            about: plain JSON; the formats "lowbit" and "json" keep it.
+        """
+        return IntegerNetwork(replace(self.graph, about=dict(about)), self.proof)
 
     def costs(self) -> list[costs.LayerCost]:
         """Bits, bytes, multiply-accumulates and bit operations of every node, per sample."""

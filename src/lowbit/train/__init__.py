@@ -1,6 +1,6 @@
 """Training from a config to a run folder, and back from the folder to the network."""
 
-from lowbit.train.build import load
+from lowbit.train.build import about, load
 from lowbit.train.config import (
     DataConfig,
     ModelConfig,
@@ -9,7 +9,7 @@ from lowbit.train.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from lowbit.train.evaluation import evaluate_run
+from lowbit.train.evaluation import evaluate_network, evaluate_run
 from lowbit.train.loop import run
 from lowbit.train.state import Result
 
@@ -21,6 +21,8 @@ __all__ = [
     "Result",
     "ScheduleConfig",
     "TrainConfig",
+    "about",
+    "evaluate_network",
     "evaluate_run",
     "load",
     "run",

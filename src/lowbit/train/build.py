@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -96,6 +97,16 @@ def check_record(weights: Path, config: TrainConfig) -> None:
         raise LowbitError(
             f"{weights}: a checkpoint of {'; of '.join(changed[:3])}{more}. Put the run's config.json back as training wrote it"
         )
+
+
+def about(config: TrainConfig) -> dict[str, Any]:
+    """What the file of an integer network says of the run it is from: what its images are read as, and how it was trained."""
+    images = ("augment", "image_size", "channels", "mean", "std")
+    trained = {"recipe": config.recipe, "network": config.model.name, "epochs": config.epochs, "seed": config.seed}
+    if config.quantization is not None:
+        trained |= {name: getattr(config.quantization, name) for name in ("weights", "activations", "method")}
+    # By way of JSON, in which tuples are lists.
+    return json.loads(json.dumps({"images": {name: getattr(config.data, name) for name in images}, "trained": trained}))
 
 
 def load(folder: str | Path, checkpoint: Which = "best") -> tuple[nn.Module, TrainConfig]:

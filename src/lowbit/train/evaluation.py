@@ -1,4 +1,4 @@
-"""Loss and accuracy of a network on images, and of a run's checkpoint."""
+"""Loss and accuracy on images: of a network, of a run's checkpoint, and of an integer network."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lowbit.data import Loader, eval_loader
 from lowbit.errors import LowbitError
+from lowbit.integer.network import IntegerNetwork
 from lowbit.processes import agreed, named
 from lowbit.train.build import load
 from lowbit.train.checkpoint import Which
 from lowbit.train.checks import check_test
+from lowbit.train.config import TrainConfig
 from lowbit.train.machine import determinism, loader_place, make_accelerator, move
 
 
@@ -73,3 +75,55 @@ def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | 
             error.everywhere = True
             raise error
         return loss, accuracy
+
+
+def evaluate_network(network: IntegerNetwork, data: str) -> tuple[float, float]:
+    """(loss, accuracy in percent) of an integer network on test images, read as its file says (`about["images"]`).
+
+    Raises:
+        LowbitError: the file doesn't say it, the network is no classifier of one image, or the data is unusable or of other
+            classes or another shape.
+    """
+    with named():
+        with agreed():
+            config = _images_of(network, data)
+            accelerator = make_accelerator(config)
+            test = eval_loader(config.data, **loader_place(accelerator))
+            _check_takes(network, test, data)
+        return evaluate(_Reference(network), test, accelerator, torch.contiguous_format)
+
+
+class _Reference(nn.Module):
+    """An integer network where a module is wanted. It computes on the CPU."""
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.network(images.cpu().float())
+        assert isinstance(found, Tensor)  # of one output, see `_check_takes`
+        return found.to(images.device)
+
+
+def _images_of(network: IntegerNetwork, data: str) -> TrainConfig:
+    images = network.about.get("images")
+    if not isinstance(images, dict):
+        raise LowbitError(
+            "the network does not say what its images are read as (mean, size, …): export its run again, with "
+            "`lowbit export --format lowbit`"
+        )
+    return TrainConfig.from_dict({"data": {**images, "path": data}})
+
+
+def _check_takes(network: IntegerNetwork, test: Loader, data: str) -> None:
+    graph = network.graph
+    shapes = list(graph.inputs.values())
+    classes = [graph.by_name[name].shape_of() for name in graph.outputs]
+    if len(shapes) != 1 or len(classes) != 1 or len(classes[0]) != 1:
+        raise LowbitError("the network is no classifier of one image: it has no accuracy")
+    if shapes[0] != test.image_shape or test.num_classes > classes[0][0]:
+        raise LowbitError(
+            f"{data}: images of {'x'.join(map(str, test.image_shape))} in {test.num_classes} classes, but the network takes "
+            f"{'x'.join(map(str, shapes[0]))} in {classes[0][0]}"
+        )

@@ -1,0 +1,72 @@
+"""Trained integer networks: those that come with lowbit, by name, and those in a file.
+
+Each is a file of the format "lowbit" in this package, with its hash here. How it was trained is in the file
+(`IntegerNetwork.about`) and in docs/results/accuracy.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowbit.errors import LowbitError, did_you_mean
+from lowbit.files import check_readable, sha256
+from lowbit.formats import json as json_format
+from lowbit.integer import file
+from lowbit.integer.network import IntegerNetwork
+
+_FOLDER = Path(__file__).parent / "shipped"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A network that comes with lowbit.
+
+    Attributes:
+        sha256: of its file.
+        test: accuracy in percent on the 10,000 test images, of the integer network.
+        cell: the run it is from, in docs/results/accuracy.
+        origin: the weights in full precision that training started from, in docs/results/accuracy/weights.
+    """
+
+    sha256: str
+    test: float
+    cell: str
+    origin: str
+
+
+SHIPPED: dict[str, Shipped] = {}
+"""The networks that come with lowbit. Their images are those of CIFAR-10 stored as JPEG."""
+
+
+def path_of(name: str) -> Path:
+    """The file of a network that comes with lowbit.
+
+    Raises:
+        LowbitError: there is none of that name; the message names the close ones.
+    """
+    if name not in SHIPPED:
+        raise LowbitError(
+            f"no file and no network that comes with lowbit: {name!r}.{did_you_mean(name, SHIPPED)} "
+            f"Known are {', '.join(SHIPPED) or 'none'}"
+        )
+    return _FOLDER / f"{name}.safetensors"
+
+
+def load(what: str | Path) -> IntegerNetwork:
+    """An integer network, by the name of one that comes with lowbit or by the path of a file ("lowbit" or "json").
+
+    Raises:
+        LowbitError: no such file or name, a file that holds no integer network, or one of lowbit's own that was altered.
+    """
+    if Path(what).is_file():
+        path = Path(what)
+        check_readable(path)
+        with open(path, "rb") as opened:
+            is_json = json_format.FORMAT.recognizes(opened.read(9))
+        return IntegerNetwork((json_format.load if is_json else file.load)(path))
+    path = path_of(str(what))
+    check_readable(path)
+    if sha256(path) != SHIPPED[str(what)].sha256:
+        raise LowbitError(f"{path}: not the file that came with lowbit; install lowbit again")
+    return IntegerNetwork.load(path)
