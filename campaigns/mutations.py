@@ -55,7 +55,7 @@ from lowbit.integer.ops import (
 )
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert
-from lowbit.lowering.proof import Proof, random_inputs, trial_inputs
+from lowbit.lowering.proof import Proof, random_inputs, trial, trial_inputs
 
 OUTCOMES = ("caught", "missed", "same", "invalid")
 
@@ -270,16 +270,21 @@ def same_function(graph: Graph, other: Graph, inputs: dict[str, Tensor]) -> bool
 class OneBatch(Proof):
     """The proof for many graphs of one network on one batch, for which the trained network runs once."""
 
-    found: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
+    def __init__(self, *network: Any) -> None:
+        super().__init__(*network)
+        self.found: dict[bool, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
 
-    def expected(self, inputs: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        self.found = self.found or super().expected(inputs)
-        return self.found
+    def expected(
+        self, inputs: Mapping[str, Tensor], scrambled: bool
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        if scrambled not in self.found:
+            self.found[scrambled] = super().expected(inputs, scrambled)
+        return self.found[scrambled]
 
     def catches(self, graph: Graph, inputs: Mapping[str, Tensor]) -> bool:
         """Whether another graph differs from the network."""
         self.graph = graph
-        return bool(self(inputs))
+        return bool(trial(self, inputs))
 
 
 def outcomes(name: str, bits: int, done: Container[tuple[str, str]] = ()) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from lowbit.lowering import kinds as k
 from lowbit.lowering.codes import type_of
 from lowbit.lowering.convert import Converter, convert
 from lowbit.lowering.handlers import HANDLERS
-from lowbit.lowering.proof import Proof, random_inputs, trial_inputs
+from lowbit.lowering.proof import Proof, random_inputs, trial, trial_inputs
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +151,19 @@ def test_a_layer_that_shares_the_quantizer_before_it():
     prepared = lowbit.calibrate(lowbit.prepare(Two(), integer_only=True), [x]).eval()
     assert prepared.first.input_quantizer is next(prepared.streams.children())
     assert lowbit.to_integer(prepared, x).proof({"x": x}) == {}
+
+
+def test_what_data_do_not_reach_is_tried_with_random_codes(various):
+    """A table that is wrong at its last code alone, which neither the example nor the random inputs give."""
+    model, x, graph, places = various
+    inputs = trial_inputs(graph, x)
+    node = next(node for node in graph.nodes if isinstance(node, Lookup))
+    codes, kind = lowbit.IntegerNetwork(graph).codes(inputs)[node.inputs[0]], graph.input_types(node)[0]
+    unreached = next(code for code in range(kind.qp, kind.qn, -1) if not bool((codes == code).any()))
+    table = node.table.clone()
+    table[unreached - kind.qn] ^= 1
+    wrong = replace(graph, nodes=tuple(replace(n, table=table) if n is node else n for n in graph.nodes))
+    proof = Proof(model, wrong, places)
+    assert proof(inputs) == {}
+    assert list(trial(proof, inputs)) == [node.name]
+    assert trial(Proof(model, graph, places), inputs) == {}
