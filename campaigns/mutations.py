@@ -42,6 +42,7 @@ from lowbit.integer.ops import (
     Linear,
     LinearResize,
     Lookup,
+    LookupPerChannel,
     MaxPool,
     Multiply,
     PadChannels,
@@ -67,6 +68,8 @@ class Various(nn.Module):
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=(1, 2), bias=False), nn.BatchNorm2d(8)
         self.second, self.third = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.slopes = nn.PReLU(8)
+        nn.init.normal_(self.slopes.weight)
         self.lone, self.pool = nn.BatchNorm2d(8), nn.MaxPool2d((3, 2), (1, 2), padding=(1, 0))
         self.mean, self.squeeze, self.head = nn.AvgPool2d((2, 3), (2, 1)), nn.Conv2d(8, 16, 1), nn.Linear(16, 5)
 
@@ -77,7 +80,7 @@ class Various(nn.Module):
         x = F.interpolate(F.interpolate(x, (13, 9)), (17, 11), mode="bilinear")
         x = F.avg_pool2d(x, 3, 2, padding=1, count_include_pad=False)
         x = torch.cat([self.lone(x)[:, 2:], x[:, :2]], 1)
-        x = x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+        x = self.slopes(x * torch.sigmoid(x.mean((2, 3), keepdim=True))) + 0.25
         b, c, h, w = x.shape
         x = x.view(b, 4, c // 4, h, w).transpose(1, 2).reshape(b, c, h, w)
         return self.head(F.relu(self.squeeze(x)).mean((2, 3)))
@@ -141,6 +144,9 @@ def changes(node: Node, graph: Graph) -> Iterator[Change]:
         line = torch.linspace(y.qn, y.qp, len(node.table)).round().to(torch.int16)
         yield "function dropped", replace(node, table=line)
         yield "function applied twice", replace(node, table=_twice(node, graph))
+    if isinstance(node, LookupPerChannel):
+        yield "tables of the next channel", replace(node, tables=node.tables.roll(1, 0))
+        yield "one table for all", replace(node, tables=node.tables[:1].expand_as(node.tables).clone())
     if isinstance(node, Concatenate):
         yield "order reversed", replace(node, inputs=node.inputs[::-1])
     if isinstance(node, Slice):

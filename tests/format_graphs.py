@@ -17,6 +17,7 @@ from lowbit.integer.ops import (
     IndexSelect,
     Linear,
     LinearResize,
+    LookupPerChannel,
     MatMul,
     Multiply,
     Pad,
@@ -69,6 +70,15 @@ def picking(space: int) -> GraphBuilder:
     x = b.append(IndexSelect, x, axis=1 + space, places=(2, 2, 0, 1, 1))
     x = b.append(IndexSelect, x, axis=1, places=(2, 0, 0, 1))
     b.conv(x, 4, bits=8)
+    return b
+
+
+def tables_per_channel(space: int) -> GraphBuilder:
+    """A random table for each of three channels, of codes of a narrow grid."""
+    b = GraphBuilder((2, *range(3, 3 + space)), seed=space)
+    x = b.conv(b.quantize(8, signed=False, zero=100), 3, bits=5, signed=True, zero=3, narrow=True)
+    tables = b.codes(-32, 31, 3, 31).to(torch.int16)
+    b.append(LookupPerChannel, x, type=b.grid(1.0, 6, True, 4), tables=tables)
     return b
 
 

@@ -13,6 +13,7 @@ from tests.format_graphs import (
     over_the_range,
     picking,
     resampling,
+    tables_per_channel,
     two_inputs_and_two_outputs,
     upsampling,
 )
@@ -138,9 +139,9 @@ def test_upsampling_in_three_dimensions() -> None:
     assert_equal(b.graph(), over_the_range(b))
 
 
-@pytest.mark.parametrize("make", [resampling, picking])
+@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel])
 @pytest.mark.parametrize("space", [1, 2])
-def test_resampling_and_picking(make, space) -> None:
+def test_resampling_picking_and_tables_per_channel(make, space) -> None:
     b = make(space)
     assert_equal(b.graph(), b.input(3))
 

@@ -18,6 +18,7 @@ from tests.format_graphs import (
     picking,
     reductions,
     resampling,
+    tables_per_channel,
     two_inputs_and_two_outputs,
     upsampling,
 )
@@ -182,9 +183,9 @@ def test_upsampling(factors, tmp_path) -> None:
     assert_equal(b.graph(), over_the_range(b), tmp_path)
 
 
-@pytest.mark.parametrize("make", [resampling, picking])
+@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel])
 @pytest.mark.parametrize("space", [1, 2])
-def test_resampling_and_picking(make, space, tmp_path) -> None:
+def test_resampling_picking_and_tables_per_channel(make, space, tmp_path) -> None:
     b = make(space)
     assert_equal(b.graph(), b.input(3), tmp_path)
 

@@ -21,6 +21,7 @@ from tests.format_graphs import (
     picking,
     reductions,
     resampling,
+    tables_per_channel,
     two_inputs_and_two_outputs,
     upsampling,
 )
@@ -157,8 +158,9 @@ def test_resampling(path, space, wide):
 
 
 @pytest.mark.parametrize("space", [1, 2, 3])
-def test_picking(path, space):
-    check(picking(space), path)
+@pytest.mark.parametrize("make", [picking, tables_per_channel])
+def test_picking_and_tables_per_channel(path, make, space):
+    check(make(space), path)
 
 
 def test_two_inputs_and_two_outputs(path):

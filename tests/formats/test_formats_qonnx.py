@@ -22,6 +22,7 @@ from tests.format_graphs import (
     picking,
     reductions,
     resampling,
+    tables_per_channel,
     two_inputs_and_two_outputs,
     upsampling,
 )
@@ -116,9 +117,9 @@ def test_upsampling_equals_the_reference(factors):
     assert_equal(graph, x, values(graph, x))
 
 
-@pytest.mark.parametrize("make", [resampling, picking])
+@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel])
 @pytest.mark.parametrize("space", [1, 2, 3])
-def test_resampling_and_picking_equal_the_reference(make, space):
+def test_resampling_picking_and_tables_per_channel_equal_the_reference(make, space):
     b = make(space)
     graph, x = b.graph(), b.input(2)
     assert_equal(graph, x, values(graph, x))

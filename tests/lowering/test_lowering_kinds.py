@@ -104,12 +104,8 @@ def test_a_forward_is_recorded_with_its_defaults():
     ("function", "words"),
     [
         (
-            lambda self, x: finish(self, start(self, x) + 1),
-            "add in the network's forward: it has one for two tensors only",
-        ),
-        (
-            lambda self, x: finish(self, 1 - start(self, x)),
-            "sub in the network's forward: it has one for two tensors only",
+            lambda self, x: finish(self, start(self, x) / (1 + start(self, x))),
+            "truediv in the network's forward: it has one for one tensor, with numbers beside it",
         ),
         (lambda self, x: finish(self, torch.sub(x, x, alpha=2)), "sub in the network's forward: alpha other than 1"),
         (

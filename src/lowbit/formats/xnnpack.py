@@ -22,7 +22,7 @@ from torch import Tensor
 from lowbit.errors import LowbitError
 from lowbit.formats import pairs
 from lowbit.integer.graph import Node, Pads, TensorType, reach
-from lowbit.integer.ops import Add, Convolution, Lookup
+from lowbit.integer.ops import Add, Convolution, Lookup, LookupPerChannel
 from lowbit.integer.ops.layer import Layer
 
 _MULTIPLIER_LIMIT = 256.0
@@ -178,9 +178,18 @@ def _reached(codes: Tensor, bias: Tensor | None, farthest: int) -> int:
 
 def table(node: Lookup, x: TensorType) -> Tensor:
     """int8 (256,): the output's signed byte for every byte u = code + offset of the input."""
-    entries = torch.zeros(256, dtype=torch.int8)
-    codes = node.table + carrier(node.codes_of())
-    entries[x.qn + x.carrier_offset : x.qp + x.carrier_offset + 1] = codes.to(torch.int8)
+    return _entries(node, node.table, x)
+
+
+def tables(node: LookupPerChannel, x: TensorType) -> Tensor:
+    """int8 (channels, 256): `table` of every channel."""
+    return _entries(node, node.tables, x)
+
+
+def _entries(node: Node, codes: Tensor, x: TensorType) -> Tensor:
+    entries = torch.zeros(*codes.shape[:-1], 256, dtype=torch.int8)
+    carried = (codes + carrier(node.codes_of())).to(torch.int8)
+    entries[..., x.qn + x.carrier_offset : x.qp + x.carrier_offset + 1] = carried
     return entries
 
 

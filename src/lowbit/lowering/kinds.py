@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.calls import Modules, arguments, nodes_in
 from lowbit.lowering.folding import IntegerNorm
+from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES
 from lowbit.quantizer.module import Quantizer
 
 Lack = Callable[[fx.Node, Modules], str | None]
@@ -83,6 +83,26 @@ def _lack_of_two_tensors(node: fx.Node, modules: Modules) -> str | None:
     return None if given.get("alpha", 1) == 1 else "alpha other than 1 has none"
 
 
+def _lack_of_one_tensor(node: fx.Node, modules: Modules) -> str | None:
+    tensors = nodes_in((node.args, node.kwargs))
+    return None if len(tensors) == 1 else "it has one for one tensor, with numbers beside it"
+
+
+def _with_a_number(node: fx.Node, modules: Modules) -> Kind | None:
+    """A sum, difference, product or quotient with a number is a function of one value."""
+    given = arguments(node, modules)
+    operands = [given.get("input"), given.get("other")]
+    numbers = [x for x in operands if isinstance(x, (int, float))]
+    return (
+        LOOKUP if len(numbers) == 1 and len(nodes_in(operands)) == 1 and not _adds_nothing(node, numbers[0]) else None
+    )
+
+
+def _adds_nothing(node: fx.Node, number: float) -> bool:
+    """0 + x, with which Python's sum() begins, and which `trace` leaves out."""
+    return number == 0 and node.target in (*ADD.functions, *ADD.methods)
+
+
 _LINEAR = ("linear", "bilinear", "trilinear")
 
 
@@ -121,44 +141,50 @@ NORM = Kind(
 )
 CLAMP = Kind(
     "clamp",
-    functions=(F.relu, torch.relu, torch.relu_, F.relu6, F.hardtanh, torch.clamp),
-    methods=("relu", "relu_", "clamp", "clamp_"),
+    functions=(
+        F.relu, torch.relu, torch.relu_, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp, torch.clamp_, torch.clamp_min,
+        torch.clamp_min_, torch.clamp_max, torch.clamp_max_, torch.clip, torch.clip_,
+    ),
+    methods=(
+        "relu", "relu_", "clamp", "clamp_", "clamp_min", "clamp_min_", "clamp_max", "clamp_max_", "clip", "clip_",
+    ),
     modules=(nn.ReLU, nn.ReLU6, nn.Hardtanh),
     computes=True,
     lack=_lack_of_clamp,
-)
+)  # fmt: skip
 LOOKUP = Kind(
     "lookup",
-    functions=(
-        F.silu, F.hardswish, F.gelu, F.mish, F.elu, F.leaky_relu, F.softplus, F.hardsigmoid, torch.sigmoid, torch.tanh,
-    ),
-    methods=("sigmoid", "sigmoid_", "tanh"),
-    modules=(
-        nn.SiLU, nn.Hardswish, nn.GELU, nn.Mish, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh,
-    ),
-    library_modules=("Swish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "GELU", "Mish", "GELUTanh"),
+    functions=FUNCTIONS,
+    methods=METHODS,
+    modules=MODULES,
+    library_modules=LIBRARY_MODULES,
     computes=True,
-)  # fmt: skip
+    lack=_lack_of_one_tensor,
+)
+PRELU = Kind("prelu", modules=(nn.PReLU,), computes=True)
 ADD = Kind(
     "add",
     functions=(operator.add, operator.iadd, torch.add),
     methods=("add", "add_"),
     computes=True,
     lack=_lack_of_two_tensors,
+    instead=_with_a_number,
 )
 SUBTRACT = Kind(
     "subtract",
-    functions=(operator.sub, operator.isub, torch.sub),
-    methods=("sub", "sub_"),
+    functions=(operator.sub, operator.isub, torch.sub, torch.subtract),
+    methods=("sub", "sub_", "subtract", "subtract_"),
     computes=True,
     lack=_lack_of_two_tensors,
+    instead=_with_a_number,
 )
 MULTIPLY = Kind(
     "multiply",
-    functions=(operator.mul, operator.imul, torch.mul),
-    methods=("mul", "mul_"),
+    functions=(operator.mul, operator.imul, torch.mul, torch.multiply),
+    methods=("mul", "mul_", "multiply", "multiply_"),
     computes=True,
     lack=_lack_of_two_tensors,
+    instead=_with_a_number,
 )
 AVERAGE = Kind(
     "average",
@@ -220,7 +246,7 @@ SHAPE = Kind(  # makes no tensor
 )
 
 KINDS = (
-    INPUT, OUTPUT, QUANTIZER, LAYER, NORM, CLAMP, LOOKUP, ADD, SUBTRACT, MULTIPLY, AVERAGE, CONCATENATE, MAX_POOL, UPSAMPLE,
+    INPUT, OUTPUT, QUANTIZER, LAYER, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, AVERAGE, CONCATENATE, MAX_POOL, UPSAMPLE,
     LINEAR_RESIZE, SPLIT, INDEX, PAD, CHANNEL_SHUFFLE, TRANSPOSE, RESHAPE, UNCHANGED, SHAPE,
 )  # fmt: skip
 
@@ -294,14 +320,6 @@ def _bounds(node: fx.Node, modules: Modules) -> tuple[Any, Any]:
     if node.target is F.relu6:
         return 0, 6
     given = arguments(node, modules)
-    return (given["min_val"], given["max_val"]) if node.target is F.hardtanh else (given["min"], given["max"])
-
-
-def lookup_function(node: fx.Node, modules: Modules) -> Callable:
-    """The elementwise function of a lookup."""
-    if node.op == "call_module":
-        return modules[str(node.target)]
-    function = getattr(torch, str(node.target).rstrip("_")) if node.op == "call_method" else node.target
-    options = {key: value for key, value in arguments(node, modules).items() if key not in ("input", "inplace", "out")}
-    assert callable(function)
-    return partial(function, **options)
+    if node.target in (F.hardtanh, F.hardtanh_):
+        return given["min_val"], given["max_val"]
+    return given.get("min"), given.get("max")

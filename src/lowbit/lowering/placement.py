@@ -149,7 +149,17 @@ def folds_into(node: fx.Node, kinds: Kinds) -> fx.Node | None:
     (user,) = users
     if kinds[user] is k.NORM:
         return user if kinds[node] is k.LAYER else None
+    if kinds[user] in (k.CLAMP, k.LOOKUP) and _is_table(node, kinds):
+        return user
     return user if kinds[user] is k.CLAMP and kinds[node].computes and kinds[node] not in (k.INPUT, k.CLAMP) else None
+
+
+def _is_table(node: fx.Node, kinds: Kinds) -> bool:
+    """Whether a node ends a function of one value of a tensor on a grid: a lookup, or a clamp behind one or behind a grid."""
+    if kinds[node] is not k.CLAMP:
+        return kinds[node] is k.LOOKUP
+    (source,) = node.all_input_nodes
+    return folds_into(source, kinds) is not node or _is_table(source, kinds)
 
 
 def _kinds(graph: fx.Graph, modules: Modules) -> dict[fx.Node, Kind]:

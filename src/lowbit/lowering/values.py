@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from torch import Tensor
+
 from lowbit.integer.graph import FloatType, Node, TensorType
 
 _NO_CLAMP = (-float("inf"), float("inf"))
@@ -33,6 +35,14 @@ class Move:
 
 
 @dataclass(frozen=True, eq=False)
+class Table:
+    """A function of codes."""
+
+    x: Codes
+    function: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Computation:
     """A computation whose result has no grid yet: `node(name, type)` is its integer node.
 
@@ -42,6 +52,7 @@ class Computation:
         clamp: (lowest, highest) value that the result is clamped to.
         moves: what is done to its codes afterwards, in order.
         may_be_float: whether the result may leave the network in full precision.
+        table: what it computes, where that is a function of one value: another behind it makes one table with it.
     """
 
     name: str
@@ -49,6 +60,7 @@ class Computation:
     clamp: tuple[float, float] = _NO_CLAMP
     moves: tuple[Move, ...] = ()
     may_be_float: bool = False
+    table: Table | None = None
 
     def clamped(self, low: float, high: float) -> Computation:
         """The same, clamped once more."""

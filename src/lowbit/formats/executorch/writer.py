@@ -33,6 +33,7 @@ from lowbit.integer.ops import (
     GlobalAveragePool,
     Linear,
     Lookup,
+    LookupPerChannel,
     MaxPool,
     Multiply,
     Quantize,
@@ -245,6 +246,14 @@ def _requantize(node: Requantize, types: Sequence[TensorType]) -> Step:
 @LOWERINGS(Lookup)
 def _lookup(node: Lookup, types: Sequence[TensorType]) -> Step:
     return Step(lambda x, table: table[x.to(torch.int64) + 128], table=xnnpack.table(node, types[0]))
+
+
+@LOWERINGS(LookupPerChannel)
+def _lookup_per_channel(node: LookupPerChannel, types: Sequence[TensorType]) -> Step:
+    space = len(node.shape_of()) - 1
+    first = (128 + 256 * torch.arange(len(node.tables))).reshape(-1, *[1] * space)
+    table = xnnpack.tables(node, types[0]).flatten()
+    return Step(lambda x, table, first: table[x.to(torch.int64) + first], table=table, first=first)
 
 
 # ---------------------------------------------------------------- codes that move

@@ -47,6 +47,7 @@ from lowbit.integer.ops import (
     GlobalAveragePool,
     Linear,
     Lookup,
+    LookupPerChannel,
     MaxPool,
     Multiply,
     Quantize,
@@ -239,6 +240,17 @@ def _lookup(builder: Builder, node: Lookup) -> None:
     (x,), (kind,) = builder.inputs(node), builder.graph.input_types(node)
     table = builder.byte_constant(xnnpack.table(node, kind).numpy(), zero_byte(node.codes_of()))
     builder.codes(node, Operator.GATHER, [table, builder.index(node, x)], schema.GatherOptionsT())
+
+
+@LOWERINGS(LookupPerChannel)
+def _lookup_per_channel(builder: Builder, node: LookupPerChannel) -> None:
+    """A GATHER from all tables one after the other: a channel's begins at 256 times its number."""
+    (x,), (kind,), shape = builder.inputs(node), builder.graph.input_types(node), layout(node.shape_of())
+    table = builder.byte_constant(xnnpack.tables(node, kind).numpy().reshape(-1), zero_byte(node.codes_of()))
+    first = builder.integers([256 * channel for channel in range(len(node.tables))])
+    place = builder.tensor(f"{node.name}:place", shape, Type.INT32)
+    builder.add(Operator.ADD, [builder.index(node, x), first], place, schema.AddOptionsT())
+    builder.codes(node, Operator.GATHER, [table, place], schema.GatherOptionsT())
 
 
 # ---------------------------------------------------------------- codes that move

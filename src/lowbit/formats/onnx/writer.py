@@ -48,6 +48,7 @@ from lowbit.integer.ops import (
     GlobalAveragePool,
     Linear,
     Lookup,
+    LookupPerChannel,
     Multiply,
     Quantize,
     Requantize,
@@ -221,6 +222,20 @@ def _write_table(builder: Builder, node: Node, x: TensorType, codes: Tensor) -> 
     values = builder.constant(f"{node.name}:table", (values + node.codes_of().carrier_offset).astype(np.uint8))
     index = builder.add("Cast", [node.inputs[0]], f"{node.name}:index", to=TensorProto.INT32)
     builder.add("Gather", [values, index], node.name, axis=0)
+
+
+@LOWERINGS(LookupPerChannel)
+def _lookup_per_channel(builder: Builder, node: LookupPerChannel) -> None:
+    """A Gather from all tables one after the other: a channel's begins at 256 times its number."""
+    (x,), space = builder.graph.input_types(node), len(node.shape_of()) - 1
+    low = x.qn + x.carrier_offset
+    rows = np.zeros((len(node.tables), 256), np.int16)
+    rows[:, low : low + node.tables.shape[1]] = node.tables.numpy() + node.codes_of().carrier_offset
+    tables = builder.constant(f"{node.name}:tables", rows.astype(np.uint8).flatten())
+    first = np.arange(len(rows), dtype=np.int32).reshape(1, -1, *[1] * space) * 256
+    code = builder.add("Cast", [node.inputs[0]], f"{node.name}:code", to=TensorProto.INT32)
+    index = builder.add("Add", [code, builder.constant(f"{node.name}:first", first)], f"{node.name}:index")
+    builder.add("Gather", [tables, index], node.name, axis=0)
 
 
 @LOWERINGS(Quantize)

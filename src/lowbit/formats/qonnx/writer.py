@@ -42,6 +42,7 @@ from lowbit.integer.ops import (
     GlobalAveragePool,
     Linear,
     Lookup,
+    LookupPerChannel,
     MatMul,
     Multiply,
     Quantize,
@@ -232,15 +233,28 @@ def _elementwise(builder: Builder, node: Elementwise) -> None:
 
 @LOWERINGS(Lookup)
 def _look_up(builder: Builder, node: Lookup) -> None:
+    _from_table(builder, node, node.table.numpy(), np.zeros((), np.float32))
+
+
+@LOWERINGS(LookupPerChannel)
+def _look_up_per_channel(builder: Builder, node: LookupPerChannel) -> None:
+    """All tables one after the other; a channel's index begins where its table does."""
+    channels, entries = node.tables.shape
+    first = np.arange(channels, dtype=np.float32).reshape(-1, *[1] * (len(node.shape_of()) - 1)) * entries
+    _from_table(builder, node, node.tables.numpy().flatten(), first.astype(np.float32))
+
+
+def _from_table(builder: Builder, node: Node, table: np.ndarray, first: np.ndarray) -> None:
+    """A Gather from a table of codes, by the input's code less the lowest, from `first` on."""
     (x,), y = builder.graph.input_types(node), node.codes_of()
-    values = node.table.numpy().astype(np.float32) - np.float32(y.zero_point)
-    shift = builder.constant(f"{node.name}:shift", np.float32(x.zero_point - x.qn))
+    values = table.astype(np.float32) - np.float32(y.zero_point)
+    shift = builder.constant(f"{node.name}:shift", np.float32(x.zero_point - x.qn) + first)
     shifted = builder.add("Add", [node.inputs[0], shift], f"{node.name}:shifted")
     if not x.has_integer_zero_point:  # then the sum is whole but for its rounding, and a Cast would cut it off
         shifted = builder.add("Round", [shifted], f"{node.name}:place")
     index = builder.add("Cast", [shifted], f"{node.name}:index", to=TensorProto.INT64)
-    table = builder.constant(f"{node.name}:table", values)
-    _quant(builder, builder.add("Gather", [table, index], f"{node.name}:value", axis=0), node.name, y)
+    places = builder.constant(f"{node.name}:table", values)
+    _quant(builder, builder.add("Gather", [places, index], f"{node.name}:value", axis=0), node.name, y)
 
 
 # ---------------------------------------------------------------- two tensors

@@ -18,6 +18,7 @@ from lowbit.integer.ops.index_select import IndexSelect
 from lowbit.integer.ops.linear import Linear
 from lowbit.integer.ops.linear_resize import LinearResize
 from lowbit.integer.ops.lookup import Lookup
+from lowbit.integer.ops.lookup_per_channel import LookupPerChannel
 from lowbit.integer.ops.matmul import MatMul
 from lowbit.integer.ops.max_pool import MaxPool
 from lowbit.integer.ops.multiply import Multiply
@@ -37,7 +38,7 @@ OPERATIONS: dict[str, type[Node]] = {
     for kind in (
         Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
         GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample, MatMul, Transpose, Expand, IndexSelect, Pad,
-        Constant, Reduce, Extremum, UnevenAveragePool, LinearResize,
+        Constant, Reduce, Extremum, UnevenAveragePool, LinearResize, LookupPerChannel,
     )
 }  # fmt: skip
 """Every operation there is, by name: what a file may contain."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from lowbit.lowering.handlers import arithmetic, layers, moves, pooling, resize
+from lowbit.lowering.handlers import arithmetic, functions, layers, moves, pooling, resize
 from lowbit.lowering.kinds import Kind
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ Handler = Callable[["Converter", fx.Node], Any]
 HANDLERS: dict[Kind, Handler] = {
     **layers.HANDLERS,
     **arithmetic.HANDLERS,
+    **functions.HANDLERS,
     **pooling.HANDLERS,
     **resize.HANDLERS,
     **moves.HANDLERS,

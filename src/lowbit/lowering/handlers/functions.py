@@ -1,0 +1,93 @@
+"""Functions of one value, as tables of its codes: one after the other they are one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from lowbit.errors import LowbitError
+from lowbit.integer.graph import FloatType, Node, TensorType
+from lowbit.integer.ops import Lookup, LookupPerChannel
+from lowbit.integer.ops.lookup import lookup_table
+from lowbit.lowering import kinds as k
+from lowbit.lowering.functions import function_of
+from lowbit.lowering.values import Codes, Computation, Concatenation, Table
+
+if TYPE_CHECKING:
+    from lowbit.lowering.convert import Converter
+
+Function = Callable[[Tensor], Tensor]
+
+
+def clamp(converter: Converter, node: fx.Node) -> Computation | Concatenation:
+    """A clamp (ReLU, ReLU6, …): part of the computation before it, or a table behind codes."""
+    value = converter.value(converter.input_of(node), node)
+    low, high = k.clamp_range(node, converter.modules)
+    if isinstance(value, Codes) or (isinstance(value, Computation) and value.table is not None):
+        return _table(converter, node, value, lambda x: x.clamp(low, high))
+    return value.clamped(low, high)
+
+
+def lookup(converter: Converter, node: fx.Node) -> Computation:
+    """Any function of one value."""
+    (source,) = node.all_input_nodes
+    value = converter.value(source, node)
+    if not isinstance(value, Computation) or value.table is None:
+        value = converter.codes_at(source, node)
+    return _table(converter, node, value, function_of(node, converter.modules))
+
+
+def _table(converter: Converter, node: fx.Node, value: Any, function: Function) -> Computation:
+    """The function of a tensor that is codes, or of one that is itself a table."""
+    x, where = value, converter.describe(node)
+    if isinstance(value, Computation):
+        assert value.table is not None
+        x, first = value.table.x, value.table.function
+        function = _behind(first, function)
+
+    def make(name: str, y: TensorType | FloatType) -> Node:
+        return Lookup(name=name, inputs=(x.name,), type=y, table=_entries(where, function, x.type, y))
+
+    return Computation(node.name, make, table=Table(x, function))
+
+
+def _behind(first: Function, second: Function) -> Function:
+    return lambda x: second(first(x))
+
+
+def _entries(where: str, function: Function, x: TensorType, y: TensorType | FloatType) -> Tensor:
+    assert isinstance(y, TensorType)
+
+    def finite(values: Tensor) -> Tensor:
+        found = function(values)
+        if not bool(torch.isfinite(found).all()):
+            bad = values[~torch.isfinite(found)]
+            raise LowbitError(
+                f"{where} has no finite value at {float(bad[0]):g}, which is one of the {len(values)} values of its input's codes "
+                f"({len(bad)} have none): keep its input away from there, by a clamp or a sum with a number right before it"
+            )
+        return found
+
+    return lookup_table(finite, x, y)
+
+
+def prelu(converter: Converter, node: fx.Node) -> Computation:
+    """nn.PReLU: one table, or one per channel."""
+    source, layer, where = converter.input_of(node), converter.modules[str(node.target)], converter.describe(node)
+    assert isinstance(layer, nn.PReLU)
+    x, slopes = converter.codes_at(source, node), layer.weight.detach().cpu()
+
+    def make(name: str, y: TensorType | FloatType) -> Node:
+        tables = [_entries(where, lambda v, a=a: F.prelu(v, a), x.type, y) for a in slopes.split(1)]
+        if len(tables) == 1:
+            return Lookup(name=name, inputs=(x.name,), type=y, table=tables[0])
+        return LookupPerChannel(name=name, inputs=(x.name,), type=y, tables=torch.stack(tables))
+
+    return Computation(node.name, make)
+
+
+HANDLERS = {k.CLAMP: clamp, k.LOOKUP: lookup, k.PRELU: prelu}
