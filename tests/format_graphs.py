@@ -20,16 +20,19 @@ from lowbit.integer.ops import (
     LookupPerChannel,
     MatMul,
     Multiply,
+    Normalize,
     Pad,
     Quantize,
     Reduce,
     Reshape,
     Slice,
+    Softmax,
     Subtract,
     Transpose,
     UnevenAveragePool,
     Upsample,
 )
+from lowbit.integer.ops.softmax import exponentials
 from tests.integer_graphs import GraphBuilder, f32
 
 
@@ -223,4 +226,35 @@ def reductions(draw, ranks: tuple[int, ...] = (2, 3, 4)) -> GraphBuilder:
         fields = {"axes": axes, "keepdim": draw(st.booleans()), "function": function}
         found.append(b.append(Reduce, q, type=draw(grids((0.031, 0.1, 0.5))), **fields))
     b.outputs = tuple(found)
+    return b
+
+
+@st.composite
+def normalizations(draw, ranks: tuple[int, ...] = (1, 2, 3)) -> GraphBuilder:
+    """Layer-, RMS-, group- and instance-norms of any grid, with and without γ and β, whose blocks are short, long, or prime."""
+    rank = draw(st.sampled_from(ranks))
+    shape = (*_sizes(draw, rank - 1), draw(st.sampled_from([1, 2, 7, 24, 192, 257, 300])))
+    b = GraphBuilder(shape, draw(st.integers(0, 2**16)))
+    q = b.append(Quantize, "image", type=draw(grids((0.031, 0.25, 0.0522))))
+    count = math.prod(shape[draw(st.integers(0, rank - 1)) :])
+    around = [shape[-1:], (shape[0],) + (1,) * (rank - 1), ()]
+    gain, shift = (
+        None if not each else torch.randn(each, generator=b.random)
+        for each in (draw(st.sampled_from(around)) for _ in "ab")
+    )
+    fields = {"count": count, "centered": draw(st.booleans()), "eps": draw(st.sampled_from([1e-5, 1e-12, 0.1]))}
+    b.append(Normalize, q, type=draw(grids((0.031, 0.0071, 0.25))), gain=gain, shift=shift, **fields)
+    return b
+
+
+@st.composite
+def softmaxes(draw, ranks: tuple[int, ...] = (1, 2, 3)) -> GraphBuilder:
+    """Softmax of any grid along any dimension."""
+    rank = draw(st.sampled_from(ranks))
+    shape = tuple(draw(st.permutations([*_sizes(draw, rank - 1), draw(st.sampled_from([1, 3, 50, 197, 300]))])))
+    b = GraphBuilder(shape, draw(st.integers(0, 2**16)))
+    kind, axis = draw(grids((0.031, 0.25, 0.0522, 1.0))), draw(st.integers(1, rank))
+    q = b.append(Quantize, "image", type=kind)
+    table = exponentials(kind, shape[axis - 1])
+    b.append(Softmax, q, type=draw(grids((1 / 255, 0.0071, 0.001, 0.3))), axis=axis, table=table)
     return b

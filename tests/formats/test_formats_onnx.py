@@ -17,10 +17,12 @@ from tests.format_graphs import (
     differences,
     matrix_products,
     moves,
+    normalizations,
     over_the_range,
     picking,
     reductions,
     resampling,
+    softmaxes,
     tables_per_channel,
     two_inputs_and_two_outputs,
     upsampling,
@@ -138,7 +140,7 @@ def test_add_and_multiply(path, seed, signed, output_signed, zero, channelwise, 
 
 
 @settings(SETTINGS, max_examples=150)
-@given(st.one_of(differences(), moves(), broadcasts(), matrix_products(), reductions()))
+@given(st.one_of(differences(), moves(), broadcasts(), matrix_products(), reductions(), normalizations(), softmaxes()))
 def test_operations_alone(path, b):
     network = IntegerNetwork(b.graph())
     plain.write(network.graph, path)

@@ -18,10 +18,12 @@ from tests.format_graphs import (
     differences,
     matrix_products,
     moves,
+    normalizations,
     over_the_range,
     picking,
     reductions,
     resampling,
+    softmaxes,
     tables_per_channel,
     two_inputs_and_two_outputs,
     upsampling,
@@ -104,7 +106,7 @@ def test_residual_networks_equal_the_reference(seed):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.one_of(differences(), moves(), broadcasts(), matrix_products(), reductions()))
+@given(st.one_of(differences(), moves(), broadcasts(), matrix_products(), reductions(), normalizations(), softmaxes()))
 def test_operations_alone(tmp_path_factory, b):
     folder = tmp_path_factory.mktemp("alone", numbered=True)
     assert lowbit.export(IntegerNetwork(b.graph()), folder / "d.onnx", "qonnx", batches=[over_the_range(b)]).ok

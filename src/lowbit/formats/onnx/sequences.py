@@ -6,12 +6,15 @@ without.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 from onnx import TensorProto
 
-from lowbit.formats.onnx.builder import Builder, operands
-from lowbit.formats.onnx.codes import LOWERINGS, accumulated, clip, grid, steps
-from lowbit.integer.graph import FloatType
-from lowbit.integer.ops import MatMul, Reduce
+from lowbit.formats.onnx.builder import Builder, looked_up, operands
+from lowbit.formats.onnx.codes import LOWERINGS, accumulated, clip, grid, quantize_steps, steps
+from lowbit.integer.graph import FloatType, Shape, TensorType, reach
+from lowbit.integer.ops import MatMul, Normalize, Reduce, Softmax
 
 _EXACT = 1 << 24
 """Whole numbers of smaller magnitude are float32 values, in whatever order they are summed."""
@@ -44,3 +47,109 @@ def _reduce(builder: Builder, node: Reduce) -> None:
     if bound >= _EXACT:
         total = builder.add("Cast", [total], f"{node.name}:total", to=TensorProto.FLOAT)
     accumulated(builder, total, node.multipliers(types)[0].single, node)
+
+
+@LOWERINGS(Softmax)
+def _softmax(builder: Builder, node: Softmax) -> None:
+    """Differences to the maximum are taken on bytes."""
+    (source,) = node.inputs
+    axes = builder.integers(f"{node.name}:axes", [node.axis])
+    largest = builder.add("ReduceMax", [source, axes], f"{node.name}:largest", keepdims=1)
+    difference = builder.add("Sub", [largest, source], f"{node.name}:difference")
+    quantize_steps(builder, softmax(builder, node, difference), node)
+
+
+def softmax(builder: Builder, node: Softmax, difference: str) -> str:
+    """The float tensor of a softmax in steps of its output, from the differences of codes to their maximum.
+
+    Exponentials are whole numbers in float32, and so are their sums, up to 2^24; sums that may be larger are made in float64.
+    """
+    name, axes = node.name, builder.integers(f"{node.name}:axes", [node.axis])
+    e = looked_up(builder, difference, node.entries().numpy().astype(np.float32), node.shape_of(), name)
+    if node.accumulator_bound(builder.graph.input_types(node)) <= _EXACT:
+        total = builder.add("ReduceSum", [e, axes], f"{name}:sum", keepdims=1)
+    else:
+        wide = builder.add("Cast", [e], f"{name}:wide", to=TensorProto.DOUBLE)
+        wide = builder.add("ReduceSum", [wide, axes], f"{name}:wide_sum", keepdims=1)
+        total = builder.add("Cast", [wide], f"{name}:sum", to=TensorProto.FLOAT)
+    one = builder.constant(f"{name}:factor", node.factor().numpy())
+    return builder.add("Mul", [e, builder.add("Div", [one, total], f"{name}:share")], f"{name}:scaled")
+
+
+@LOWERINGS(Normalize)
+def _normalize(builder: Builder, node: Normalize) -> None:
+    """On bytes in blocks; C·n is a DequantizeLinear of its own, with the scale C."""
+    (source,), (x,) = node.inputs, builder.graph.input_types(node)
+    blocks = in_blocks(builder, node)
+    n = steps(builder, source, blocks)
+    multiples = steps(builder, source, blocks, float(node.count)) if node.centered else n
+    quantize_steps(builder, normalized(builder, node, n, multiples, x), node)
+
+
+def in_blocks(builder: Builder, node: Normalize) -> str:
+    """The input's tensor with a block as its last dimension."""
+    (source,), shape = node.inputs, _blocks(node)
+    if shape == node.shape_of():
+        return source
+    blocks = f"{source}:blocks{node.count}"
+    if blocks not in builder.reshaped:
+        builder.reshape(source, shape, blocks)
+        builder.reshaped.add(blocks)
+    return blocks
+
+
+def normalized(builder: Builder, node: Normalize, n: str, multiples: str, x: TensorType) -> str:
+    """The float tensor of a normalization in steps of its output.
+
+    Args:
+        n: the steps q − z, float32, the last dimension a block.
+        multiples: f(C · n) for a centered one.
+    """
+    name = node.name
+
+    def add(operator: str, what: str, *inputs: str, **attributes) -> str:
+        return builder.add(operator, list(inputs), f"{name}:{what}", **attributes)
+
+    def number(what: str, value: float) -> str:
+        return builder.constant(f"{name}:{what}64", np.float64(value))
+
+    squares = _sums(builder, node, add("Mul", "squares", n, n), reach(x) ** 2, "second")
+    variance = add("Mul", "variance", squares, number("count", node.count))
+    if node.centered:
+        first = _sums(builder, node, n, reach(x), "first")
+        variance = add("Sub", "centered", variance, add("Mul", "first_squared", first, first))
+        single = add("Cast", "mean_of_multiples", first, to=TensorProto.FLOAT)
+        multiples = add("Sub", "differences", multiples, single)
+    root = add("Sqrt", "root", add("Add", "with_eps", variance, number("extra", node.extra(x))))
+    root = add("Mul", "root_in_steps", root, number("scale", node.codes_of().scale))
+    factor = add(
+        "Div", "factor64", number("one" if node.centered else "count", 1 if node.centered else node.count), root
+    )
+    p = add("Mul", "normalized", multiples, add("Cast", "factor", factor, to=TensorProto.FLOAT))
+    if _blocks(node) != node.shape_of():
+        p = builder.reshape(p, node.shape_of(), f"{name}:whole")
+    if node.gain is not None:
+        p = add("Mul", "with_gain", p, builder.constant(f"{name}:gain", node.gain.numpy()))
+    if node.shift is not None:
+        p = add("Add", "with_shift", p, builder.constant(f"{name}:shift", node.steps_of_shift().numpy()))
+    return p
+
+
+def _sums(builder: Builder, node: Normalize, values: str, largest: int, what: str) -> str:
+    """Sums over blocks of whole numbers, float64: in float32 over parts of a block that are short enough, then of the parts."""
+    name, last, count = f"{node.name}:{what}", builder.integers(":last", [-1]), node.count
+    parts = next(parts for parts in range(1, count + 1) if count % parts == 0 and count // parts * largest <= _EXACT)
+    if parts == 1:
+        total = builder.add("ReduceSum", [values, last], f"{name}_single", keepdims=1)
+        return builder.add("Cast", [total], name, to=TensorProto.DOUBLE)
+    *leading, _ = _blocks(node)
+    values = builder.reshape(values, (*leading, parts, count // parts), f"{name}_parts")
+    total = builder.add("ReduceSum", [values, last], f"{name}_single", keepdims=0)
+    total = builder.add("Cast", [total], f"{name}_double", to=TensorProto.DOUBLE)
+    return builder.add("ReduceSum", [total, last], name, keepdims=1)
+
+
+def _blocks(node: Normalize) -> Shape:
+    """The shape of a sample whose last dimension is a block: its own, where it is so already."""
+    shape = node.shape_of()
+    return shape if shape[-1] == node.count else (math.prod(shape) // node.count, node.count)

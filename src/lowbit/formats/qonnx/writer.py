@@ -30,6 +30,7 @@ from lowbit.formats.onnx.builder import (
     resampled,
     write_model,
 )
+from lowbit.formats.onnx.sequences import in_blocks, normalized, softmax
 from lowbit.formats.qonnx import DOMAIN
 from lowbit.formats.registry import Lowerings
 from lowbit.formats.xnnpack import check_exact
@@ -45,9 +46,11 @@ from lowbit.integer.ops import (
     LookupPerChannel,
     MatMul,
     Multiply,
+    Normalize,
     Quantize,
     Reduce,
     Requantize,
+    Softmax,
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
@@ -191,6 +194,23 @@ def _pad(builder: Builder, node: ZeroPadding) -> None:
     (x,) = builder.graph.input_types(node)
     sizes = builder.integers(f"{node.name}:pads", pads(((0, 0), *node.sizes(known_shape(x)))))
     builder.add("Pad", [node.inputs[0], sizes], node.name)
+
+
+@LOWERINGS(Softmax)
+def _softmax(builder: Builder, node: Softmax) -> None:
+    largest = builder.add("ReduceMax", list(node.inputs), f"{node.name}:largest", axes=[node.axis], keepdims=1)
+    difference = builder.add("Sub", [largest, *node.inputs], f"{node.name}:difference")
+    _rounded_quant(builder, softmax(builder, node, difference), node)
+
+
+@LOWERINGS(Normalize)
+def _normalize(builder: Builder, node: Normalize) -> None:
+    (x,), n = builder.graph.input_types(node), in_blocks(builder, node)
+    multiples = n
+    if node.centered:
+        count = builder.constant(f"{node.name}:block", np.float32(node.count))
+        multiples = builder.add("Mul", [n, count], f"{node.name}:multiples")
+    _rounded_quant(builder, normalized(builder, node, n, multiples, x), node)
 
 
 @LOWERINGS(Constant)

@@ -22,12 +22,14 @@ from lowbit.integer.ops.lookup_per_channel import LookupPerChannel
 from lowbit.integer.ops.matmul import MatMul
 from lowbit.integer.ops.max_pool import MaxPool
 from lowbit.integer.ops.multiply import Multiply
+from lowbit.integer.ops.normalize import Normalize
 from lowbit.integer.ops.pad import Pad, PadChannels
 from lowbit.integer.ops.quantize import Quantize
 from lowbit.integer.ops.reduce import Extremum, Reduce
 from lowbit.integer.ops.requantize import Requantize
 from lowbit.integer.ops.reshape import Reshape
 from lowbit.integer.ops.slice import Slice
+from lowbit.integer.ops.softmax import Softmax
 from lowbit.integer.ops.subtract import Subtract
 from lowbit.integer.ops.transpose import Transpose
 from lowbit.integer.ops.uneven_average_pool import UnevenAveragePool
@@ -38,7 +40,7 @@ OPERATIONS: dict[str, type[Node]] = {
     for kind in (
         Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
         GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample, MatMul, Transpose, Expand, IndexSelect, Pad,
-        Constant, Reduce, Extremum, UnevenAveragePool, LinearResize, LookupPerChannel,
+        Constant, Reduce, Extremum, Normalize, Softmax, UnevenAveragePool, LinearResize, LookupPerChannel,
     )
 }  # fmt: skip
 """Every operation there is, by name: what a file may contain."""

@@ -24,6 +24,12 @@ def broadcast_shape(shapes: Sequence[Shape]) -> Shape:
     return tuple(min(found) for found in sizes)
 
 
+def broadcasts_to(shape: Shape, whole: Shape) -> bool:
+    """Whether a tensor of this shape is repeated to the whole one."""
+    padded = (1,) * (len(whole) - len(shape)) + tuple(shape)
+    return len(padded) == len(whole) and all(size in (1, full) for size, full in zip(padded, whole))
+
+
 def aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors (batch, …) with as many dimensions each as the largest has, by dimensions of size 1 behind the batch."""
     rank = max(x.ndim for x in tensors)
