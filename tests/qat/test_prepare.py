@@ -293,6 +293,59 @@ def test_a_layer_no_batch_reaches_is_named():
         lowbit.calibrate(lowbit.prepare(Unused()), [batch(1, 3, 8, 8)])
 
 
+class Auxiliary(nn.Module):
+    """A head that training runs, as GoogLeNet's and Inception's are; and one that nothing runs."""
+
+    def __init__(self, spare=False) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.aux = nn.Sequential(
+            nn.Dropout(0.9), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)
+        )
+        self.spare = nn.Linear(2, 2) if spare else None
+
+    def forward(self, x):
+        x = self.norm(self.body(x))
+        aux = self.aux(x) if self.training else None
+        y = self.head(x.mean((2, 3)))
+        return y if aux is None else (y, aux)
+
+
+def test_heads_that_training_alone_runs_are_initialized_too():
+    torch.manual_seed(0)
+    model, x = Auxiliary(), batch(4, 3, 8, 8)
+    model.norm.running_mean += 1.0
+    model.body.training = False  # as the user has it
+    prepared = lowbit.prepare(model)
+    before = copy.deepcopy(prepared.state_dict())
+    with pytest.warns(UserWarning, match="the input of layer 'aux.1' and 1 more is reached in training alone") as said:
+        lowbit.calibrate(prepared, [x, 2 * x])
+    assert len(said) == 1 and said[0].filename == __file__
+    assert prepared.training and prepared.aux[0].training and not prepared.body.training
+    for name in ("norm", "aux.2"):
+        for key, value in prepared.get_submodule(name).state_dict().items():
+            assert torch.equal(value, before[f"{name}.{key}"])
+    model.eval()
+    features = torch.cat(
+        [model.norm(model.body(each)) for each in (x, 2 * x)]
+    )  # no dropout, batch-norm as in evaluation
+    step = prepared.aux[1].input_quantizer.step
+    torch.testing.assert_close(step, 2 * features.abs().mean() / 7**0.5, rtol=1e-5, atol=0)
+    assert prepared.train()(x)[1].shape == (4, 2)
+    # Others are initialized as without a head.
+    model.aux = None
+    alone = lowbit.calibrate(lowbit.prepare(model, rules=[]), [x, 2 * x])
+    assert torch.equal(alone.body.input_quantizer.step, prepared.body.input_quantizer.step)
+
+
+def test_batches_that_are_used_up_or_do_not_help_are_told():
+    x = batch(4, 3, 8, 8)
+    with pytest.raises(LowbitError, match=r"no batch reaches the input of layer 'aux.1' and 1 more: .*\(in a list, if"):
+        lowbit.calibrate(lowbit.prepare(Auxiliary()), iter([x]))
+    with pytest.raises(LowbitError, match="no batch reaches the input of layer 'spare':"):
+        lowbit.calibrate(lowbit.prepare(Auxiliary(spare=True)), [x])
+
+
 def test_calibrating_a_float_model_says_what_comes_first():
     with pytest.raises(LowbitError, match=r"lowbit\.prepare comes before"):
         lowbit.calibrate(Block(), [batch(1, 3, 8, 8)])

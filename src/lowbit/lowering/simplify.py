@@ -24,11 +24,12 @@ def simplified(graph: Graph, places: Places) -> tuple[Graph, Places]:
     nodes: dict[str, Node] = {}
     seen: dict[tuple, str] = {}
     same: dict[str, str] = {}
+    placed = set(places.values())
     for node in graph.nodes:
         node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
         if isinstance(node, Reshape):
             before = nodes[node.inputs[0]]
-            if isinstance(before, Reshape):
+            if isinstance(before, Reshape) and before.name not in placed:  # a quantizer stands there, so it stays
                 node, before = replace(node, inputs=before.inputs), nodes[before.inputs[0]]
             if before.shape_of() == node.shape_of():
                 same[node.name] = before.name

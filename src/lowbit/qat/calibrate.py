@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     Weight quantizers are initialized from their weights, input quantizers from what the float network (batch-norm in
     evaluation mode) feeds its layers on the batches. Layers that take the same tensor, with the same setting, get one
     quantizer between them. With several processes each gives its own batches, and all get the same steps, from all the
-    data. When an error is raised, no quantizer has been initialized.
+    data. When an error is raised, no quantizer has been initialized. Layers that run in training alone (auxiliary heads) are
+    initialized by a second pass over the batches, which a warning says.
 
     Args:
         model: what `lowbit.prepare` returned.
@@ -96,16 +98,48 @@ def _observe(
         for batch in batches:
             run_batch(model, batch, device)
             seen += 1
-    if seen == 0:
-        raise LowbitError("no batches to calibrate with: pass at least one batch of the network's inputs")
-    unreached = [observer.quantizer.name for observer in observers.values() if observer.statistics.count == 0]
-    if unreached:
+        if seen == 0:
+            raise LowbitError("no batches to calibrate with: pass at least one batch of the network's inputs")
+        unreached = _unreached(observers)
+        if unreached and iter(batches) is not batches:  # else they are used up
+            _in_training(model, sites, observers)
+            for batch in batches:
+                run_batch(model, batch, device)
+    still = _unreached(observers)
+    if still:
         raise LowbitError(
-            f"no batch reaches {unreached[0]}"
-            + (f" and {len(unreached) - 1} more" if len(unreached) > 1 else "")
-            + ": give batches that do, or leave the layer in full precision by a rule"
+            f"no batch reaches {_some(still)}: give batches that do (in a list, if layers run in training alone), or leave the layer in "
+            "full precision by a rule"
+        )
+    if unreached:
+        warnings.warn(
+            f"{_some(unreached)} is reached in training alone, and initialized by a second pass over the batches: in training mode, but "
+            "for batch-norm and dropout",
+            stacklevel=3,
         )
     return observers
+
+
+def _unreached(observers: Mapping[Quantizer, _Observer]) -> list[str]:
+    return [observer.quantizer.name for observer in observers.values() if observer.statistics.count == 0]
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _in_training(model: nn.Module, sites: Sequence[Site], observers: Mapping[Quantizer, _Observer]) -> None:
+    """Let the modules around the layers that no batch has reached be in training mode, and observe those layers alone."""
+    missing = {id(each) for each in observers.values() if each.statistics.count == 0}
+    names = {module: name for name, module in model.named_modules()}
+    for site in sites:
+        if id(site.quantizer) in missing:
+            path = names[site.holder]
+            while path:
+                path = path.rpartition(".")[0]
+                model.get_submodule(path).training = True
+    for observer in observers.values():
+        observer.waits = id(observer) in missing
 
 
 class _Observer(nn.Module):
@@ -118,6 +152,7 @@ class _Observer(nn.Module):
         self.statistics = Statistics()
         self.tokens = tokens
         self.seen: list[int] = []
+        self.waits = True
 
     @property
     def quantizer(self) -> Quantizer:
@@ -125,6 +160,8 @@ class _Observer(nn.Module):
         return self._of[0]
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.waits:
+            return x
         self.seen.append(self.tokens.of(x))
         if x.numel() == 0:  # what a detector without detections gives its second stage
             return x

@@ -23,6 +23,7 @@ from lowbit.lowering import kinds as k
 from lowbit.lowering.accumulators import weight_and_bias
 from lowbit.lowering.codes import weight_codes
 from lowbit.lowering.folding import DEPTHWISE_CODE, fold, fold_as_depthwise
+from lowbit.lowering.handlers.moves import reshape_to
 from lowbit.lowering.placement import folds_into
 from lowbit.lowering.trained import Traced
 from lowbit.lowering.values import Codes, Computation
@@ -53,9 +54,12 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
     if folds_into(before, converter.kinds) is node:
         return converter.value(before, node)
     assert isinstance(module, _BatchNorm)
-    x = converter.codes_at(before, node)
+    x, features = converter.codes_at(before, node), converter.shapes[node][1:]
+    alone = len(features) == 1  # without positions, of which a convolution needs some
+    if alone:
+        x = converter.moved(x, [reshape_to(f"{node.name}_positions", (*features, 1, 1))])
     gain, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), module))
-    ones = (1,) * (len(converter.shapes[node]) - 2)
+    ones = (1,) * (2 if alone else len(features) - 1)
     codes = torch.where(gain == 0, 0, DEPTHWISE_CODE).to(torch.int8).reshape(-1, 1, *ones)
     where, pads = converter.describe(node), tuple((0, 0) for _ in ones)
 
@@ -66,7 +70,7 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
             groups=len(gain),
         )  # fmt: skip
 
-    return Computation(node.name, make)
+    return Computation(node.name, make, moves=(reshape_to(node.name, features),) if alone else ())
 
 
 def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Computation:
