@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from lowbit.errors import LowbitError
 from lowbit.files import check_writable
-from lowbit.formats import get_format
+from lowbit.formats import get_format, open_file
 from lowbit.integer.graph import Graph
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.validate import validate
@@ -57,6 +57,8 @@ def export(
     *,
     batches: Iterable[Any] | None = None,
     allow_diverged: bool = False,
+    max_ram: int | None = None,
+    max_flash: int | None = None,
 ) -> Report:
     """Write the network to a file, which is kept only if it computes what the network does.
 
@@ -75,6 +77,7 @@ def export(
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A trained network
             needs them: their shape is the input's.
         allow_diverged: of a trained network, as for `to_integer`.
+        max_ram, max_flash: bytes of the microcontroller that a "c" file is for; a network that takes more is refused.
 
     Returns:
         The comparison.
@@ -95,6 +98,7 @@ def export(
     trained = None
     if isinstance(network, IntegerNetwork):
         graph = validate(network.graph)
+        writer.check_memory(graph, max_ram, max_flash)
         batches = [random_inputs(graph, 8)] if batches is None else batches
     else:
         first, batches = _first_of(
@@ -144,13 +148,17 @@ def _converted(model: nn.Module, example_input: Any, **options: bool) -> tuple[f
     return model, graph, places
 
 
-def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: Iterable[Any]) -> Report:
+def verify(
+    model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: Iterable[Any], *, board: str | None = None
+) -> Report:
     """Run trained network, integer reference and exported file on the same data, and compare code by code.
 
     Args:
         model: the trained network (converted anew, so that a change after the export shows), or an integer network.
         file: what `export` wrote, in any format; of an "executorch" file the output alone is compared.
         batches: inputs, or (input, label) pairs; gone through once, one at a time in memory.
+        board: a core on which a "c" file is compiled and run in an emulator: "cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7",
+            "cortex-m33", "cortex-m55" or "rv32".
 
     Returns:
         A report with a row per tensor; `.ok` says whether file and integer reference agree on every code.
@@ -160,7 +168,8 @@ def verify(model: nn.Module | IntegerNetwork, file: str | os.PathLike, batches: 
     """
     first, batches = _first_of(batches, "there is no data to compare on")
     if isinstance(model, IntegerNetwork):
-        return compare(model, file, batches, fixed=True, proof=model.proof)
+        return compare(model, open_file(file, model.graph, board), batches, fixed=True, proof=model.proof)
     # What to make of steps that have run away was decided when the file was written.
     proof = Proof(*_converted(model, inputs_and_labels(first)[0], allow_diverged=True))
-    return compare(IntegerNetwork(proof.graph), file, batches, trained=proof.trained, fixed=True, proof=proof)
+    runner = open_file(file, proof.graph, board)
+    return compare(IntegerNetwork(proof.graph), runner, batches, trained=proof.trained, fixed=True, proof=proof)

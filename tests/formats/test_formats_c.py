@@ -45,7 +45,9 @@ def check(b: GraphBuilder, folder: Path, *flags: str, inputs=None, name: str = "
     network, path = IntegerNetwork(b.graph()), folder / f"{name}.c"
     writer.write(network.graph, path)
     report = compare(
-        network, runner.CRunner(path, network.graph, [*SANITIZED, *flags]), [b.input(2) if inputs is None else inputs]
+        network,
+        runner.CRunner(path, network.graph, flags=[*SANITIZED, *flags]),
+        [b.input(2) if inputs is None else inputs],
     )
     assert report.ok, report.text()
     return report
@@ -145,6 +147,32 @@ def packed_chain() -> GraphBuilder:
     x = b.conv(x, 16, bits=3, weight_bits=1, signed=True)
     b.linear(b.append(Reshape, x, shape=(-1,)), 5, weight_bits=3)
     return b
+
+
+def shrinking(kind: str, bits: int, out_bits: int) -> GraphBuilder:
+    """A picture whose next tensor is written over it: by windows of stride 2, from few bits to more or the other way round."""
+    b = GraphBuilder((8, 15, 13), out_bits)
+    x = b.conv(b.quantize(8), 8, 1, bits=bits, padding=(0, 0))
+    if kind == "average":
+        pads = ((1, 1), (1, 1))
+        x = b.same_range(AveragePool, x, bits=out_bits, kernel=(3, 3), stride=(2, 2), padding=pads, shrink=3)
+    else:
+        groups = {"depthwise": 8, "dense": 1}[kind]
+        x = b.conv(x, 8, bits=out_bits, groups=groups, stride=2 if bits < 4 else 1)
+    b.conv(x, 2, 1, bits=2, padding=(0, 0))
+    return b
+
+
+@pytest.mark.parametrize("kind", ["dense", "depthwise", "average"])
+@pytest.mark.parametrize(("bits", "out_bits"), [(2, 8), (4, 4), (8, 2)])
+def test_written_over_its_input(kind, bits, out_bits, tmp_path, monkeypatch):
+    """The output lies as low below its input as it may, so that a byte less would spoil a code."""
+    b = shrinking(kind, bits, out_bits)
+    graph = b.graph()
+    plan, names = memory.plan(graph), [node.name for node in graph.nodes]
+    x, y = plan.places[names[1]], plan.places[names[2]]
+    assert y.offset < x.offset + x.size and x.offset < y.offset + y.size
+    check(b, tmp_path)
 
 
 def test_packed_tensors(tmp_path):

@@ -28,6 +28,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--allow-diverged", action="store_true", help="also where training has driven a step out of its bounds"
     )
+    for memory in ("ram", "flash"):
+        help = f"of the microcontroller that a C file is for, in bytes; a network that takes more {memory} is refused"
+        parser.add_argument(f"--max-{memory}", type=int, metavar="BYTES", help=help)
     options = parser.parse(argv)
 
     path = Path(options.file or Path(options.run) / f"model{FORMATS[options.format].suffix}")
@@ -58,7 +61,8 @@ def _export(options: argparse.Namespace, path: Path) -> int:
     batches = list(test_batches(config, model, options.data, options.images))
     network = deployment.to_integer(model, batches[0][0], allow_diverged=options.allow_diverged)
     network = network.described(train.about(config))
-    report = deployment.export(network, path, options.format, batches=batches)
+    memory = {"max_ram": options.max_ram, "max_flash": options.max_flash}
+    report = deployment.export(network, path, options.format, batches=batches, **memory)
     print(network.summary())
     print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")
     print(f"{path}: {path.stat().st_size:,} bytes, {options.format}")

@@ -19,7 +19,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("file", metavar="FILE", help="what `lowbit export` wrote, in any format")
     parser.add_argument("--data", metavar="PATH", help="where the data set is, if not where it was in training")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
-    parser.add_argument("--images", type=int, metavar="N", help="how many test images; default: all")
+    parser.add_argument("--images", type=int, metavar="N", help="how many test images; default: all, 16 on a board")
+    parser.add_argument(
+        "--board", metavar="CORE", help="compile a C file for a core, such as cortex-m4 or rv32, and run it in QEMU"
+    )
     options = parser.parse(argv)
 
     check_readable(options.file)  # before the run and its data are read
@@ -32,6 +35,8 @@ def _verify(options: argparse.Namespace) -> int:
     from lowbit.cli.options import test_batches
 
     model, config = train.load(options.run, options.checkpoint)
-    report = deployment.verify(model, options.file, test_batches(config, model, options.data, options.images))
+    images = 16 if options.board and options.images is None else options.images
+    batches = test_batches(config, model, options.data, images)
+    report = deployment.verify(model, options.file, batches, board=options.board)
     print(report.text())
     return 0 if report.ok else 1

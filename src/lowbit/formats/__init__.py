@@ -42,8 +42,10 @@ def get_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def open_file(path: str | os.PathLike, graph: Graph) -> Runner:
+def open_file(path: str | os.PathLike, graph: Graph, board: str | None = None) -> Runner:
     """The file, in the runtime of the format that recognizes it; a file that none recognizes is taken for ONNX.
+
+    With a board, a C file runs on that in an emulator.
 
     Raises LowbitError where the runtime is not installed, or it is no file, or not one of this network.
     """
@@ -57,4 +59,4 @@ def open_file(path: str | os.PathLike, graph: Graph) -> Runner:
             format = next(known, onnx.PLAIN)
     except OSError as error:
         raise LowbitError(f"{path}: cannot be read: {error.strerror}") from error
-    return format.checked_open(path, graph)
+    return format.checked_open(path, graph, board)

@@ -8,7 +8,7 @@ has a `Lowerings`: a function per operation, registered for the operation's clas
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,32 @@ class Lowerings:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What a file takes of a microcontroller, in bytes.
+
+    Attributes:
+        ram: static memory, without the caller's inputs and outputs, and the stack.
+        flash: constants, and an estimate of the code.
+        by_node: (RAM, flash) by the name of the node: its input and output tensors, its constants.
+    """
+
+    ram: int
+    flash: int
+    by_node: Mapping[str, tuple[int, int]]
+
+    def check(self, max_ram: int | None, max_flash: int | None) -> None:
+        """Raise LowbitError, with the largest layers, where there is less of a memory than the network takes."""
+        for which, what, needed, most in ((0, "RAM", self.ram, max_ram), (1, "flash", self.flash, max_flash)):
+            if most is not None and needed > most:
+                largest = sorted(self.by_node, key=lambda name: -self.by_node[name][which])[:3]
+                listed = ", ".join(f"{name} ({self.by_node[name][which]:,})" for name in largest)
+                raise LowbitError(
+                    f"the network takes {needed:,} bytes of {what}, and there are {most:,}; most of them for {listed}: "
+                    "give these layers fewer bits or channels"
+                )
+
+
+@dataclass(frozen=True)
 class Format:
     """A file that holds an integer network.
 
@@ -67,6 +93,8 @@ class Format:
         covers: whether the format has a form of an operation.
         bits_max: the widest code that the format carries.
         takes_fractions: whether zero points may be fractions.
+        footprint: what the file of a graph takes of a microcontroller; None where it is for none.
+        open_on: as `open`, on a board in an emulator, by its name; None where there are no boards.
         companions: suffixes of the files that `write` puts beside the one at its path.
 
     The functions import what they need when they are called. `write`, `open` and `covers` may raise ImportError.
@@ -82,6 +110,8 @@ class Format:
     bits_max: int = 8
     takes_fractions: bool = False
     companions: tuple[str, ...] = ()
+    footprint: Callable[[Graph], Footprint] | None = None
+    open_on: Callable[[Path, Graph, str], Runner] | None = None
 
     @contextmanager
     def staged(self, path: Path) -> Iterator[Path]:
@@ -124,10 +154,20 @@ class Format:
                 f"pip install 'lowbit[{self.extra}]'"
             ) from error
 
-    def checked_open(self, path: Path, graph: Graph) -> Runner:
-        """`open`. Raises LowbitError where a package is missing."""
+    def check_memory(self, graph: Graph, max_ram: int | None, max_flash: int | None) -> None:
+        """Raise LowbitError where the file of a graph takes more bytes than there are, or is for no microcontroller."""
+        if max_ram is None and max_flash is None:
+            return
+        if self.footprint is None:
+            raise LowbitError(f"max_ram and max_flash are for C files: a {self.name} file is for no microcontroller")
+        self.footprint(graph).check(max_ram, max_flash)
+
+    def checked_open(self, path: Path, graph: Graph, board: str | None = None) -> Runner:
+        """`open`, or `open_on` a board. Raises LowbitError where a package is missing, or the format has no boards."""
+        if board is not None and self.open_on is None:
+            raise LowbitError(f"{path}: a {self.name} file does not run on a board; a C file does (--format c)")
         try:
-            return self.open(path, graph)
+            return self.open(path, graph) if board is None or self.open_on is None else self.open_on(path, graph, board)
         except ModuleNotFoundError as error:
             raise LowbitError(
                 f"an exported file is checked in its own runtime, and {error.name} is not installed: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lowbit.formats.registry import Format
+from lowbit.formats.registry import Footprint, Format
 from lowbit.integer.graph import Graph, Node
 from lowbit.integer.result import Runner
 
@@ -36,4 +36,18 @@ def _recognizes(content: Any) -> bool:
     return content[:13] == b"/* lowbit C99"
 
 
-FORMAT = Format("c", ".c", "export", _write, _open, _recognizes, _covers, companions=(".h",))
+def _open_on(path: Path, graph: Graph, board: str) -> Runner:
+    from lowbit.formats.c.boards import BoardRunner
+
+    return BoardRunner(path, graph, board)
+
+
+def _footprint(graph: Graph) -> Footprint:
+    from lowbit.formats.c import writer
+
+    return writer.footprint(graph)
+
+
+FORMAT = Format(
+    "c", ".c", "export", _write, _open, _recognizes, _covers, companions=(".h",), footprint=_footprint, open_on=_open_on
+)

@@ -12,8 +12,8 @@ from lowbit.integer.graph import FloatType, Graph, Node, TensorType
 from lowbit.integer.ops import Quantize
 from lowbit.integer.ops.layer import Layer
 
-STACK = 512
-"""Bytes of stack that net_run takes at most: gcc's figures for Cortex-M0 to M55 and RV32 at -O2 are below."""
+STACK = 1024
+"""Bytes of stack that net_run takes at most: what was measured on seven cores at -O2 is below (docs/results/microcontrollers.md)."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,28 @@ def fingerprint(graph: Graph) -> str:
     return hashlib.sha256(repr((dict(graph.inputs), layers, graph.outputs)).encode()).hexdigest()[:8]
 
 
-def header(builder: Builder, name: str, stem: str, export: str) -> str:
+def static_memory(builder: Builder) -> int:
+    """Bytes of RAM that the network takes beside the stack: tensors and windows."""
+    return builder.plan.arena + _windows(builder)
+
+
+def _windows(builder: Builder) -> int:
+    return 2 * builder.columns + builder.tap_rows + 16 * builder.taps
+
+
+def header(builder: Builder, name: str, stem: str, export: str, code: int) -> str:
     """net.h."""
     graph, upper = builder.graph, name.upper()
     given, got = inputs_of(graph), outputs_of(graph)
     costs = layer_costs(graph)
-    weights, columns = 4 * len(builder.weights), 2 * builder.columns
+    weights, ram, constants = 4 * len(builder.weights), static_memory(builder), sum(builder.flash.values())
     lines = [
         f"/* lowbit C99 {comment(stem)}.h: an integer network in C99, without malloc, floats between codes, or libraries but memory functions.",
         "   It was made by lowbit; the code is its user's own, and no licence is asked for.",
         "",
-        f"   RAM      {builder.plan.arena + columns:,} bytes static: {builder.plan.arena:,} of tensors, {columns:,} of windows;"
+        f"   RAM      {ram:,} bytes static: {builder.plan.arena:,} of tensors, {_windows(builder):,} of windows;"
         f" at most {STACK} of stack; and the caller's inputs and outputs",
-        f"   flash    {weights:,} bytes of packed weights; biases, multipliers and tables beside them",
+        f"   flash    {constants:,} bytes of constants, {weights:,} of them packed weights; about {code:,} of code (Cortex-M4, -O2)",
         f"   work     {sum(cost.macs for cost in costs):,} multiply-accumulates",
         "",
         *(line for port in (*given, *got) for line in _described(graph, port)),
@@ -114,9 +123,11 @@ def header(builder: Builder, name: str, stem: str, export: str) -> str:
         "",
         f"#define {upper}_EXPORT 0x{export}u /* {comment(stem)}.c asks for it */",
         *(line for port in (*given, *got) for line in _macros(port, upper)),
-        f"#define {upper}_RAM_BYTES {builder.plan.arena + columns}",
+        f"#define {upper}_RAM_BYTES {ram}",
         f"#define {upper}_STACK_BYTES {STACK}",
         f"#define {upper}_WEIGHT_BYTES {weights}",
+        f"#define {upper}_CONSTANT_BYTES {constants}",
+        f"#define {upper}_CODE_BYTES {code} /* an estimate */",
         f"#define {upper}_MACS {sum(cost.macs for cost in costs)}",
         f"#define {upper}_LAYERS {len(graph.nodes)}",
         "",

@@ -12,13 +12,14 @@ from lowbit.errors import LowbitError
 from lowbit.formats.c import packing
 from lowbit.formats.c.memory import is_depthwise
 from lowbit.formats.c.operations import LOWERINGS, fixed_multipliers
-from lowbit.formats.c.source import Builder, numbers
+from lowbit.formats.c.source import Builder
 from lowbit.formats.c.tensors import Place
 from lowbit.integer.graph import FloatType
 from lowbit.integer.ops import Convolution, Linear
 from lowbit.integer.ops.layer import Layer
 
 _SPACE_MAX = 3
+_LAYER_BYTES = 58  # of a layer's constant on a processor of 32 bits, and 20 for every dimension of positions
 _LENGTH_MAX = 65_000  # of a window: its length has 16 bits
 
 
@@ -81,11 +82,18 @@ def _layer(builder: Builder, node: Layer, where: _Geometry, rows: Tensor) -> Non
             f"node {node.name!r}: a window of {where.length} codes; C's layers have at most {_LENGTH_MAX}"
         )
     bits, kernel = node.weight.bits, "depthwise" if where.depthwise else "dense"
-    padded = where.length if where.depthwise else packing.padded_length(where.length, bits)
-    builder.columns = max(builder.columns, padded if where.depthwise else 2 * padded)
+    if where.depthwise:
+        padded = -(-where.channels // 4) * 4  # of a row of taps
+        builder.taps = max(builder.taps, math.prod(where.kernel))
+        builder.tap_rows = max(builder.tap_rows, padded * math.prod(where.kernel))
+    else:
+        padded = packing.padded_length(where.length, bits)
+        builder.columns = max(builder.columns, 2 * padded)
     builder.uses |= {kernel, f"weights{bits}"}
     fields = {"weights": f"weights + {len(builder.weights)}", "planes": f"planes{bits}"}
-    builder.weights += packing.words(rows, bits)
+    words = packing.words(rows, bits, 1 if where.depthwise else len(rows) // where.groups)
+    builder.weights += words
+    builder.spend(4 * len(words) + _LAYER_BYTES + 20 * builder.space)
     fields |= _requantization(builder, node) | _positions(builder, node, where)
     fields |= {"length": str(where.length), "padded": str(padded)} | _codes(builder, node)
     fields |= {"plane_count": str(len(packing.PLANES[bits])), "offset": str(packing.offset(bits))}
@@ -100,6 +108,9 @@ def _positions(builder: Builder, node: Layer, where: _Geometry) -> dict[str, str
     x, y = builder.place(node.inputs[0]), builder.place(node.name)
     missing = builder.space - len(where.outer)
     fields = {f"{name}_strides": _strides(place, where.axis, missing) for name, place in (("x", x), ("y", y))}
+    alone = where.axis == 0 and x.shape[0] == 1  # taps of a single channel are read as channels beside each other are
+    if alone:
+        fields["x_strides"] = _listed([x.strides[-1], *[0] * missing, *x.strides[1:]])
     for name, values, fill in (
         ("in", where.inner, 1), ("out", where.outer, 1), ("kernel", where.kernel, 1), ("stride", where.stride, 1),
         ("dilation", where.dilation, 1), ("pad", where.before, 0),
@@ -107,7 +118,7 @@ def _positions(builder: Builder, node: Layer, where: _Geometry) -> dict[str, str
         fields[name] = _listed([*[fill] * missing, *values])
     # Taps beside each other lie in one piece where channels do, and a window has all of a position's.
     whole = where.axis == 0 and len(x.shape) > 1 and x.strides[0] == 1 and x.strides[-1] == where.channels
-    joined = whole and where.dilation[-1] == 1
+    joined = (whole or alone) and where.dilation[-1] == 1
     outputs = y.shape[where.axis] // where.groups
     numbers = {"groups": where.groups, "channels": where.channels, "outputs": outputs, "joined": int(joined)}
     return fields | {name: str(value) for name, value in numbers.items()}
@@ -119,7 +130,9 @@ def _codes(builder: Builder, node: Layer) -> dict[str, str]:
     (kind,) = builder.graph.input_types(node)
     floats = isinstance(node.type, FloatType)
     builder.uses |= {x.storage, "int32" if floats else "codes"} | ({"y_packed"} if y.storage == "packed" else set())
-    fields = {"x_zero": str(kind.zero_point), "x_low": str(x.low)}
+    if x.storage == "packed":
+        builder.uses.add(f"packed{x.width}")
+    fields = {"x_more": str((x.low if x.storage == "packed" else 0) - int(kind.zero_point))}
     if not floats:
         kind = node.codes_of()
         fields |= {"y_zero": str(kind.zero_point), "low": str(kind.qn), "high": str(kind.qp), "y_low": str(y.low)}
@@ -144,14 +157,16 @@ def _requantization(builder: Builder, node: Layer) -> dict[str, str]:
     number, count, fields = builder.number(node), len(node.weight.codes), {}
     if node.bias is not None:
         values = node.bias.tolist()
-        text = [str(value) if value > -(2**31) else "INT32_MIN" for value in values]
-        builder.constants.append(f"static const int32_t bias{number}[{count}] = {{\n{numbers(text)}\n}};")
+        builder.constant(f"int32_t bias{number}", values)
         fields["bias"] = f"bias{number}"
     if not isinstance(node.type, FloatType):
         (m,) = node.multipliers(builder.graph.input_types(node))
         mantissas, shifts = fixed_multipliers(m)
         repeat = count // len(mantissas)
         builder.constant(f"int32_t multipliers{number}", mantissas * repeat)
-        builder.constant(f"uint8_t shifts{number}", shifts * repeat)
+        builder.constant(f"int8_t shifts{number}", [shift - 33 for shift in shifts * repeat])
         fields |= {"multipliers": f"multipliers{number}", "shifts": f"shifts{number}"}
+        if node.accumulator_bound(builder.graph.input_types(node)) << max(0, 33 - min(shifts)) >= 1 << 31:
+            builder.uses.add("wide")  # the sums have no room for what their multipliers lack
+            fields["wide"] = "1"
     return fields

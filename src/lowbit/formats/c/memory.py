@@ -226,9 +226,10 @@ def is_depthwise(node: Convolution) -> bool:
 def _window_slide(node: Convolution | MaxPool | AveragePool, kernel: Sequence[int], x: Place, y: Place) -> int:
     """Positions in order: the bytes of an output are written when its window, and the next one's at most, were read.
 
-    A pool still reads the window while it writes the position's channels; two convolution windows are read, then two written.
+    What takes channels by themselves still reads the window while it writes the position's first ones; of other convolutions two
+    windows are read, then two positions written.
     """
-    pools = not isinstance(node, Convolution)
+    by_channel = not isinstance(node, Convolution) or is_depthwise(node)
     bits_in, bits_out = x.shape[0] * x.width, y.shape[0] * y.width
     space = x.shape[1:]
     starts = []
@@ -241,5 +242,5 @@ def _window_slide(node: Convolution | MaxPool | AveragePool, kernel: Sequence[in
     for number in range(len(starts) - 1, -1, -1):
         after = needed
         needed = min(needed, starts[number] * bits_in)
-        distance = max(distance, (number + 1) * bits_out - (needed if pools else after))
+        distance = max(distance, (number + 1) * bits_out - (needed if by_channel else after))
     return -(-distance // 8)

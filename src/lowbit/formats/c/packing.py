@@ -28,8 +28,11 @@ def offset(bits: int) -> int:
     return 1 if bits == 1 else 1 << (bits - 1)
 
 
-def words(codes: Tensor, bits: int) -> list[int]:
-    """The words of integer codes (rows, places): plane after plane, row after row."""
+def words(codes: Tensor, bits: int, group: int = 1) -> list[int]:
+    """The words of integer codes (rows, places): plane after plane, row after row.
+
+    Of every `group` rows, two and two lie word by word in turn; what is left over lies alone.
+    """
     numbers = codes.to(torch.int64) + offset(bits)
     found: list[int] = []
     for width, shift in PLANES[bits]:
@@ -37,7 +40,13 @@ def words(codes: Tensor, bits: int) -> list[int]:
         per_word = 32 // width
         fields = torch.nn.functional.pad(fields, (0, -fields.shape[1] % per_word)).reshape(-1, per_word)
         places = torch.arange(per_word, device="cpu")
-        found += (fields << (places // 2 * width + places % 2 * 16)).sum(1).tolist()
+        plane = (
+            (fields << (places // 2 * width + places % 2 * 16))
+            .sum(1)
+            .reshape(-1, group, -(-codes.shape[1] // per_word))
+        )
+        paired = plane[:, : group // 2 * 2].unflatten(1, (-1, 2)).transpose(2, 3)
+        found += torch.cat([paired.flatten(1), plane[:, group // 2 * 2 :].flatten(1)], 1).flatten().tolist()
     return found
 
 

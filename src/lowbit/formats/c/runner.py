@@ -47,7 +47,8 @@ class CRunner:
     Args:
         path: net.c; net.h lies beside it.
         graph: what it was written from.
-        flags: for the compiler.
+        command: the compiler, by default this machine's.
+        flags: for it.
 
     Raises:
         LowbitError: no compiler, a file of another network, or one that does not compile without a warning.
@@ -55,16 +56,18 @@ class CRunner:
 
     rounding = "fixed"
 
-    def __init__(self, path: Path, graph: Graph, flags: Sequence[str] = FLAGS) -> None:
+    def __init__(
+        self, path: Path, graph: Graph, command: Sequence[str] | None = None, flags: Sequence[str] = FLAGS
+    ) -> None:
         self.path, self.graph = path, graph
         self.folder = Path(tempfile.mkdtemp(prefix="lowbit-c-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         name = checked_name(path, graph)
         write_harness(self.folder / "harness.c", graph, name, path.with_suffix(".h").name)
         self.program = self.folder / "network"
-        command = [compiler(), *flags, f"-D{name.upper()}_TRACE", f"-I{path.parent.absolute()}"]
+        options = [*(command or [compiler()]), *flags, f"-D{name.upper()}_TRACE", f"-I{path.parent.absolute()}"]
         sources = ["-x", "c", str(path.absolute()), str(self.folder / "harness.c")]
-        compile_files(path, [*command, *sources, "-o", str(self.program)])
+        compile_files(path, [*options, *sources, "-o", str(self.program)])
 
     def command(self) -> list[str]:
         """What runs the program."""
@@ -107,7 +110,7 @@ def write_harness(path: Path, graph: Graph, name: str, header: str) -> None:
     """The program's main: it runs the network over the samples of a file, and writes what every layer gives."""
     given = {variable: math.prod(graph.inputs[key]) for key, variable in float_inputs(graph).items()}
     got = {port.variable: port.count for port in outputs_of(graph)}
-    filled = {
+    values = {
         "header": header,
         "name": name,
         "buffers": "\n".join(f"static float {variable}[{count}];" for variable, count in (given | got).items()),
@@ -118,10 +121,15 @@ def write_harness(path: Path, graph: Graph, name: str, header: str) -> None:
         "arguments": ", ".join(given | got),
         "writes": "\n".join(f"        put({variable}, sizeof {variable});" for variable in got),
     }
-    text = resources.files("lowbit.formats.c").joinpath("kernels", "harness.c").read_text(encoding="utf-8")
-    for key, value in filled.items():
+    path.write_text(filled("harness.c", values))
+
+
+def filled(name: str, values: Mapping[str, str]) -> str:
+    """A C file of this package with the values in place of @key."""
+    text = resources.files("lowbit.formats.c").joinpath("kernels", name).read_text(encoding="utf-8")
+    for key, value in values.items():
         text = text.replace(f"@{key}", value)
-    path.write_text(text)
+    return text
 
 
 def read_results(path: Path, graph: Graph, file: Path, samples: int) -> Result:

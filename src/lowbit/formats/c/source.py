@@ -16,6 +16,9 @@ C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "packed": "
 """The C type of an element, by storage."""
 
 
+_SIZES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4}
+
+
 def identifier(text: str) -> str:
     """A C identifier from any text: other characters become underscores, and it begins with a letter."""
     name = re.sub(r"[^0-9A-Za-z_]", "_", text).strip("_") or "net"
@@ -44,7 +47,10 @@ class Builder:
         constants: definitions of tables and layers.
         weights: the words of all weights.
         body: lines of the function that runs the network.
+        flash: bytes of constants by the name of their node.
+        node: which is being written.
         columns: elements of the layers' columns.
+        taps, tap_rows: of the layers that convolve every channel by itself, taps of a window, and bytes of its weights.
         space: positions' dimensions of the layers.
     """
 
@@ -54,7 +60,11 @@ class Builder:
     constants: list[str] = field(default_factory=list)
     weights: list[int] = field(default_factory=list)
     body: list[str] = field(default_factory=list)
+    flash: dict[str, int] = field(default_factory=dict)
+    node: Node | None = None
     columns: int = 0
+    taps: int = 0
+    tap_rows: int = 0
     space: int = 2
     depth: int = 1
 
@@ -97,6 +107,12 @@ class Builder:
     def constant(self, declaration: str, values: Sequence[int]) -> None:
         """A table of whole numbers in read-only memory."""
         self.constants.append(f"static const {declaration}[{len(values)}] = {{\n{numbers(values)}\n}};")
+        self.spend(len(values) * next(size for kind, size in _SIZES.items() if declaration.startswith(kind)))
+
+    def spend(self, count: int) -> None:
+        """Count bytes of constants of the node that is being written."""
+        assert self.node is not None
+        self.flash[self.node.name] = self.flash.get(self.node.name, 0) + count
 
     def pointer(self, place: Place, *, writable: bool = False) -> str:
         """The C expression of where a tensor begins."""

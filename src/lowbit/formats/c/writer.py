@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from pathlib import Path
 
 from lowbit.errors import LowbitError
@@ -19,41 +20,20 @@ from lowbit.formats.c.interface import (
     inputs_of,
     outputs_of,
     parameters,
+    static_memory,
 )
 from lowbit.formats.c.memory import plan
 from lowbit.formats.c.operations import LOWERINGS
 from lowbit.formats.c.selftest import NEXT, checksums
 from lowbit.formats.c.source import Builder, comment, identifier, kernel, numbers
+from lowbit.formats.registry import Footprint
 from lowbit.integer.graph import Graph, Node, TensorType
 from lowbit.integer.ops import Quantize
 from lowbit.integer.ops.layer import Layer
 
 MARK = b"/* lowbit C99"
 """How every net.c begins."""
-
-_DOT = """static void dot{bits}(const uint32_t *one, const uint32_t *two, const int16_t *x, const int16_t *y,
-                 uint32_t words, int count, uint32_t *totals)
-{{
-    uint32_t a = 0, b = 0, c = 0, d = 0;
-    if (count == 2) {{
-        do {{
-            const uint32_t u = *one++, v = *two++;
-{double}
-            x += {step};
-            y += {step};
-        }} while (--words);
-    }} else {{
-        do {{
-            const uint32_t u = *one++, v = *two++;
-{single}
-            x += {step};
-        }} while (--words);
-    }}
-    totals[0] = a;
-    totals[1] = b;
-    totals[2] = c;
-    totals[3] = d;
-}}"""
+_BYTES_PER_LINE = 12  # 9 to 13 in MLPerf Tiny's networks at 2 to 8 bits (docs/results/microcontrollers.md)
 
 
 def write(graph: Graph, path: Path) -> None:
@@ -66,6 +46,31 @@ def write(graph: Graph, path: Path) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
+def footprint(graph: Graph) -> Footprint:
+    """What net.c takes of a microcontroller."""
+    builder = _built(graph)
+    by_node = {}
+    for node in graph.nodes:
+        tensors = [builder.place(name) for name in {*node.inputs, node.name} if name in builder.plan.places]
+        ram = sum(place.size for place in tensors if place.memory == "arena")
+        by_node[node.name] = (ram, builder.flash.get(node.name, 0))
+    return Footprint(static_memory(builder), sum(builder.flash.values()) + code_size(builder), by_node)
+
+
+def code_size(builder: Builder) -> int:
+    """About how many bytes of instructions the network's functions have, on a Cortex-M4 at -O2."""
+    text = re.sub(r"/\*.*?\*/", "", "\n".join([*_kernels(builder), *builder.body]), flags=re.DOTALL)
+    return _BYTES_PER_LINE * sum(";" in line or "{" in line for line in text.splitlines())
+
+
+def _built(graph: Graph) -> Builder:
+    builder = Builder(graph, plan(graph), space=_dimensions(graph))
+    for number, node in enumerate(graph.nodes, 1):
+        _node(builder, number, node)
+    _outputs(builder)
+    return builder
+
+
 def texts(graph: Graph, name: str, stem: str) -> tuple[str, str]:
     """net.c and net.h of a validated graph.
 
@@ -73,15 +78,12 @@ def texts(graph: Graph, name: str, stem: str) -> tuple[str, str]:
         name: with which functions and macros begin, a C identifier.
         stem: of the files' names.
     """
-    builder = Builder(graph, plan(graph), space=_dimensions(graph))
-    for number, node in enumerate(graph.nodes, 1):
-        _node(builder, number, node)
-    _outputs(builder)
+    builder = _built(graph)
     source = _source(builder, name)
     export = hashlib.sha256(source.encode()).hexdigest()[:8]
     upper = name.upper()
     include = f'#include "{stem}.h"\n#if {upper}_EXPORT != 0x{export}u\n#error "{stem}.h is of another export"\n#endif'
-    return source.replace("@include", include, 1), header(builder, name, stem, export)
+    return source.replace("@include", include, 1), header(builder, name, stem, export, code_size(builder))
 
 
 def _dimensions(graph: Graph) -> int:
@@ -92,7 +94,7 @@ def _dimensions(graph: Graph) -> int:
 def _node(builder: Builder, number: int, node: Node) -> None:
     shape = " x ".join(map(str, node.shape_of()))
     builder.line(f"/* {number}. {comment(node.name)}: {type(node).__name__}, {shape} */")
-    write_node = LOWERINGS.of(node)
+    write_node, builder.node = LOWERINGS.of(node), node
     if node.name in builder.plan.views:
         builder.line("/* the same codes in the same order */")
     elif not isinstance(node, Quantize):
@@ -153,6 +155,7 @@ def _kernels(builder: Builder) -> list[str]:
     if uses & {"y_packed"}:
         uses.add("packed")
     layered = bool(uses & {"dense", "depthwise"})
+    found += [kernel("intrinsics", uses)]
     found += [kernel(each, uses) for each in ("scaled", "packed") if each in uses]
     if layered:
         found += [_sizes(builder), kernel("layer", uses)]
@@ -162,7 +165,7 @@ def _kernels(builder: Builder) -> list[str]:
             found += [kernel("products", uses), *(_dot(bits) for bits in planes)]
         for width in widths:
             listed = ", ".join(
-                f"{{{f'dot{bits}' if 'dense' in uses else 'NULL'}, {bits}, {shift}}}"
+                f"{{{f'dot{bits}, single{bits}, ' if 'dense' in uses else ''}{bits}, {shift}}}"
                 for bits, shift in packing.PLANES[width]
             )
             found.append(f"static const plane_t planes{width}[] = {{{listed}}};")
@@ -173,22 +176,23 @@ def _kernels(builder: Builder) -> list[str]:
 def _sizes(builder: Builder) -> str:
     sizes = (size for place in builder.plan.places.values() for size in place.shape)
     extent = "int16_t" if max(sizes) < 1 << 14 else "int32_t"
-    return f"typedef {extent} extent_t;\nenum {{ SPACE = {builder.space}, COLUMNS = {builder.columns} }};"
+    return f"typedef {extent} extent_t;\nenum {{ SPACE = {builder.space}, COLUMNS = {builder.columns}, ROWS = 16, TAPS = {builder.taps}, TAP_ROWS = {builder.tap_rows} }};"
 
 
 def _dot(bits: int) -> str:
-    """The kernel for two rows of weights of one plane and two columns, or one."""
-    pairs = [(shift, shift // bits * 2) for shift in range(0, 16, bits)]
-    mask = f"0x{(1 << bits) - 1:x}u"
-
-    def lines(steps: str) -> str:
-        return "\n".join(
-            f"            {total} = both({total}, {row}, {shift}, {mask}, {column} + {at});"
-            for shift, at in pairs
-            for total, row, column in steps.split()
-        )
-
-    return _DOT.format(bits=bits, step=32 // bits, double=lines("aux bvx cuy dvy"), single=lines("aux bvx"))
+    """The kernels for weights of one plane."""
+    double, single = [], []
+    for shift in range(0, 16, bits):
+        at = shift // bits * 4
+        double.append(f"        p = PAIR(u, {shift}), q = PAIR(v, {shift});")
+        sums = (("a", "p", at), ("b", "q", at), ("c", "p", at + 2), ("d", "q", at + 2))
+        double += [f"        {total} = both({total}, {fields}, {bits}, x + {place});" for total, fields, place in sums]
+        single.append(f"        a = both(a, PAIR(u, {shift}), {bits}, x + {at});")
+        single.append(f"        b = both(b, PAIR(v, {shift}), {bits}, x + {at} + other);")
+    text = kernel("dot", set()).replace("@double", "\n".join(double)).replace("@single", "\n".join(single))
+    return (
+        text.replace("@bits", str(bits)).replace("@mask", f"0x{(1 << bits) - 1:x}u").replace("@step", str(64 // bits))
+    )
 
 
 def _memory(builder: Builder) -> str:

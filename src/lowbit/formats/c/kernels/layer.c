@@ -4,7 +4,10 @@ enum { INT8, UINT8, INT32, PACKED }; /* PACKED + bits */
 /* Weights are stored as unsigned numbers, code + offset, cut into planes of 8, 4, 2 or 1 bits. A word of a plane holds the
    fields of a row: those of even places in its low half, those of odd places in its high half, lowest bits first. */
 typedef struct {
-    void (*dot)(const uint32_t *, const uint32_t *, const int16_t *, const int16_t *, uint32_t, int, uint32_t *);
+@if dense
+    void (*dot)(const uint32_t *, const int16_t *, uint32_t, uint32_t, uint32_t *);
+    void (*single)(const uint32_t *, uint32_t, const int16_t *, uint32_t, uint32_t, uint32_t *);
+@end
     uint8_t bits, shift;
 } plane_t;
 
@@ -13,16 +16,14 @@ typedef struct {
     const uint32_t *weights;
     const plane_t *planes;
     const int32_t *bias, *multipliers; /* NULL: none; the accumulators themselves are stored */
-    const uint8_t *shifts;
+    const int8_t *shifts; /* less 33 */
     int32_t x_strides[SPACE + 1], y_strides[SPACE + 1]; /* of channels, then of positions, in elements */
     extent_t in[SPACE], out[SPACE], kernel[SPACE], stride[SPACE], dilation[SPACE], pad[SPACE];
     extent_t groups, channels, outputs;
     uint16_t length, padded; /* of a window: channels times taps, and rounded up to whole words */
-    int16_t x_zero, y_zero, low, high, x_low, y_low;
-    uint8_t x_storage, y_storage, plane_count, offset, joined;
+    int16_t x_more, y_zero, low, high, y_low; /* x_more: what is added to a code as it is stored to make it a step */
+    uint8_t x_storage, y_storage, plane_count, offset, joined, wide;
 } layer_t;
-
-static int16_t columns[COLUMNS]; /* windows of the input as x - zero point */
 
 /* The next place of a tensor with these limits, row-major; 0 after the last. */
 static int advance(extent_t *at, const extent_t *limits, int dimensions)
@@ -36,98 +37,106 @@ static int advance(extent_t *at, const extent_t *limits, int dimensions)
     return 0;
 }
 
-/* `count` channels of x from place `from` on, minus the zero point; returns their sum. */
-static int32_t load(const layer_t *t, const void *x, int32_t from, int32_t count, int16_t *to)
+#if DSP
+/* Four codes beside each other from place `from` on, plus both halves of `more`: the first and third, and the others. */
+INLINE void four_codes(int storage, const void *x, int32_t from, int32_t more, int32_t *even, int32_t *odd)
 {
-    const int32_t step = t->x_strides[0];
-    int32_t sum = 0, i;
-@if int8
-    if (t->x_storage == INT8) {
-        const int8_t *codes = (const int8_t *)x + from;
-        for (i = 0; i < count; i++, codes += step) {
-            const int32_t value = *codes - t->x_zero;
-            *to++ = (int16_t)value;
-            sum += value;
-        }
+    if (storage == INT8) {
+        const uint32_t word = word_at((const int8_t *)x + from);
+        *even = __sxtab16(more, (int32_t)word);
+        *odd = __sxtab16(more, (int32_t)(word >> 8));
+    } else if (storage == UINT8) {
+        const uint32_t word = word_at((const uint8_t *)x + from);
+        *even = (int32_t)__uxtab16((uint32_t)more, word);
+        *odd = (int32_t)__uxtab16((uint32_t)more, word >> 8);
+@if packed
+    } else {
+        const uint32_t bits = (uint32_t)(storage - PACKED), place = (uint32_t)from * bits, mask = ((1u << bits) - 1u) * 0x10001u;
+        const uint8_t *const byte = (const uint8_t *)x + (place >> 3);
+        uint32_t word = bits == 4 ? byte[0] | (uint32_t)byte[1] << 8 : (uint32_t)*byte >> (place & 7u);
+        word |= word << (16 - 2 * bits);
+        *even = __sadd16((int32_t)(word & mask), more);
+        *odd = __sadd16((int32_t)(word >> bits & mask), more);
+@end
     }
+}
+#endif
+
+/* A code plus `more`. */
+INLINE int32_t one_code(int storage, const void *x, int32_t from, int32_t more)
+{
+    if (storage == INT8)
+        return ((const int8_t *)x)[from] + more;
+@if packed
+    if (storage > PACKED)
+        return unpack((const uint8_t *)x, (uint32_t)(storage - PACKED), (uint32_t)from) + more;
+@end
+    return ((const uint8_t *)x)[from] + more;
+}
+
+/* One call for every way in which codes are stored, each with a constant in place of the way. */
+#define EVERY_STORAGE(call) \
+    switch (t->x_storage) { \
+@if int8
+    case INT8: call(INT8); break; \
 @end
 @if uint8
-    if (t->x_storage == UINT8) {
-        const uint8_t *codes = (const uint8_t *)x + from;
-        for (i = 0; i < count; i++, codes += step) {
-            const int32_t value = *codes - t->x_zero;
-            *to++ = (int16_t)value;
-            sum += value;
-        }
-    }
+    case UINT8: call(UINT8); break; \
 @end
-@if packed
-    if (t->x_storage > PACKED) {
-        for (i = 0; i < count; i++, from += step) {
-            const int32_t code = unpack((const uint8_t *)x, t->x_storage - (uint32_t)PACKED, (uint32_t)from);
-            const int32_t value = code + t->x_low - t->x_zero;
-            *to++ = (int16_t)value;
-            sum += value;
-        }
-    }
+@if packed1
+    case PACKED + 1: call(PACKED + 1); break; \
 @end
-    return sum;
-}
+@if packed2
+    case PACKED + 2: call(PACKED + 2); break; \
+@end
+@if packed4
+    case PACKED + 4: call(PACKED + 4); break; \
+@end
+    }
 
-/* The window at an output's place as a column; returns its sum. Outside of x is the zero point. */
-static int32_t gather(const layer_t *t, const void *x, int32_t first, const extent_t *at, int16_t *column)
+/* What becomes of sums of products: bias, requantization, store, of neighbouring channels at one place. */
+static void finish(const layer_t *t, void *y, int32_t place, int32_t channel, int32_t count, const uint32_t *sums)
 {
-    enum { LAST = SPACE - 1 };
-    const int32_t start = at[LAST] * t->stride[LAST] - t->pad[LAST];
-    int16_t *to = column;
-    extent_t tap[SPACE] = {0};
-    int32_t sum = 0, k, d;
-    do {
-        int32_t from = first;
-        int inside = 1;
-        for (d = 0; d < LAST; d++) {
-            const int32_t i = at[d] * t->stride[d] + tap[d] * t->dilation[d] - t->pad[d];
-            inside = inside && i >= 0 && i < t->in[d];
-            from += i * t->x_strides[1 + d];
-        }
-        if (inside && t->joined && start >= 0 && start + t->kernel[LAST] <= t->in[LAST]) {
-            const int32_t count = t->kernel[LAST] * t->channels;
-            sum += load(t, x, from + start * t->x_strides[SPACE], count, to);
-            to += count;
-            continue;
-        }
-        for (k = 0; k < t->kernel[LAST]; k++, to += t->channels) {
-            const int32_t i = start + k * t->dilation[LAST];
-            if (inside && i >= 0 && i < t->in[LAST])
-                sum += load(t, x, from + i * t->x_strides[SPACE], t->channels, to);
-            else
-                memset(to, 0, (size_t)t->channels * sizeof *to);
-        }
-    } while (advance(tap, t->kernel, LAST));
-    while (to < column + t->padded)
-        *to++ = 0;
-    return sum;
-}
-
-/* What becomes of a sum of products: bias, requantization, store. */
-static void finish(const layer_t *t, void *y, int32_t place, int32_t channel, uint32_t sum)
-{
-    const int32_t n = (int32_t)(sum + (t->bias ? (uint32_t)t->bias[channel] : 0u));
-    int32_t code;
+    const int32_t apart = t->y_strides[0];
+    const int32_t *const bias = t->bias ? t->bias + channel : NULL;
+    int32_t i;
 @if int32
     if (!t->multipliers) {
-        ((int32_t *)y)[place] = n;
+        for (i = 0; i < count; i++)
+            ((int32_t *)y)[place + (channel + i) * apart] = (int32_t)(sums[i] + (bias ? (uint32_t)bias[i] : 0u));
         return;
     }
 @end
 @if codes
-    code = scaled((int64_t)n * t->multipliers[channel], t->shifts[channel], t->y_zero, t->low, t->high);
-@if y_packed
-    if (t->y_storage > PACKED) {
-        pack((uint8_t *)y, t->y_storage - (uint32_t)PACKED, (uint32_t)place, code - t->y_low);
-        return;
-    }
+    {
+        const int32_t *const multipliers = t->multipliers + channel;
+        const int8_t *const shifts = t->shifts + channel;
+        const int32_t zero = t->y_zero, low = t->low, high = t->high;
+        place += channel * apart;
+        for (i = 0; i < count; i++, place += apart) {
+            uint32_t n = sums[i] + (bias ? (uint32_t)bias[i] : 0u);
+            int32_t more = shifts[i], code;
+@if wide
+            if (t->wide) {
+                code = rounded((int64_t)(int32_t)n * multipliers[i], more);
+            } else
 @end
-    ((uint8_t *)y)[place] = (uint8_t)code; /* an int8_t is stored as the same byte */
+            {
+                if (more < 0) { /* n has room for it */
+                    n <<= -more;
+                    more = 0;
+                }
+                code = rounded((int64_t)(int32_t)n * multipliers[i], more);
+            }
+            code = clipped(code + zero, low, high);
+@if y_packed
+            if (t->y_storage > PACKED) {
+                pack((uint8_t *)y, t->y_storage - (uint32_t)PACKED, (uint32_t)place, code - t->y_low);
+                continue;
+            }
+@end
+            ((uint8_t *)y)[place] = (uint8_t)code; /* an int8_t is stored as the same byte */
+        }
+    }
 @end
 }

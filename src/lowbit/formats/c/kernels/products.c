@@ -1,19 +1,19 @@
-/* sum + both products of a pair of weights' fields and two codes, modulo 2^32. */
-#if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && !defined(__ARM_BIG_ENDIAN)
-#include <arm_acle.h>
+/* The pair of fields at `shift` of a word of weights, and sums of such pairs times pairs of codes, modulo 2^32. */
+#if DSP
+#define PAIR(word, shift) ((word) >> (shift) & mask)
 
-static inline uint32_t both(uint32_t sum, uint32_t word, uint32_t shift, uint32_t mask, const int16_t *x)
+INLINE uint32_t both(uint32_t sum, uint32_t fields, uint32_t bits, const int16_t *x)
 {
-    uint32_t pair;
-    memcpy(&pair, x, sizeof pair);
-    return (uint32_t)__smlad((int32_t)(word >> shift & mask * 0x10001u), (int32_t)pair, (int32_t)sum);
+    (void)bits;
+    return (uint32_t)__smlad((int32_t)fields, *(const word_t *)x, (int32_t)sum);
 }
 #else
-static inline uint32_t both(uint32_t sum, uint32_t word, uint32_t shift, uint32_t mask, const int16_t *x)
+#define PAIR(word, shift) ((word) >> (shift))
+
+INLINE uint32_t both(uint32_t sum, uint32_t fields, uint32_t bits, const int16_t *x)
 {
-    const int32_t low = (int32_t)(word >> shift & mask), high = (int32_t)(word >> (shift + 16) & mask);
-    return sum + (uint32_t)(low * x[0]) + (uint32_t)(high * x[1]);
+    const uint32_t mask = (1u << bits) - 1u;
+    return sum + (uint32_t)((int32_t)(fields & mask) * x[0]) + (uint32_t)((int32_t)(fields >> 16 & mask) * x[1]);
 }
 #endif
 
-/* Two rows of weights times two columns, or times one. */

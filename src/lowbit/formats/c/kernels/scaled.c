@@ -1,10 +1,22 @@
-/* Codes of t / 2^shift: rounded half away from zero, moved by the zero point, clipped. */
-static int32_t scaled(int64_t t, uint32_t shift, int32_t zero, int32_t low, int32_t high)
+typedef char arithmetic_shift[(-1 >> 1) == -1 ? 1 : -1]; /* the compiler shifts negative numbers as all that are known do */
+
+/* t / 2^(more + 33), rounded half away from zero. |t| is below 2^62; what is beyond every code is only far away. */
+INLINE int32_t rounded(int64_t t, int32_t more)
 {
-    uint64_t magnitude = t < 0 ? 0u - (uint64_t)t : (uint64_t)t;
-    int32_t code;
-    magnitude = (magnitude + ((uint64_t)1 << (shift - 1))) >> shift;
-    code = magnitude > 0x3ffff ? 0x3ffff : (int32_t)magnitude; /* beyond every code */
-    code = (t < 0 ? -code : code) + zero;
+    t -= t < 0; /* then the half is added and the floor taken */
+    if (more >= 0)
+        return (((int32_t)(t >> 32) >> more) + 1) >> 1;
+    t = (t + ((int64_t)1 << (more + 32))) >> (more + 33);
+    return t > 0x3ffff ? 0x3ffff : t < -0x3ffff ? -0x3ffff : (int32_t)t;
+}
+
+INLINE int32_t clipped(int32_t code, int32_t low, int32_t high)
+{
     return code < low ? low : code > high ? high : code;
+}
+
+/* The code of t / 2^shift. */
+INLINE int32_t scaled(int64_t t, int32_t shift, int32_t zero, int32_t low, int32_t high)
+{
+    return clipped(rounded(t, shift - 33) + zero, low, high);
 }

@@ -1,0 +1,145 @@
+"""`python -m campaigns.microcontrollers --output docs/results`: exported C on this machine and on seven cores in QEMU.
+
+MLPerf Tiny's networks with random weights and the digits network, trained, each at W8A8, W4A8, W4A4 and W2A2 (first and last
+layer 8 bits): every layer's codes against the integer reference, flash and RAM, and the instructions of one inference.
+What the table has already is not measured again: a stopped campaign goes on. `--again` measures all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lowbit
+from benchmarks import harness
+from lowbit import models
+from lowbit.formats.c import boards, runner, writer
+from lowbit.formats.c.memory import plan
+from lowbit.integer.network import IntegerNetwork
+from lowbit.integer.ops.layer import Layer
+from lowbit.verification.compare import compare
+
+SETTINGS = ((8, 8), (4, 8), (4, 4), (2, 2))
+NETWORKS = ("digits-cnn", "resnet8", "ds-cnn", "mobilenetv1-0.25", "autoencoder")
+HOST = "host"
+INPUTS = {HOST: 256}
+BOARD_INPUTS = 16
+_EPOCHS = 8
+
+
+@cache
+def digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's digits: images from 0 to 1, and classes."""
+    from sklearn.datasets import load_digits
+
+    images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+    return images.float().reshape(-1, 1, 8, 8) / 16, labels
+
+
+def integer_network(name: str, weights: int, activations: int) -> tuple[IntegerNetwork, Tensor]:
+    """The network at these bits, and inputs: of the digits the test set, of the others noise."""
+    torch.manual_seed(0)
+    model = models.create(name)
+    options = {"weights": weights, "activations": activations, "integer_only": True}
+    if name == "digits-cnn":
+        images, labels = digits()
+        _train(model, images[:1500], labels[:1500], 0.05)
+        prepared = lowbit.calibrate(lowbit.prepare(model, **options), images[:1500].split(50)[:4])
+        _train(prepared, images[:1500], labels[:1500], 0.01)
+        x = images[1500:]
+    else:
+        x = torch.randn(INPUTS[HOST], *models.NETWORKS[name].input_shape)
+        lowbit.reestimate_batchnorm(model, x.split(32))
+        prepared = lowbit.calibrate(lowbit.prepare(model.eval(), **options), x.split(32))
+    return lowbit.to_integer(prepared.eval(), x[:1]), x
+
+
+def _train(model: nn.Module, images: Tensor, labels: Tensor, rate: float) -> None:
+    groups = lowbit.parameter_groups(model, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    model.train()
+    for _ in range(_EPOCHS):
+        for x, y in zip(images.split(50), labels.split(50)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+
+def rows(name: str, weights: int, activations: int, cores: Sequence[str]) -> Iterator[dict[str, object]]:
+    """A row per core: differences, sizes, instructions."""
+    network, x = integer_network(name, weights, activations)
+    graph = network.graph
+    layers = [node for node in graph.nodes if isinstance(node, Layer)]
+    macs = sum(node.work().macs for node in layers)
+    needed = sum(node.weight.codes.numel() * node.weight.bits for node in layers) / 8
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.c"
+        writer.write(graph, path)
+        packed = int(
+            next(line for line in path.with_suffix(".h").read_text().splitlines() if "WEIGHT_BYTES" in line).split()[-1]
+        )
+        about = {
+            "network": name, "W": weights, "A": activations, "MACs": macs, "weights": packed,
+            "over bits/8": f"{100 * (packed / needed - 1):.1f} %", "arena": plan(graph).arena,
+        }  # fmt: skip
+        for core in cores:
+            if core == HOST:
+                report = compare(network, runner.CRunner(path, graph), x.split(32))
+                found = {}
+            else:
+                report = compare(network, boards.BoardRunner(path, graph, core), [x[:BOARD_INPUTS]])
+                m = boards.measure(path, graph, core, Path(folder))
+                found = {
+                    "other constants": m.constants - packed, "code": m.code, "flash": m.constants + m.code, "RAM": m.ram,
+                    "stack": m.stack, "selftest": m.selftest, "instructions": m.instructions,
+                    "per MAC": f"{m.instructions / macs:.2f}",
+                }  # fmt: skip
+            checked = {"core": core, "inputs": report.samples, "codes": report.compared, "differ": report.differ}
+            yield about | checked | found
+
+
+COLUMNS = (
+    "network", "W", "A", "core", "inputs", "codes", "differ", "MACs", "weights", "over bits/8", "other constants", "code", "flash",
+    "arena", "RAM", "stack", "selftest", "instructions", "per MAC",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m campaigns.microcontrollers", description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME")
+    parser.add_argument(
+        "--cores", nargs="+", default=[HOST, *boards.BOARDS], choices=[HOST, *boards.BOARDS], metavar="CORE"
+    )
+    parser.add_argument(
+        "--settings", nargs="+", default=SETTINGS, type=lambda text: tuple(map(int, text.split(","))), metavar="W,A"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for microcontrollers.csv and .md")
+    parser.add_argument("--again", action="store_true", help="measure what the table has already, too")
+    options = parser.parse_args(arguments)
+    table = options.output / "microcontrollers.csv"
+    done = {} if options.again or not table.exists() else {_key(row): row for row in harness.read_csv(table)}
+    for name in options.networks:
+        for weights, activations in options.settings:
+            cores = [core for core in options.cores if (name, str(weights), str(activations), core) not in done]
+            if not cores:
+                continue
+            for row in rows(name, weights, activations, cores):
+                row = {column: str(row.get(column, "")) for column in COLUMNS}
+                done[_key(row)] = row
+                print(" ".join(row.values()), flush=True)
+                harness.write_csv(list(done.values()), table)
+
+
+def _key(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[column] for column in ("network", "W", "A", "core"))
+
+
+if __name__ == "__main__":
+    main()
