@@ -273,7 +273,7 @@ def test_integer_kernels_throughout(path, network, packed):
     """After the input's quantizer no float operator is left: no Conv, Gemm, Add, Mul or average in floats."""
     operators = optimized(network(0).graph(), path, packed)
     integer = {"QLinearConv", "QLinearAdd", "QLinearMul", "QLinearGlobalAveragePool", "QGemm", "NhwcMaxPool", "MaxPool"}
-    moves = {"Transpose", "Clip", "Slice", "Pad", "Reshape", "Concat", "Split", "Cast", "Gather"}
+    moves = {"Transpose", "Clip", "Slice", "Pad", "Reshape", "Concat", "Split", "Cast", "Gather", "GatherElements"}
     assert operators.count("QuantizeLinear") == 1
     assert set(operators) <= integer | moves | {"QuantizeLinear"}
 

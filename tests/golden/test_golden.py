@@ -14,6 +14,8 @@ from tests.golden.record import NETWORKS, codes, digest, inputs, versions, writt
 
 FOLDER = Path(__file__).parent / "0.1.0"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text())
+# What later versions write in another way, on purpose: ONNX looks tables up by GatherElements, twenty times as fast as by Gather.
+CHANGED = json.loads((FOLDER.parent / "changed.json").read_text())
 # What a format's bytes depend on beside our own code.
 WRITTEN_BY = {
     "onnx": ("onnx", "protobuf"), "onnx-packed": ("onnx", "protobuf"), "qonnx": ("onnx", "protobuf"),
@@ -42,7 +44,8 @@ def test_every_format_has_the_bytes_of_0_1_0(name, format, tmp_path):
     if others:
         pytest.skip(f"the bytes were written with other versions than {', '.join(others)}")
     found = written(stored(name), tmp_path / "file", [format])
-    assert found[format] == GOLDEN["networks"][name]["formats"][format]
+    changed = CHANGED.get(name, {}).get(format)
+    assert found[format] == (changed or GOLDEN["networks"][name]["formats"][format])
 
 
 @pytest.mark.parametrize("name", [name for name, entry in GOLDEN["networks"].items() if "output" in entry])

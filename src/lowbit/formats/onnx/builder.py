@@ -149,17 +149,18 @@ def operands(builder: Builder, node: Node) -> list[str]:
     return found
 
 
-def looked_up(builder: Builder, index: str, table: np.ndarray, shape: Shape, name: str) -> str:
-    """table[index], in samples of this shape; the index a tensor of whole numbers of any type.
+def looked_up(builder: Builder, node: Node, index: str, table: np.ndarray, output: str) -> str:
+    """table[index], in samples of the node's shape; the index is a tensor of whole numbers of any type.
 
     By GatherElements on one dimension, which ONNX Runtime executes in 0.7 ns an element where Gather takes 12.
     """
+    name = node.name
     flat = builder.reshape(index, (), f"{name}:flat_index")
     places = builder.add("Cast", [flat], f"{name}:index", to=TensorProto.INT32)
     values = builder.add(
         "GatherElements", [builder.constant(f"{name}:table", table), places], f"{name}:entries", axis=0
     )
-    return builder.reshape(values, shape, f"{name}:looked_up")
+    return builder.reshape(values, node.shape_of(), output)
 
 
 def pads(padding: Pads) -> list[int]:

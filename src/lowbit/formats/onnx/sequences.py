@@ -65,7 +65,7 @@ def softmax(builder: Builder, node: Softmax, difference: str) -> str:
     Exponentials are whole numbers in float32, and so are their sums, up to 2^24; sums that may be larger are made in float64.
     """
     name, axes = node.name, builder.integers(f"{node.name}:axes", [node.axis])
-    e = looked_up(builder, difference, node.entries().numpy().astype(np.float32), node.shape_of(), name)
+    e = looked_up(builder, node, difference, node.entries().numpy().astype(np.float32), f"{name}:exponentials")
     if node.accumulator_bound(builder.graph.input_types(node)) <= _EXACT:
         total = builder.add("ReduceSum", [e, axes], f"{name}:sum", keepdims=1)
     else:

@@ -22,6 +22,7 @@ from lowbit.formats.onnx.builder import (
     Builder,
     FloatOperators,
     conv_attributes,
+    looked_up,
     operands,
     pads,
     register_moves,
@@ -216,26 +217,24 @@ def _lookup(builder: Builder, node: Lookup) -> None:
 
 
 def _write_table(builder: Builder, node: Node, x: TensorType, codes: Tensor) -> None:
-    """A Gather from a table of bytes, by the input's byte."""
+    """From a table of bytes, by the input's byte."""
     table, low = codes.numpy().astype(np.int16), x.qn + x.carrier_offset
     values = np.concatenate([np.repeat(table[:1], low), table])  # a narrow grid's bytes start at 1
-    values = builder.constant(f"{node.name}:table", (values + node.codes_of().carrier_offset).astype(np.uint8))
-    index = builder.add("Cast", [node.inputs[0]], f"{node.name}:index", to=TensorProto.INT32)
-    builder.add("Gather", [values, index], node.name, axis=0)
+    values = (values + node.codes_of().carrier_offset).astype(np.uint8)
+    looked_up(builder, node, node.inputs[0], values, node.name)
 
 
 @LOWERINGS(LookupPerChannel)
 def _lookup_per_channel(builder: Builder, node: LookupPerChannel) -> None:
-    """A Gather from all tables one after the other: a channel's begins at 256 times its number."""
+    """From all tables one after the other: a channel's begins at 256 times its number."""
     (x,), space = builder.graph.input_types(node), len(node.shape_of()) - 1
     low = x.qn + x.carrier_offset
     rows = np.zeros((len(node.tables), 256), np.int16)
     rows[:, low : low + node.tables.shape[1]] = node.tables.numpy() + node.codes_of().carrier_offset
-    tables = builder.constant(f"{node.name}:tables", rows.astype(np.uint8).flatten())
     first = np.arange(len(rows), dtype=np.int32).reshape(1, -1, *[1] * space) * 256
     code = builder.add("Cast", [node.inputs[0]], f"{node.name}:code", to=TensorProto.INT32)
-    index = builder.add("Add", [code, builder.constant(f"{node.name}:first", first)], f"{node.name}:index")
-    builder.add("Gather", [tables, index], node.name, axis=0)
+    place = builder.add("Add", [code, builder.constant(f"{node.name}:first", first)], f"{node.name}:place")
+    looked_up(builder, node, place, rows.astype(np.uint8).flatten(), node.name)
 
 
 @LOWERINGS(Quantize)
