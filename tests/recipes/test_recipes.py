@@ -10,6 +10,7 @@ import torch
 
 import lowbit
 from lowbit import models
+from lowbit._torchvision import import_torchvision
 from lowbit.errors import LowbitError
 from lowbit.recipes import RECIPES, Recipe, get_recipe
 from lowbit.recipes.common import MACS
@@ -104,12 +105,32 @@ def test_multiply_accumulates_are_those_of_the_network_at_its_recipes_size(netwo
 
 
 def _short(name: str) -> str:
-    return name if name in models.names() else name.rpartition(".")[0]
+    name = name if name in models.names() else name.rpartition(".")[0]
+    return name.replace("resnetv2_", "preact-resnet")  # timm's name
 
 
 def test_every_recipes_network_is_counted() -> None:
     assert {_short(recipe().model.name) for recipe in RECIPES.values()} == MACS.keys()
     assert all(recipe.macs == MACS[_short(recipe().model.name)] for recipe in RECIPES.values())
+
+
+def test_preactivation_networks_start_from_weights_that_timm_knows() -> None:
+    """And see pixels as those weights did; each has the parameters of lowbit's network of the same depth."""
+    import_torchvision()
+    import timm
+
+    found = {name: recipe() for name, recipe in RECIPES.items() if name.startswith("lsq-preact")}
+    for name, config in found.items():
+        assert config.data.mean == config.data.std == (0.5,) * 3
+        assert RECIPES[f"imagenet-{name.split('-w')[0].removeprefix('lsq-')}-fp"]().data.mean == (0.5,) * 3
+        assert config.model.pretrained != ("152" in name)
+    for named in {config.model.name for config in found.values() if config.model.pretrained}:
+        weights = timm.get_pretrained_cfg(named)
+        assert weights is not None and weights.hf_hub_id, named
+        assert weights.mean == weights.std == (0.5,) * 3
+        with torch.device("meta"):
+            theirs, ours = models.create(named), models.create(_short(named))
+        assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
 
 
 def test_work_is_the_passes_of_all_images() -> None:
@@ -153,6 +174,8 @@ def test_what_the_recipes_start_from() -> None:
     starts = {recipe().model.name for recipe in RECIPES.values() if recipe.start == "published"}
     assert starts == {
         *(f"{name}.tv_in1k" for name in RESNETS),
+        *(f"resnetv2_{depth}.ra4_e3600_r224_in1k" for depth in (18, 34)),
+        *(f"resnetv2_{depth}.a1h_in1k" for depth in (50, 101)),
         "vgg16-bn",
         "mobilenetv2.ra_in1k",
         "shufflenetv2-x1.0",
@@ -165,7 +188,8 @@ def test_what_the_recipes_start_from() -> None:
 
     for name in starts:
         base, _, tag = name.partition(".")
-        build = models.NETWORKS[name if name in models.NETWORKS else base].build
+        known = models.NETWORKS.get(name) or models.NETWORKS.get(base)
+        build = f"timm:{base}" if known is None else known.build
         library, _, there = build.partition(":")
         if library == "timm":
             assert f"{there}.{tag}" in timm.list_pretrained(f"{there}.*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,9 +40,11 @@ MACS = {
 }
 """Multiply-accumulates of convolutions and linear layers for one image of the network's own input size."""
 
-# What training starts from, by network; those without a row here have no published weights anywhere.
+# What training starts from, by network; of those without a row here we know no published weights.
 _PUBLISHED_WEIGHTS = {
     **{f"resnet{depth}": f"resnet{depth}.tv_in1k" for depth in (18, 34, 50, 101, 152)},
+    **{f"preact-resnet{depth}": f"resnetv2_{depth}.ra4_e3600_r224_in1k" for depth in (18, 34)},
+    **{f"preact-resnet{depth}": f"resnetv2_{depth}.a1h_in1k" for depth in (50, 101)},
     "vgg16-bn": "vgg16-bn",
     "mobilenetv2": "mobilenetv2.ra_in1k",
     "shufflenetv2-x1.0": "shufflenetv2-x1.0",
@@ -78,16 +81,25 @@ def quantization(weights: int | None, activations: int | None, method: str) -> Q
     return QuantizationConfig(weights=weights, activations=activations, method=method)
 
 
+def published_weights(network: str) -> str | None:
+    """The name of the weights that training of a network starts from, in timm or torchvision; None where there are none."""
+    return _PUBLISHED_WEIGHTS.get(network)
+
+
 def imagenet_model(network: str) -> ModelConfig:
     """The network with ImageNet's 1000 classes, from published weights where there are any."""
-    published = _PUBLISHED_WEIGHTS.get(network)
+    published = published_weights(network)
     return ModelConfig(name=published or network, pretrained=published is not None, num_classes=1000)
 
 
 def imagenet_data(network: str) -> DataConfig:
-    """Images resized to 256 and cropped to 224 at random, and flipped, 256 in a batch; SqueezeNext's own size is 227."""
+    """Images resized to 256 and cropped to 224 at random, and flipped, 256 in a batch; SqueezeNext's own size is 227.
+
+    Pre-activation ResNets get pixels from -1 to 1, with which their published weights were trained.
+    """
     size = 227 if network.startswith("squeezenext") else None
-    return DataConfig(path="", batch_size=256, augment="imagenet-crop", image_size=size)
+    data = DataConfig(path="", batch_size=256, augment="imagenet-crop", image_size=size)
+    return replace(data, mean=(0.5,) * 3, std=(0.5,) * 3) if network.startswith("preact") else data
 
 
 def imagenet_low_bit(name: str, network: str, bits: int, method: str, *, distill: bool = False) -> TrainConfig:

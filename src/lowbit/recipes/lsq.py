@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lowbit.recipes.common import IMAGENET_IMAGES, MACS, NAMES, documented, imagenet_low_bit
+from lowbit.recipes.common import IMAGENET_IMAGES, MACS, NAMES, documented, imagenet_low_bit, published_weights
 from lowbit.recipes.recipe import Recipe
 from lowbit.train.config import TrainConfig
 
@@ -34,9 +34,10 @@ def recipes() -> Iterator[Recipe]:
 def lsq(name: str, network: str, bits: int, distill: bool, *, method: str = "lsq") -> TrainConfig:
     """The paper's training, see `imagenet_low_bit`.
 
-    The paper's ResNets are of the pre-activation kind, which nobody publishes weights of: `lsq-preact-resnet…` needs a
-    network that was trained first. `lsq-resnet…` is the same experiment on the ResNets whose weights torchvision
-    publishes, so that it can start at once; in full precision those are 0.6 to 0.8 points below the paper's.
+    The paper's ResNets are of the pre-activation kind. `lsq-preact-resnet…` starts from timm's weights of such networks
+    (`resnetv2_…`), which were trained longer than the paper's; of ResNet-152 there are none without other tricks, and it
+    has to be trained first. `lsq-resnet…` is the same experiment on the ResNets whose weights torchvision publishes; in
+    full precision those are 0.6 to 0.8 points below the paper's.
     """
     return imagenet_low_bit(name, network, bits, method, distill=distill)
 
@@ -52,8 +53,11 @@ def _recipe(network: str, bits: int, distill: bool) -> Recipe:
         if top1 is not None
         else f"no figure is known to us (full precision {full_precision})."
     )
-    if network.startswith(("preact", "squeezenext")):
-        about += f" Nobody publishes weights of the network: imagenet-{network}-fp trains them."
+    published = published_weights(network)
+    if published is None:
+        about += f" We know no published weights of the network: imagenet-{network}-fp trains them."
+    elif network.startswith("preact"):
+        about += f" From timm's {published}; imagenet-{network}-fp trains the network as the paper did."
     if network.startswith("resnet"):
         about += f" The paper's {NAMES[network]} is the pre-activation one, lsq-preact-{network}-w{bits}a{bits}."
     return Recipe(
