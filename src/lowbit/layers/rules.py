@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lowbit.errors import LowbitError
 from lowbit.grid import check_bits as check_number
+from lowbit.layers.patterns import matcher
 from lowbit.quantizer.methods import Method, get_method
 
 _KEEP: Any = object()  # a rule's field that leaves the setting as it was
@@ -35,7 +35,7 @@ class Rule:
     """An exception for the layers whose name a pattern matches.
 
     Args:
-        pattern: a regular expression that must match the whole layer name, as in `model.named_modules()`.
+        pattern: a regular expression that must match the whole layer name, as in `model.named_modules()`; matched in bounded time.
         weights, activations: bits, or None for full precision.
         method: a name in `lowbit.METHODS` or a `Method`.
         granularity: "tensor", "channel", "group:N" or "channels:N".
@@ -77,16 +77,13 @@ class Rules:
     """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        self._rules: list[tuple[Rule, re.Pattern]] = []
+        self._rules: list[tuple[Rule, Callable[[str], bool]]] = []
         self._used: set[int] = set()
         self._names: list[str] = []
         for rule in rules:
             if not isinstance(rule, Rule):
                 raise LowbitError(f"rules must be lowbit.Rule objects, got {rule!r}")
-            try:
-                self._rules.append((rule, re.compile(rule.pattern)))
-            except re.error as error:
-                raise LowbitError(f"the pattern of rule {rule.pattern!r} is no regular expression: {error}") from error
+            self._rules.append((rule, matcher(rule.pattern)))
 
     def setting(self, name: str, default: Setting) -> Setting:
         """The default, changed by the first rule whose pattern matches the name.
@@ -96,8 +93,8 @@ class Rules:
         """
         self._names.append(name)
         setting = default
-        for number, (rule, pattern) in enumerate(self._rules):
-            if pattern.fullmatch(name):
+        for number, (rule, matches) in enumerate(self._rules):
+            if matches(name):
                 setting = rule.apply(default)
                 self._used.add(number)
                 break
@@ -110,7 +107,7 @@ class Rules:
 
         A rule that gives it bits decides nothing.
         """
-        number = next((number for number, (_, pattern) in enumerate(self._rules) if pattern.fullmatch(name)), None)
+        number = next((number for number, (_, matches) in enumerate(self._rules) if matches(name)), None)
         if number is None or not self._rules[number][0].skip:
             return False
         self._used.add(number)
@@ -122,13 +119,13 @@ class Rules:
         Raises:
             LowbitError: naming the first such rule and why it decided nothing.
         """
-        for number, (rule, pattern) in enumerate(self._rules):
+        for number, (rule, matches) in enumerate(self._rules):
             if number in self._used:
                 continue
-            matches = [name for name in self._names if pattern.fullmatch(name)]
+            decided = [name for name in self._names if matches(name)]
             reason = (
-                f"an earlier rule already decides {', '.join(matches)}; put the more special rule first"
-                if matches
+                f"an earlier rule already decides {', '.join(decided)}; put the more special rule first"
+                if decided
                 else f"the pattern must match a whole layer name, such as {', '.join(map(repr, self._names[:3]))}"
             )
             raise LowbitError(f"rule {rule.pattern!r} decides no layer: {reason}")
