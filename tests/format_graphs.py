@@ -22,6 +22,8 @@ from lowbit.integer.ops import (
     Multiply,
     Normalize,
     Pad,
+    PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     Reduce,
     Reshape,
@@ -82,6 +84,17 @@ def tables_per_channel(space: int) -> GraphBuilder:
     x = b.conv(b.quantize(8, signed=False, zero=100), 3, bits=5, signed=True, zero=3, narrow=True)
     tables = b.codes(-32, 31, 3, 31).to(torch.int16)
     b.append(LookupPerChannel, x, type=b.grid(1.0, 6, True, 4), tables=tables)
+    return b
+
+
+def pixels(space: int) -> GraphBuilder:
+    """Channels that become positions, and positions that become channels, by unequal factors."""
+    b = GraphBuilder((2, *range(3, 3 + space)), seed=space)
+    up, down = (3, 2, 2)[:space], (3, 4, 5)[:space]
+    x = b.conv(b.quantize(8, signed=False, zero=100), 2 * math.prod(up), bits=4, signed=True, zero=3, narrow=True)
+    x = b.append(PixelShuffle, x, factors=up)
+    x = b.append(PixelUnshuffle, x, factors=down)
+    b.conv(x, 4, bits=8)
     return b
 
 

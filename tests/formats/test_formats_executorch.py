@@ -12,6 +12,7 @@ from tests.format_graphs import (
     differences,
     over_the_range,
     picking,
+    pixels,
     resampling,
     tables_per_channel,
     two_inputs_and_two_outputs,
@@ -139,7 +140,7 @@ def test_upsampling_in_three_dimensions() -> None:
     assert_equal(b.graph(), over_the_range(b))
 
 
-@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel])
+@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel, pixels])
 @pytest.mark.parametrize("space", [1, 2])
 def test_resampling_picking_and_tables_per_channel(make, space) -> None:
     b = make(space)

@@ -16,6 +16,7 @@ from tests.format_graphs import (
     moves,
     over_the_range,
     picking,
+    pixels,
     reductions,
     resampling,
     tables_per_channel,
@@ -183,7 +184,7 @@ def test_upsampling(factors, tmp_path) -> None:
     assert_equal(b.graph(), over_the_range(b), tmp_path)
 
 
-@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel])
+@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel, pixels])
 @pytest.mark.parametrize("space", [1, 2])
 def test_resampling_picking_and_tables_per_channel(make, space, tmp_path) -> None:
     b = make(space)

@@ -20,6 +20,7 @@ from tests.format_graphs import (
     normalizations,
     over_the_range,
     picking,
+    pixels,
     reductions,
     resampling,
     softmaxes,
@@ -160,7 +161,7 @@ def test_resampling(path, space, wide):
 
 
 @pytest.mark.parametrize("space", [1, 2, 3])
-@pytest.mark.parametrize("make", [picking, tables_per_channel])
+@pytest.mark.parametrize("make", [picking, tables_per_channel, pixels])
 def test_picking_and_tables_per_channel(path, make, space):
     check(make(space), path)
 

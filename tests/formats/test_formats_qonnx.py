@@ -21,6 +21,7 @@ from tests.format_graphs import (
     normalizations,
     over_the_range,
     picking,
+    pixels,
     reductions,
     resampling,
     softmaxes,
@@ -119,7 +120,7 @@ def test_upsampling_equals_the_reference(factors):
     assert_equal(graph, x, values(graph, x))
 
 
-@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel])
+@pytest.mark.parametrize("make", [resampling, picking, tables_per_channel, pixels])
 @pytest.mark.parametrize("space", [1, 2, 3])
 def test_resampling_picking_and_tables_per_channel_equal_the_reference(make, space):
     b = make(space)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from lowbit.errors import LowbitError
 from lowbit.layers.quantized import QuantizedLayer
@@ -36,6 +37,14 @@ def gain_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return gain, shift
 
 
+def outputs_first(layer: QuantizedLayer, weight: Tensor) -> Tensor:
+    """A layer's weight, or what lies as it does, as (out, in/groups, …): a transposed convolution has (in, out/groups, …)."""
+    if not isinstance(layer, _ConvTransposeNd):
+        return weight
+    grouped = weight.reshape(layer.groups, len(weight) // layer.groups, *weight.shape[1:])
+    return grouped.transpose(1, 2).flatten(0, 1)
+
+
 def channel_steps(layer: QuantizedLayer) -> Tensor:
     """The weight's step per output channel, float32 [out]; of one element where the whole weight has one."""
     return channel_values(layer, as_quantizer(layer.weight_quantizer).step_for(layer.weight.detach()))
@@ -51,7 +60,7 @@ def channel_values(layer: QuantizedLayer, values: Tensor) -> Tensor:
     if values.numel() == 1:
         return values.reshape(1)
     view = weight.shape if quantizer.view is None else quantizer.view
-    per_channel = values.expand(view).reshape(weight.shape[0], -1)
+    per_channel = outputs_first(layer, values.expand(view).reshape(weight.shape)).flatten(1)
     if not bool((per_channel == per_channel[:, :1]).all()):
         raise LowbitError(
             f"{quantizer.name} has several steps within an output channel, which one integer accumulator can't sum: use "
@@ -67,7 +76,7 @@ def fold(input_step: Tensor, layer: QuantizedLayer, norm: _BatchNorm | None) -> 
     codes are to be 0.
     """
     steps = channel_steps(layer)
-    channels = layer.weight.shape[0]
+    channels = len(outputs_first(layer, layer.weight))
     gain, shift = torch.ones(channels, dtype=torch.float64, device=steps.device), 0.0
     if norm is not None:
         gain, shift = gain_and_shift(norm)

@@ -56,15 +56,6 @@ class Kind:
 # Why a call has no integer form.
 
 
-def _lack_of_layer(node: fx.Node, modules: Modules) -> str | None:
-    layer = modules[str(node.target)]
-    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        return "transposed convolutions have none yet"
-    if getattr(layer, "padding_mode", "zeros") != "zeros":
-        return f"padding_mode {layer.padding_mode!r} has none; zeros have"
-    return None
-
-
 def _lack_of_norm(node: fx.Node, modules: Modules) -> str | None:
     lacks = modules[str(node.target)].running_mean is None
     return "it keeps no running statistics, which folding it needs" if lacks else None
@@ -103,6 +94,11 @@ def _adds_nothing(node: fx.Node, number: float) -> bool:
     return number == 0 and node.target in (*ADD.functions, *ADD.methods)
 
 
+def _padding(node: fx.Node, modules: Modules) -> Kind | None:
+    """Padding by what is there repeats positions."""
+    return REPEATED_PAD if arguments(node, modules).get("mode", "constant") != "constant" else None
+
+
 _LINEAR = ("linear", "bilinear", "trilinear")
 
 
@@ -131,7 +127,7 @@ _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 INPUT = Kind("input", computes=True)
 OUTPUT = Kind("output")
 QUANTIZER = Kind("quantizer", modules=(Quantizer,))
-LAYER = Kind("layer", modules=(QuantizedLayer,), computes=True, lack=_lack_of_layer)
+LAYER = Kind("layer", modules=(QuantizedLayer,), computes=True)
 NORM = Kind(
     "norm",
     modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),  # with the plain forward: see `is_norm`
@@ -222,8 +218,20 @@ UPSAMPLE = Kind(
 LINEAR_RESIZE = Kind("linear resize", computes=True, lack=_lack_of_resizing)
 SPLIT = Kind("split", functions=(torch.chunk, torch.split), methods=("chunk", "split"), moves_codes=True)
 INDEX = Kind("index", functions=(operator.getitem,), moves_codes=True)
-PAD = Kind("pad", functions=(F.pad,), modules=(nn.ZeroPad2d,), moves_codes=True)
+PAD = Kind("pad", functions=(F.pad,), modules=(nn.ZeroPad2d,), moves_codes=True, instead=_padding)
+REPEATED_PAD = Kind(
+    "repeated pad",
+    modules=(
+        nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d,
+        nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d,
+    ),
+    moves_codes=True,
+)  # fmt: skip
 CHANNEL_SHUFFLE = Kind("channel shuffle", modules=(nn.ChannelShuffle,), moves_codes=True)
+PIXEL_SHUFFLE = Kind("pixel shuffle", functions=(F.pixel_shuffle,), modules=(nn.PixelShuffle,), moves_codes=True)
+PIXEL_UNSHUFFLE = Kind(
+    "pixel unshuffle", functions=(F.pixel_unshuffle,), modules=(nn.PixelUnshuffle,), moves_codes=True
+)
 TRANSPOSE = Kind(
     "transpose", functions=(torch.transpose, torch.permute), methods=("transpose", "permute"), moves_codes=True
 )
@@ -247,7 +255,7 @@ SHAPE = Kind(  # makes no tensor
 
 KINDS = (
     INPUT, OUTPUT, QUANTIZER, LAYER, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, AVERAGE, CONCATENATE, MAX_POOL, UPSAMPLE,
-    LINEAR_RESIZE, SPLIT, INDEX, PAD, CHANNEL_SHUFFLE, TRANSPOSE, RESHAPE, UNCHANGED, SHAPE,
+    LINEAR_RESIZE, SPLIT, INDEX, PAD, REPEATED_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE, TRANSPOSE, RESHAPE, UNCHANGED, SHAPE,
 )  # fmt: skip
 
 _BY_FUNCTION = {function: kind for kind in KINDS for function in kind.functions}

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.formats import xnnpack
+from lowbit.formats.executorch import positions  # noqa: F401  # registers its operations
 from lowbit.formats.executorch.codes import LOWERINGS, Step, bytes_of, decomposed, steps_of
 from lowbit.formats.xnnpack import FoldedLayer, zero_byte
 from lowbit.integer.arithmetic import f32, sum_constants
@@ -46,7 +47,6 @@ from lowbit.integer.ops.broadcast import aligned
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
 from lowbit.integer.ops.pad import ZeroPadding
-from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
 
 if TYPE_CHECKING:
@@ -215,26 +215,6 @@ def _average_pool(node: AveragePool, types: Sequence[TensorType]) -> Step:
 @LOWERINGS(GlobalAveragePool)
 def _global_average_pool(node: GlobalAveragePool, types: Sequence[TensorType]) -> Step:
     return _folded_layer(node, types[0], xnnpack.ones_layer(node, types[0], known_shape(types[0])[1:]))
-
-
-@LOWERINGS(Resample)
-def _resample(node: Resample, types: Sequence[TensorType]) -> Step:
-    """A linear layer of whole numbers along each dimension."""
-    (x,), y, (multiplier,) = types, node.codes_of(), node.multipliers(types)
-    xnnpack.check_exact(node, [x])
-    whole = known_shape(x)
-    weights = {
-        f"weight{axis}": taps.matrix(whole[axis - 1]).to(torch.float32) for axis, taps in node.taps(whole).items()
-    }
-
-    def compute(carrier: Tensor, m: Tensor, **weights: Tensor) -> Tensor:
-        total = steps_of(carrier, x)
-        for name, weight in weights.items():
-            axis = int(name.removeprefix("weight"))
-            total = F.linear(total.transpose(axis, -1), weight).transpose(axis, -1)
-        return bytes_of(total * m, y)
-
-    return Step(compute, m=multiplier.single.reshape(1), **weights)
 
 
 @LOWERINGS(Requantize)

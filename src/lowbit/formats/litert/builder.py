@@ -34,6 +34,10 @@ _OPTIONS = {Operator.ADD: schema.AddOptionsT, Operator.MUL: schema.MulOptionsT, 
 LOWERINGS = Lowerings("LiteRT")
 
 
+LOWERINGS = Lowerings("LiteRT")
+"""Functions of a `Builder` and a node that write the node."""
+
+
 class _Buffer(schema.BufferT):
     """A buffer that starts at a multiple of 16 bytes, as the format asks; the generated class packs it unaligned."""
 

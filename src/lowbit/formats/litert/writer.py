@@ -11,7 +11,6 @@ resized. The tensor that holds a node's codes carries the node's name; every oth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,10 @@ from ai_edge_litert.schema_py_generated import TensorType as Type
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.formats import pairs, xnnpack
-from lowbit.formats.litert import sequences  # noqa: F401  # registers its operations
+from lowbit.formats.litert import (
+    positions,  # noqa: F401  # registers its operations
+    sequences,  # noqa: F401  # registers its operations
+)
 from lowbit.formats.litert.builder import (
     LOWERINGS,
     Builder,
@@ -58,7 +60,6 @@ from lowbit.integer.ops import (
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
 from lowbit.integer.ops.pad import ZeroPadding
-from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
 
 
@@ -199,28 +200,6 @@ def _average_pool(builder: Builder, node: AveragePool) -> None:
 def _global_average_pool(builder: Builder, node: GlobalAveragePool) -> None:
     (x,) = builder.graph.input_types(node)
     _folded_layer(builder, node, xnnpack.ones_layer(node, x, known_shape(x)[1:]))
-
-
-@LOWERINGS(Resample)
-def _resample(builder: Builder, node: Resample) -> None:
-    """A BATCH_MATMUL per dimension, of floats that are whole numbers."""
-    (x,), (multiplier,) = builder.graph.input_types(node), node.multipliers(builder.graph.input_types(node))
-    xnnpack.check_exact(node, [x])
-    total, whole = builder.steps(node.inputs[0]), known_shape(x)
-    for axis, taps in node.taps(whole).items():
-        place, shape = layout_axis(whole, axis), list(builder.shape(total))
-        size, behind = shape[place - 1], math.prod(shape[place:])
-        total = builder.reshape(
-            total, builder.like(total, f"{node.name}:flat{axis}", (*shape[: place - 1], size, behind))
-        )
-        matrix = taps.matrix(size).numpy().astype(np.float32)
-        shape[place - 1] = len(taps.first)
-        product = builder.tensor(f"{node.name}:sum{axis}", (*shape[: place - 1], len(taps.first), behind))
-        weight = builder.constant(matrix.reshape(*[1] * (place - 1), *matrix.shape))
-        builder.add(Operator.BATCH_MATMUL, [weight, total], product, schema.BatchMatMulOptionsT())
-        total = builder.reshape(product, builder.tensor(f"{node.name}:whole{axis}", shape))
-    factor = builder.constant(multiplier.single.numpy().reshape(1))
-    builder.quantize(node, builder.binary(Operator.MUL, total, factor, f"{node.name}:scaled"))
 
 
 @LOWERINGS(Requantize)

@@ -19,10 +19,13 @@ from lowbit.integer.ops import (
     Expand,
     Extremum,
     MaxPool,
+    PixelShuffle,
+    PixelUnshuffle,
     Reshape,
     Slice,
     Transpose,
 )
+from lowbit.integer.ops.pixel_shuffle import shuffle_steps, unshuffle_steps
 from lowbit.integer.ops.resample import Resample
 from lowbit.integer.ops.take import Take
 
@@ -213,6 +216,7 @@ def register_moves(lowerings: Lowerings) -> None:
     lowerings(Expand)(_expand)
     lowerings(Extremum)(_extremum)
     lowerings(ChannelShuffle)(_shuffle)
+    lowerings(PixelShuffle, PixelUnshuffle)(_shuffle_pixels)
     lowerings(Take)(_take)
 
 
@@ -262,6 +266,18 @@ def _shuffle(builder: Builder, node: ChannelShuffle) -> None:
     order = [0, 2, 1, *range(3, 3 + len(space))]
     shuffled = builder.add("Transpose", [grouped], f"{node.name}:shuffled", perm=order)
     builder.add("Reshape", [shuffled, whole], node.name)
+
+
+def _shuffle_pixels(builder: Builder, node: PixelShuffle | PixelUnshuffle) -> None:
+    """Reshape, Transpose, Reshape."""
+    (kind,), steps = (
+        builder.graph.input_types(node),
+        shuffle_steps if isinstance(node, PixelShuffle) else unshuffle_steps,
+    )
+    split, order, whole = steps(known_shape(kind), node.factors)
+    grouped = builder.reshape(node.inputs[0], split, f"{node.name}:grouped")
+    shuffled = builder.add("Transpose", [grouped], f"{node.name}:shuffled", perm=[0, *order])
+    builder.reshape(shuffled, whole, node.name)
 
 
 def _take(builder: Builder, node: Take) -> None:

@@ -24,6 +24,7 @@ from lowbit.integer.ops.max_pool import MaxPool
 from lowbit.integer.ops.multiply import Multiply
 from lowbit.integer.ops.normalize import Normalize
 from lowbit.integer.ops.pad import Pad, PadChannels
+from lowbit.integer.ops.pixel_shuffle import PixelShuffle, PixelUnshuffle
 from lowbit.integer.ops.quantize import Quantize
 from lowbit.integer.ops.reduce import Extremum, Reduce
 from lowbit.integer.ops.requantize import Requantize
@@ -41,6 +42,7 @@ OPERATIONS: dict[str, type[Node]] = {
         Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
         GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample, MatMul, Transpose, Expand, IndexSelect, Pad,
         Constant, Reduce, Extremum, Normalize, Softmax, UnevenAveragePool, LinearResize, LookupPerChannel,
+        PixelShuffle, PixelUnshuffle,
     )
 }  # fmt: skip
 """Every operation there is, by name: what a file may contain."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from lowbit.lowering.handlers import arithmetic, functions, layers, moves, pooling, resize
+from lowbit.lowering.handlers import arithmetic, functions, layers, moves, padding, pixels, pooling, resize
 from lowbit.lowering.kinds import Kind
 
 if TYPE_CHECKING:
@@ -22,5 +22,7 @@ HANDLERS: dict[Kind, Handler] = {
     **functions.HANDLERS,
     **pooling.HANDLERS,
     **resize.HANDLERS,
+    **padding.HANDLERS,
+    **pixels.HANDLERS,
     **moves.HANDLERS,
 }

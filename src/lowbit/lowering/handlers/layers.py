@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import FloatType, Node, Pads, TensorType
@@ -22,11 +22,13 @@ from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import kinds as k
 from lowbit.lowering.accumulators import weight_and_bias
 from lowbit.lowering.codes import weight_codes
-from lowbit.lowering.folding import DEPTHWISE_CODE, fold, fold_as_depthwise
+from lowbit.lowering.folding import DEPTHWISE_CODE, fold, fold_as_depthwise, outputs_first
+from lowbit.lowering.handlers import transposed
 from lowbit.lowering.handlers.moves import reshape_to
+from lowbit.lowering.handlers.padding import repeated
 from lowbit.lowering.placement import folds_into
 from lowbit.lowering.trained import Traced
-from lowbit.lowering.values import Codes, Computation
+from lowbit.lowering.values import Codes, Computation, Move
 from lowbit.quantizer.module import as_quantizer
 
 if TYPE_CHECKING:
@@ -80,9 +82,15 @@ def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Comp
     weights, inputs = as_quantizer(layer.weight_quantizer), as_quantizer(layer.input_quantizer)
     x = converter.on_grid(converter.value(converter.input_of(node), node), inputs)
     converter.places[Traced(node.name, of_input=True)] = x.name
-    codes = weight_codes(layer)
+    codes = outputs_first(layer, weight_codes(layer))
     gain, scale, bias = (part.cpu() for part in fold(inputs.step, layer, norm))
     codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
+    if isinstance(layer, _ConvTransposeNd):
+        return _transposed(converter, node, layer, x, (codes, scale, weights.bits, bias))
+    if isinstance(layer, _ConvNd) and layer.padding_mode != "zeros":
+        amounts = layer._reversed_padding_repeated_twice
+        shape = converter.shapes[converter.input_of(node)][1:]
+        x = converter.moved(x, repeated(f"{node.name}_padded", shape, amounts, layer.padding_mode))
     how = _geometry(converter, node, layer)
     kind = Linear if isinstance(layer, nn.Linear) else Convolution
 
@@ -91,6 +99,43 @@ def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Comp
         return kind(name=name, inputs=(x.name,), type=y, weight=weight, bias=on_grid, **how)
 
     return Computation(node.name, make, may_be_float=True)
+
+
+def _transposed(
+    converter: Converter, node: fx.Node, layer: _ConvTransposeNd, x: Codes, weight: tuple[Tensor, Tensor, int, Tensor]
+) -> Computation:
+    """A transposed convolution: by phases, or over an input spread by zeros where its result leaves as floats."""
+    (codes, scale, bits, bias), where = weight, converter.describe(node)
+    before, after = converter.shapes[converter.input_of(node)], converter.shapes[node]
+    sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    axes = [transposed.Axis(*each) for each in zip(before[2:], after[2:], *sizes)]
+    leaves = _leaves(converter, node)
+    ones = (1,) * len(axes)
+    moves: list[Move] = []
+    if leaves:
+        spread, pads = transposed.spread(node.name, before[1:], axes)
+        x, kernel, dilation = converter.moved(x, spread), transposed.reversed_kernel(codes), tuple(layer.dilation)
+    else:
+        (kernel, pads), dilation = transposed.phases(codes, axes), ones
+        moves = transposed.interleaved(node.name, axes)
+    repeats = len(kernel) // len(codes)
+    scale, bias = (part.repeat_interleave(repeats) for part in (scale, bias))
+
+    def make(name: str, y: TensorType | FloatType) -> Node:
+        fitted, on_grid = weight_and_bias(where, kernel, scale, bits, bias, x.type, y)
+        return Convolution(
+            name=name, inputs=(x.name,), type=y, weight=fitted, bias=on_grid, stride=ones, padding=pads,
+            dilation=dilation, groups=layer.groups,
+        )  # fmt: skip
+
+    return Computation(node.name, make, moves=tuple(moves), may_be_float=True)
+
+
+def _leaves(converter: Converter, node: fx.Node) -> bool:
+    """Whether a layer's result is nothing but an output of the network, which stays in full precision."""
+    follower = folds_into(node, converter.kinds)
+    end = follower if follower is not None and converter.kinds[follower] is k.NORM else node
+    return all(converter.kinds[user] is k.OUTPUT for user in end.users)
 
 
 def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer) -> dict[str, Any]:
@@ -110,7 +155,7 @@ def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer) -> dic
 
 
 def _padding(layer: _ConvNd) -> Pads:
-    if layer.padding == "valid":
+    if layer.padding == "valid" or layer.padding_mode != "zeros":  # other modes repeat positions before
         return tuple((0, 0) for _ in layer.kernel_size)
     if layer.padding == "same":  # torch puts the odd one behind
         totals = [d * (size - 1) for d, size in zip(layer.dilation, layer.kernel_size)]
