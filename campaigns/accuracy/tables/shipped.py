@@ -6,7 +6,7 @@ from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables.full_precision import RESNET8
 from campaigns.accuracy.tables.table import Table
 
-EPOCHS = 5
+EPOCHS = 3
 OPTIONS = (("integer_only", True), ("init_activations", "least-squares"))
 
 TABLE = Table(
