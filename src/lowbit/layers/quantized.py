@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lowbit.errors import LowbitError
 from lowbit.layers.computed import check_not_computed
+from lowbit.layers.libraries import forms_of
 from lowbit.layers.product import product
 from lowbit.layers.rules import Setting
 from lowbit.quantizer.module import Quantizer
@@ -37,7 +38,7 @@ class QuantizedLayer(nn.Module):
         # One sample without a batch dimension gets one, which the quantizer expects.
         batched = input.dim() >= self.weight.dim()
         x_hat = self.input_quantizer(input if batched else input[None])
-        w_hat = self.weight_quantizer(self.weight)
+        w_hat = self.weight_quantizer(self.used_weight())
         y = product(self.compute, x_hat, w_hat, self.used_bias(), *options)
         return y if batched else y[0]
 
@@ -45,6 +46,10 @@ class QuantizedLayer(nn.Module):
     def compute(self, x: Tensor, w: Tensor, bias: Tensor | None, *options: Any, **_: Any) -> Tensor:
         """The float layer's computation with x and w in place of its input and weight."""
         raise NotImplementedError
+
+    def used_weight(self) -> Tensor:
+        """The weight that the layer computes with, before it is quantized: the parameter, or a function of parameters."""
+        return self.weight
 
     def used_bias(self) -> Tensor | None:
         """The bias that the layer computes with."""
@@ -147,7 +152,8 @@ def check_layer(name: str, layer: nn.Module) -> None:
         for each in _DECIDING
         if each in vars(layer) or getattr(type(layer), each, None) is not getattr(kind, each, None)
     ]
-    if own and (spelled not in _SAME_COMPUTATION or own != ["forward"]):
+    known = spelled in _SAME_COMPUTATION or forms_of(type(layer))
+    if own and (not known or own != ["forward"]):
         raise LowbitError(
             f"layer {name!r} is a {spelled} with a {own[0]} of its own, which may compute its output in another way: "
             f"replace it by a plain nn.{kind.__name__}, {leave}"
@@ -194,7 +200,7 @@ def _quantized_class(cls: type[nn.Module], kind: type[nn.Module]) -> type[Quanti
     if cls is kind:
         return QUANTIZED[kind]
     members = {"__module__": __name__, "__reduce__": _reduce, "_made_of": (cls, kind)}
-    return type(f"Quantized{cls.__name__}", (QUANTIZED[kind], cls), members)
+    return type(f"Quantized{cls.__name__}", (*forms_of(cls), QUANTIZED[kind], cls), members)
 
 
 def _reduce(layer: Any) -> tuple:

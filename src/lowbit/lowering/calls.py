@@ -122,4 +122,5 @@ def describe_layer(name: str, layer: nn.Module) -> str:
 
 def class_of(layer: nn.Module) -> type[nn.Module]:
     """The class that a layer had before it was prepared."""
-    return next(kind for kind in type(layer).__mro__ if not issubclass(kind, (QuantizedLayer, IntegerNorm)))
+    classes = (kind for kind in type(layer).__mro__ if issubclass(kind, nn.Module))
+    return next(kind for kind in classes if not issubclass(kind, (QuantizedLayer, IntegerNorm)))

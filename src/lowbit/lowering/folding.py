@@ -47,7 +47,7 @@ def outputs_first(layer: QuantizedLayer, weight: Tensor) -> Tensor:
 
 def channel_steps(layer: QuantizedLayer) -> Tensor:
     """The weight's step per output channel, float32 [out]; of one element where the whole weight has one."""
-    return channel_values(layer, as_quantizer(layer.weight_quantizer).step_for(layer.weight.detach()))
+    return channel_values(layer, as_quantizer(layer.weight_quantizer).step_for(layer.used_weight().detach()))
 
 
 def channel_values(layer: QuantizedLayer, values: Tensor) -> Tensor:

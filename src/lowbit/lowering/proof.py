@@ -165,7 +165,7 @@ class _ExactNetwork:
         for module in self.model.modules():
             if isinstance(module, QuantizedLayer):
                 with torch.no_grad():
-                    weights[module] = module.weight_quantizer(module.weight).double()
+                    weights[module] = module.weight_quantizer(module.used_weight()).double()
         self.model.double()
         for module in self.model.modules():
             if isinstance(module, Quantizer):

@@ -49,7 +49,7 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     found = []
     for layer in layers.values():
         if isinstance(layer.weight_quantizer, Quantizer) and not layer.weight_quantizer.started:
-            found.append((layer.weight_quantizer, find_initial(layer.weight_quantizer, layer.weight)))
+            found.append((layer.weight_quantizer, find_initial(layer.weight_quantizer, layer.used_weight().detach())))
 
     shared: list[list[Site]] = []
     if waiting:

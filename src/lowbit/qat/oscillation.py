@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
 from lowbit.grid import Grid
+from lowbit.layers.libraries import Standardized
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.sites import quantized_layers
 from lowbit.quantizer.functional import round_to_grid
@@ -24,9 +25,10 @@ def dampening_loss(model: nn.Module) -> Tensor:
     terms = []
     for layer in learned_layers(model):
         quantizer, grid = _quantizer(layer)
-        step, w = quantizer.step_for(layer.weight), quantizer.transform(layer.weight)
+        weight = layer.used_weight()
+        step, w = quantizer.step_for(weight), quantizer.transform(weight)
         low, high = step * grid.qn, step * grid.qp
-        w_hat = quantizer.codes(layer.weight).reshape(w.shape) * step
+        w_hat = quantizer.codes(weight).reshape(w.shape) * step
         terms.append((w_hat - w.clamp(low, high)).square().sum())
     if not terms:
         raise LowbitError("the model has no quantized weights to dampen")
@@ -54,6 +56,11 @@ class OscillationFreezer:
         self._layers = list(learned_layers(model))
         if not self._layers:
             raise LowbitError("the model has no quantized weights to freeze")
+        for layer in self._layers:
+            if isinstance(layer, Standardized):
+                raise LowbitError(
+                    f"{_quantizer(layer)[0].name} is standardized, so that none of its elements can be held: use dampening_loss"
+                )
         self._state = [self._fresh(layer) for layer in self._layers]
         self._hook = optimizer.register_step_post_hook(lambda *_: self.update())
 
@@ -115,7 +122,7 @@ class OscillationFreezer:
     def _codes(layer: QuantizedLayer) -> Tensor:
         """The weight's codes in the shape in which it is quantized."""
         quantizer, _ = _quantizer(layer)
-        codes = quantizer.codes(layer.weight).float()
+        codes = quantizer.codes(layer.used_weight()).float()
         return codes if quantizer.view is None else codes.reshape(quantizer.view)
 
     @staticmethod

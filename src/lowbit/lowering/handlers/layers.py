@@ -8,6 +8,7 @@ Folding batch-norm γ·(a − μ)/σ + β behind a layer with accumulator n, a =
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import FloatType, Node, Pads, TensorType
 from lowbit.integer.ops import Convolution, Linear
+from lowbit.layers.libraries import SamePadding
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import kinds as k
 from lowbit.lowering.accumulators import weight_and_bias
@@ -148,13 +150,16 @@ def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer) -> dic
     assert isinstance(layer, _ConvNd)
     return {
         "stride": tuple(layer.stride),
-        "padding": _padding(layer),
+        "padding": _padding(layer, converter.shapes[converter.input_of(node)][2:]),
         "dilation": tuple(layer.dilation),
         "groups": layer.groups,
     }
 
 
-def _padding(layer: _ConvNd) -> Pads:
+def _padding(layer: _ConvNd, sizes: Sequence[int]) -> Pads:
+    """(before, after) per spatial dimension, for an input of these sizes."""
+    if isinstance(layer, SamePadding):
+        return layer.pads(sizes)
     if layer.padding == "valid" or layer.padding_mode != "zeros":  # other modes repeat positions before
         return tuple((0, 0) for _ in layer.kernel_size)
     if layer.padding == "same":  # torch puts the odd one behind
