@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowbit import METHODS, Grid, fake_quantize
@@ -151,3 +153,42 @@ def test_where_compiling_is_off_or_looked_upon_it_runs_all_the_same(fused):
     finally:
         torch.compiler.set_stance("default")
     assert kernels._works and len(fused) == 2  # none under the dispatch mode
+
+
+def test_a_kernel_is_compiled_a_bounded_number_of_times(monkeypatch):
+    """Whatever the shapes, strides and the state of autocast: once for each type, with and without channels."""
+    backend = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(kernels, "smallest", 1)
+    makers = (kernels._values_kernel, kernels._gradients_kernel)
+    for maker in makers:
+        maker.cache_clear()
+    torch.manual_seed(0)
+    grid, passes = Grid(4, signed=True), 0
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            for size in (
+                (8, 3, 3, 3),
+                (16, 8, 1, 1),
+                (24, 1, 5, 5),
+                (4, 2, 7, 7),
+                (32, 16, 1, 1),
+                (6, 12, 1, 3),
+                (5, 9),
+                (7, 1),
+            ):
+                for channels_last in (False, True):
+                    x = torch.randn(size, dtype=dtype)
+                    x = x.to(memory_format=torch.channels_last) if channels_last and len(size) == 4 else x
+                    for step in (torch.tensor(0.3), torch.full((size[0], *(1,) * (len(size) - 1)), 0.3)):
+                        leaf, s = x.detach().requires_grad_(), step.requires_grad_()
+                        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=passes % 2 == 0):
+                            y = fake_quantize(leaf, s, grid)
+                        y.backward(torch.randn_like(y))
+                        assert y.stride() == x.stride() and leaf.grad is not None and s.grad is not None
+                        passes += 1
+    finally:
+        for maker in makers:
+            maker.cache_clear()
+    # Forward and backward, two types, with and without channels; and anew for channels of one element.
+    assert passes == 64 and backend.frame_count == 8 + 4

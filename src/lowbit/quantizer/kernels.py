@@ -39,9 +39,9 @@ def fused_values(function: Callable, x: Tensor, step: Tensor, offset: Tensor | N
     if groups is None:
         return None
     x_hat = torch.empty_like(x)
-    out = _flat(x_hat.data, groups)  # by `data`, so that x̂ does not count as changed in place
+    out = _flat(x_hat, groups)
     ran = _run(
-        _values_kernel(function, _any_of(grid)), out, _flat(x, groups), _column(step, groups), _column(offset, groups),
+        _values_kernel(function, _any_of(grid), _variant(x, groups)), out, _flat(x, groups), _column(step, groups), _column(offset, groups),
         *_bounds(grid, x.device),
     )  # fmt: skip
     return None if ran is None else x_hat
@@ -69,7 +69,7 @@ def fused_gradients(
         gradient = torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
     grad_x = torch.empty_like(x) if wanted[0] else None
     sums = _run(
-        _gradients_kernel(function, _any_of(grid), method, wanted), None if grad_x is None else _flat(grad_x, groups),
+        _gradients_kernel(function, _any_of(grid), method, wanted, _variant(x, groups)), None if grad_x is None else _flat(grad_x, groups),
         _flat(x, groups), _column(step, groups), _column(offset, groups), slope, slope_norm, pull,
         _flat(gradient, groups), _number(g, x.device), *_bounds(grid, x.device),
     )  # fmt: skip
@@ -109,13 +109,28 @@ def _groups(x: Tensor, step: Tensor) -> int | None:
 def _flat(x: Tensor, groups: int) -> Tensor:
     """[n], or [groups, n/groups], in the order of memory."""
     n = x.numel()
-    x = x.detach()
-    return x.as_strided((n,), (1,)) if groups == 1 else x.as_strided((groups, n // groups), (n // groups, 1))
+    return _alias(x, (n,), (1,)) if groups == 1 else _alias(x, (groups, n // groups), (n // groups, 1))
 
 
 def _column(values: Tensor | None, groups: int) -> Tensor | None:
     """A value per group: a scalar, or [groups, 1]."""
-    return None if values is None else values.detach().reshape(() if groups == 1 else (groups, 1))
+    if values is None:
+        return None
+    values = values.detach().contiguous()
+    return _alias(values, (), ()) if groups == 1 else _alias(values, (groups, 1), (1, 1))
+
+
+def _alias(x: Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """x's memory as another tensor, not as a view of x: of a view, a compiled kernel would be tied to x's shape and strides.
+
+    What is written there does not count as a change of x in place either.
+    """
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), size, stride)
+
+
+def _variant(x: Tensor, groups: int) -> tuple[torch.dtype, bool]:
+    """What a kernel is compiled for. A code object each, since the compiler allows each few compilations."""
+    return x.dtype, groups > 1
 
 
 @cache
@@ -134,7 +149,7 @@ def _any_of(grid: Grid) -> Grid:
 
 
 @cache
-def _values_kernel(function: Callable, grid: Grid) -> Callable:
+def _values_kernel(function: Callable, grid: Grid, variant: tuple[torch.dtype, bool]) -> Callable:
     def kernel(out: Tensor, *tensors: Tensor | None) -> tuple:
         out.copy_(function(*tensors, grid=grid))
         return ()
@@ -143,7 +158,9 @@ def _values_kernel(function: Callable, grid: Grid) -> Callable:
 
 
 @cache
-def _gradients_kernel(function: Callable, grid: Grid, method: Method, wanted: tuple[bool, bool, bool]) -> Callable:
+def _gradients_kernel(
+    function: Callable, grid: Grid, method: Method, wanted: tuple[bool, bool, bool], variant: tuple[torch.dtype, bool]
+) -> Callable:
     def total(each: Tensor) -> Tensor:
         return each.sum() if each.dim() == 1 else each.sum(1, keepdim=True)
 
@@ -168,7 +185,11 @@ def _compiled(kernel: FunctionType) -> Callable:
 def _run(kernel: Callable, *tensors: Tensor | None) -> tuple | None:
     """What the kernel returns; None, and no kernels from now on, where it can't be compiled."""
     global _works
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
     try:
+        if torch.is_autocast_enabled(device):  # would be one more thing that a kernel is compiled for
+            with torch.autocast(device, enabled=False):
+                return kernel(*tensors)
         return kernel(*tensors)
     except torch.OutOfMemoryError:
         raise
