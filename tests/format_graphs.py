@@ -12,6 +12,7 @@ from lowbit.integer.ops import (
     Add,
     Concatenate,
     Constant,
+    Embedding,
     Expand,
     Extremum,
     IndexSelect,
@@ -240,6 +241,31 @@ def reductions(draw, ranks: tuple[int, ...] = (2, 3, 4)) -> GraphBuilder:
         found.append(b.append(Reduce, q, type=draw(grids((0.031, 0.1, 0.5))), **fields))
     b.outputs = tuple(found)
     return b
+
+
+def sentences(seed: int = 0) -> GraphBuilder:
+    """Words by their indices and kinds, their positions, and what they are seen as: BERT's embedding."""
+    b = GraphBuilder((5, 6), seed)
+    b.inputs = {"words": (5,), "kinds": (5,), "image": (5, 6)}
+    kinds = [TensorType(f32(scale), zero, 8, False) for scale, zero in ((0.03, 120), (0.01, 9), (0.02, 128))]
+    words, which = (
+        b.append(Embedding, name, type=kind, codes=_codes(b, kind, (rows, 6)))
+        for name, kind, rows in (("words", kinds[0], 11), ("kinds", kinds[1], 2))
+    )
+    x = b.append(Add, words, which, type=kinds[2])
+    position = b.append(Constant, type=kinds[1], codes=_codes(b, kinds[1], (5, 6)))
+    x = b.append(Add, x, position, type=kinds[2])
+    x = b.append(Add, x, b.append(Quantize, "image", type=kinds[0]), type=kinds[2])
+    b.append(Normalize, x, type=TensorType(f32(0.02), 128, 8, False), count=6, centered=True, eps=1e-12)
+    return b
+
+
+def indices(b: GraphBuilder, batch: int = 3) -> dict[str, torch.Tensor]:
+    """Inputs of `sentences`."""
+    return {
+        "words": b.codes(0, 10, batch, 5), "kinds": b.codes(0, 1, batch, 5),
+        "image": torch.randn(batch, 5, 6, generator=b.random),
+    }  # fmt: skip
 
 
 @st.composite

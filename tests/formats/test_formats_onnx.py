@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 from tests.format_graphs import (
     broadcasts,
     differences,
+    indices,
     matrix_products,
     moves,
     normalizations,
@@ -24,6 +25,7 @@ from tests.format_graphs import (
     pixels,
     reductions,
     resampling,
+    sentences,
     softmaxes,
     tables_per_channel,
     two_inputs_and_two_outputs,
@@ -165,6 +167,14 @@ def test_resampling(path, space, wide):
 @pytest.mark.parametrize("make", [picking, tables_per_channel, pixels])
 def test_picking_and_tables_per_channel(path, make, space):
     check(make(space), path)
+
+
+def test_indices(path):
+    b = sentences()
+    network = IntegerNetwork(b.graph())
+    plain.write(network.graph, path)
+    report = compare(network, path, [indices(b)])
+    assert report.ok and len(report.rows) == len(b.nodes), report.text()
 
 
 def test_two_inputs_and_two_outputs(path):

@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 from tests.format_graphs import (
     broadcasts,
     differences,
+    indices,
     matrix_products,
     moves,
     normalizations,
@@ -24,6 +25,7 @@ from tests.format_graphs import (
     pixels,
     reductions,
     resampling,
+    sentences,
     softmaxes,
     tables_per_channel,
     two_inputs_and_two_outputs,
@@ -126,6 +128,11 @@ def test_resampling_picking_and_tables_per_channel_equal_the_reference(make, spa
     b = make(space)
     graph, x = b.graph(), b.input(2)
     assert_equal(graph, x, values(graph, x))
+
+
+def test_indices(tmp_path):
+    b = sentences()
+    assert lowbit.export(IntegerNetwork(b.graph()), tmp_path / "words.onnx", "qonnx", batches=[indices(b)]).ok
 
 
 def test_two_inputs_and_two_outputs(tmp_path):

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.format_graphs import broadcasts, matrix_products, moves, over_the_range, reductions
+from tests.format_graphs import broadcasts, indices, matrix_products, moves, over_the_range, reductions, sentences
 from tests.integer.test_integer_run import float32, requant_fixed, requant_float
 from tests.integer_graphs import GraphBuilder, f32
 
 from lowbit.errors import LowbitError
+from lowbit.formats import FORMATS
 from lowbit.formats import json as json_format
 from lowbit.integer import file, limits
 from lowbit.integer import run as run_file
@@ -24,6 +25,7 @@ from lowbit.integer.ops import (
     Add,
     Concatenate,
     Constant,
+    Embedding,
     Expand,
     Extremum,
     IndexSelect,
@@ -251,3 +253,46 @@ def test_a_field_that_earlier_files_lack_is_left_out_where_it_says_nothing(tmp_p
         json_format.write(graph, tmp_path / "network.json")
         assert ('"axis"' in (tmp_path / "network.json").read_text()) == written
         assert json_format.load(tmp_path / "network.json").by_name["y"].axis == axis
+
+
+def test_rows_by_index(tmp_path):
+    """Each word's own row; the table takes its bits, and files keep it."""
+    b = sentences()
+    network, x = IntegerNetwork(b.graph()), indices(b)
+    codes = network.codes(x)
+    table = b.nodes[0].codes
+    expected = [[table[word].tolist() for word in sentence] for sentence in x["words"].tolist()]
+    assert codes[b.nodes[0].name].tolist() == expected
+    row = network.costs()[0]
+    assert (row.operation, row.parameters, row.weight_bytes, row.macs) == ("Embedding", 66, 66 + 4, 0)
+    network.save(tmp_path / "words")
+    again = IntegerNetwork.load(tmp_path / "words").codes(x)
+    assert all(torch.equal(value, codes[name]) for name, value in again.items())
+    for wrong, words in (
+        (x | {"words": x["words"].float()}, "input 'words' must be an int64 tensor on the CPU, not torch.float32"),
+        (x | {"image": x["words"]}, "input 'image' must be a float32 tensor"),
+        (x | {"words": x["words"] * 0 + 11}, "'words' holds the indices 11 .. 11; there are 0 .. 10"),
+        (x | {"kinds": x["kinds"] * 0 - 1}, "'kinds' holds the indices -1 .. -1; there are 0 .. 1"),
+    ):
+        with pytest.raises(LowbitError, match=words):
+            network(wrong)
+
+
+@pytest.mark.parametrize("format", ["litert", "executorch", "c"])
+def test_indices_are_refused_by_name(format, tmp_path):
+    b = sentences()
+    if format != "c":
+        pytest.importorskip({"litert": "ai_edge_litert", "executorch": "executorch"}[format])
+    with pytest.raises(LowbitError, match=r"node 'n0.Embedding': .* has no form of Embedding"):
+        FORMATS[format].checked_write(b.graph(), tmp_path / "words.c")
+
+
+def test_an_input_is_floats_or_indices():
+    table = Embedding(name="e", inputs=("in",), type=BYTE, codes=torch.zeros(3, 2, dtype=torch.int16))
+    floats = Quantize(name="q", inputs=("in",), type=BYTE)
+    with pytest.raises(LowbitError, match="input 'in' is taken as floats and as indices"):
+        validate(Graph(inputs={"in": (4,)}, nodes=(floats, table), outputs=("e", "q")))
+    with pytest.raises(LowbitError, match="'e': Embedding takes the graph's input 'in', not 'q'"):
+        validate(Graph(inputs={"in": (4,)}, nodes=(floats, replace(table, inputs=("q",))), outputs=("e",)))
+    with pytest.raises(LowbitError, match="'e': codes must have rows and features"):
+        validate(Graph(inputs={"in": (4,)}, nodes=(replace(table, codes=table.codes[0]),), outputs=("e",)))

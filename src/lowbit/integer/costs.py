@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from lowbit.integer.graph import TensorType
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ class Work:
     parameters: int = 0
     weight_bytes: int = 0
     macs: int = 0
+
+    @classmethod
+    def of_stored(cls, codes: Tensor, bits: int) -> Work:
+        """Of codes that are stored with one scale."""
+        return cls(weight_bits=bits, parameters=codes.numel(), weight_bytes=-(-codes.numel() * bits // 8) + 4)
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ class Node:
     """Whether output codes are input codes (or the zero point), so that input and output have one code type."""
     takes_floats: ClassVar[bool] = False
     """Whether its input is an input of the graph, a float tensor."""
+    takes_indices: ClassVar[bool] = False
+    """Whether its input is an input of the graph that holds whole numbers: places in a table."""
     may_give_floats: ClassVar[bool] = False
     """Whether its tensor may have a FloatType, as an output of the graph."""
 
@@ -177,6 +179,10 @@ class Node:
     def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:
         """The largest magnitude that any partial sum of its accumulator can reach, over all inputs of these types."""
         return reach(inputs[0])
+
+    def index_limit(self) -> int:
+        """How many places there are, for an operation that takes indices: they are 0 up to this number less 1."""
+        raise NotImplementedError
 
     def multipliers(self, inputs: Sequence[TensorType]) -> list[Multiplier]:
         """Its multipliers M, output steps per unit of its accumulator: none, one, or one per operand of a sum."""
@@ -221,7 +227,7 @@ class Graph:
     """An integer network.
 
     Attributes:
-        inputs: the shape of every float input, without the batch, by name.
+        inputs: the shape of every input, without the batch, by name: floats, or whole numbers where an operation takes indices.
         nodes: in an order in which every input of a node is computed before it.
         outputs: names of the nodes whose tensors are the result, in order.
         about: what is known of the network beside what it computes, as JSON has it: what its images are read as, and
@@ -240,6 +246,14 @@ class Graph:
     def input_types(self, node: Node) -> list[TensorType]:
         """The types of a node's inputs, those that are codes."""
         return [self.by_name[name].codes_of() for name in node.inputs if name in self.by_name]
+
+    def index_limits(self) -> dict[str, int]:
+        """The inputs that hold whole numbers, and how many different ones each may hold."""
+        limits: dict[str, int] = {}
+        for node in self.nodes:
+            for name in node.inputs if node.takes_indices else ():
+                limits[name] = min(node.index_limit(), limits.get(name, node.index_limit()))
+        return limits
 
 
 def known_shape(kind: TensorType | FloatType) -> Shape:

@@ -19,7 +19,7 @@ from lowbit.integer.settings import reference_arithmetic
 _BLOCK_ELEMENTS = 1 << 20  # of a tensor at once: its floats fit a cache
 
 Inputs = Tensor | Mapping[str, Tensor]
-"""The float inputs of a graph: one tensor where it has one input, else tensors by name."""
+"""The inputs of a graph: one tensor where it has one input, else tensors by name."""
 
 
 def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[str, Tensor]]:
@@ -27,11 +27,11 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
 
     Args:
         graph: from `validate`.
-        x: float32 (batch, *shape) of every input.
+        x: float32 (batch, *shape) of every input; int64 of one that holds indices.
         requantize: the name of a rounding (`roundings.ROUNDINGS`).
 
     Raises:
-        LowbitError: an input of the wrong shape or type, with NaN in it, or an unknown rounding.
+        LowbitError: an input of the wrong shape or type, with NaN or an index that there is not in it, or an unknown rounding.
     """
     rounding = get_rounding(requantize)
     values = checked_inputs(graph, x)
@@ -87,17 +87,25 @@ def checked_inputs(graph: Graph, x: Inputs) -> dict[str, Tensor]:
     else:
         names = ", ".join(graph.inputs)
         raise LowbitError(f"the network has {len(graph.inputs)} inputs, {names}: give a dictionary of tensors by name")
+    limits = graph.index_limits()
     for name, value in values.items():
         whose = "the network's input" if len(values) == 1 else f"the network's input {name!r}"
-        if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.device.type != "cpu":
+        dtype = torch.int64 if name in limits else torch.float32
+        if not isinstance(value, Tensor) or value.dtype != dtype or value.device.type != "cpu":
             kind = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-            raise LowbitError(f"{whose} must be a float32 tensor on the CPU, not {kind}")
+            raise LowbitError(
+                f"{whose} must be {'an int64' if name in limits else 'a float32'} tensor on the CPU, not {kind}"
+            )
         if value.ndim == 0 or tuple(value.shape[1:]) != tuple(graph.inputs[name]):
             expected = ", ".join(["batch", *map(str, graph.inputs[name])])
             raise LowbitError(f"{whose} has shape {tuple(value.shape)}; it must be ({expected})")
         if len(value) == 0:
             raise LowbitError("the batch is empty; give at least one sample")
-        if bool(value.isnan().any()):
+        if name in limits:
+            low, high = int(value.min()), int(value.max())
+            if low < 0 or high >= limits[name]:
+                raise LowbitError(f"{whose} holds the indices {low} .. {high}; there are 0 .. {limits[name] - 1}")
+        elif bool(value.isnan().any()):
             raise LowbitError(f"{whose} holds NaN, which has no code; clean the data")
     if len({len(value) for value in values.values()}) > 1:
         raise LowbitError(

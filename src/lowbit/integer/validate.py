@@ -47,6 +47,12 @@ def _validated(graph: Graph, fractional_zero_points: bool) -> Graph:
     if not known:
         raise LowbitError("the graph has no input")
     check_count(len(graph.nodes))
+    floats, indices = (
+        {name for node in graph.nodes if getattr(node, takes) for name in node.inputs}
+        for takes in ("takes_floats", "takes_indices")
+    )
+    for name in sorted(floats & indices & graph.inputs.keys()):
+        raise LowbitError(f"the graph's input {name!r} is taken as floats and as indices; it can be one of the two")
     nodes: list[Node] = []
     elements = macs = 0
     for node in graph.nodes:
@@ -102,11 +108,11 @@ def _checked(node: Node, known: dict[str, TensorType | FloatType], graph: Graph,
         raise LowbitError(f"{operation} has {len(node.inputs)} inputs")
     inputs = [known[name] for name in node.inputs]
     types = [x for x in inputs if isinstance(x, TensorType)]
-    if node.takes_floats:
+    if node.takes_floats or node.takes_indices:
         for name in node.inputs:
             if name not in graph.inputs:
-                names = ", ".join(map(repr, graph.inputs))
-                raise LowbitError(f"{operation} takes the graph's float input {names}, not {name!r}")
+                names, what = ", ".join(map(repr, graph.inputs)), "float input" if node.takes_floats else "input"
+                raise LowbitError(f"{operation} takes the graph's {what} {names}, not {name!r}")
     elif len(types) < len(inputs):
         raise LowbitError("its inputs must be codes, not floats: quantize the input first")
     y = _checked_type(node, types, graph, fractional)

@@ -91,7 +91,13 @@ class Builder:
 
     def done(self, outputs: Sequence[tuple[str, Shape]], domains: dict[str, int]) -> ModelProto:
         """The model with these outputs, after onnx's full checker; the batch dimension is free."""
-        inputs = [_floats(name, shape) for name, shape in self.graph.inputs.items()]
+        limits = self.graph.index_limits()
+        inputs = [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["N", *shape])
+            if name in limits
+            else _floats(name, shape)
+            for name, shape in self.graph.inputs.items()
+        ]
         results = [_floats(name, shape) for name, shape in outputs]
         graph = helper.make_graph(self.nodes, "lowbit", inputs, results, list(self.initializers.values()))
         model = helper.make_model(

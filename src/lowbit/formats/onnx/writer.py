@@ -46,6 +46,7 @@ from lowbit.integer.ops import (
     AveragePool,
     Constant,
     Convolution,
+    Embedding,
     GlobalAveragePool,
     Linear,
     Lookup,
@@ -279,6 +280,13 @@ def _resample(builder: Builder, node: Resample) -> None:
     total = resampled(builder, node, steps(builder, node.inputs[0]), x)
     # Not of one dimension: ONNX Runtime would move a scalar into the MatMul before it.
     accumulated(builder, total, multiplier.single.reshape(1, 1), node)
+
+
+@LOWERINGS(Embedding)
+def _embedding(builder: Builder, node: Embedding) -> None:
+    """A Gather of whole rows."""
+    rows = (node.codes + node.codes_of().carrier_offset).numpy().astype(np.uint8)
+    builder.add("Gather", [builder.constant(f"{node.name}:rows", rows), *node.inputs], node.name, axis=0)
 
 
 @LOWERINGS(Elementwise)

@@ -40,6 +40,7 @@ from lowbit.integer.ops import (
     AveragePool,
     Constant,
     Convolution,
+    Embedding,
     GlobalAveragePool,
     Linear,
     Lookup,
@@ -243,6 +244,14 @@ def _matrix_product(builder: Builder, node: MatMul) -> None:
         builder.add("Mul", [total, builder.constant(f"{node.name}:accumulator.scale", factor.numpy())], node.name)
     else:
         _requantize(builder, total, factor, node)
+
+
+@LOWERINGS(Embedding)
+def _embedding(builder: Builder, node: Embedding) -> None:
+    y = node.codes_of()
+    rows = builder.constant(f"{node.name}:rows", node.codes.numpy().astype(np.float32) - np.float32(y.zero_point))
+    real = builder.add("Gather", [rows, *node.inputs], f"{node.name}:value", axis=0)
+    _quant(builder, real, node.name, y)
 
 
 @LOWERINGS(Elementwise)

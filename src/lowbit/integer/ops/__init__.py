@@ -12,6 +12,7 @@ from lowbit.integer.ops.channel_shuffle import ChannelShuffle
 from lowbit.integer.ops.concatenate import Concatenate
 from lowbit.integer.ops.constant import Constant
 from lowbit.integer.ops.convolution import Convolution
+from lowbit.integer.ops.embedding import Embedding
 from lowbit.integer.ops.expand import Expand
 from lowbit.integer.ops.global_average_pool import GlobalAveragePool
 from lowbit.integer.ops.index_select import IndexSelect
@@ -41,7 +42,7 @@ OPERATIONS: dict[str, type[Node]] = {
     for kind in (
         Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
         GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample, MatMul, Transpose, Expand, IndexSelect, Pad,
-        Constant, Reduce, Extremum, Normalize, Softmax, UnevenAveragePool, LinearResize, LookupPerChannel,
+        Constant, Reduce, Extremum, Normalize, Softmax, Embedding, UnevenAveragePool, LinearResize, LookupPerChannel,
         PixelShuffle, PixelUnshuffle,
     )
 }  # fmt: skip

@@ -32,11 +32,7 @@ class Constant(Node):
         return tuple(self.codes.shape)
 
     def check(self, inputs: Sequence[TensorType]) -> None:
-        y, codes = self.codes_of(), self.codes
-        if codes.dtype != torch.int16 or codes.ndim == 0 or codes.numel() == 0:
-            raise LowbitError(f"codes must be int16 with one dimension or more, not {codes.dtype} {tuple(codes.shape)}")
-        if int(codes.min()) < y.qn or int(codes.max()) > y.qp:
-            raise LowbitError(f"codes {int(codes.min())} .. {int(codes.max())} are not codes of its grid")
+        check_stored(self.codes, self.codes_of())
 
     def tolerance(self, inputs: Sequence[TensorType]) -> float:
         """0: nothing is computed."""
@@ -47,5 +43,12 @@ class Constant(Node):
         return self.codes.to(code_dtype(self.codes_of()))[None]
 
     def work(self, inputs: Sequence[TensorType]) -> Work:
-        count, bits = self.codes.numel(), self.codes_of().bits
-        return Work(weight_bits=bits, parameters=count, weight_bytes=-(-count * bits // 8) + 4)
+        return Work.of_stored(self.codes, self.codes_of().bits)
+
+
+def check_stored(codes: Tensor, y: TensorType) -> None:
+    """Raise LowbitError for codes of a graph that are not on their grid."""
+    if codes.dtype != torch.int16 or codes.ndim == 0 or codes.numel() == 0:
+        raise LowbitError(f"codes must be int16 with one dimension or more, not {codes.dtype} {tuple(codes.shape)}")
+    if int(codes.min()) < y.qn or int(codes.max()) > y.qp:
+        raise LowbitError(f"codes {int(codes.min())} .. {int(codes.max())} are not codes of its grid")
