@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lowbit import Method
 from lowbit.recipes.cifar10 import full_precision, low_bit
 from lowbit.train import DataConfig, TrainConfig
 
@@ -37,7 +38,7 @@ class Cell:
         bits: of weights and activations, or None for full precision.
         epochs: how long it trains.
         seed: of order and augmentation. Runs of one seed see the same batches, so that rows can be paired by it.
-        method: an entry of `lowbit.METHODS`.
+        method: an entry of `lowbit.METHODS`, or a method that is one while the cell runs.
         options: fields of `QuantizationConfig` that are not the recipe's, as (name, value).
         start: the name of the cell whose best checkpoint it starts from, or weights that are given; None is random weights.
         lr: another learning rate than the recipe's.
@@ -52,7 +53,7 @@ class Cell:
     bits: int | None
     epochs: int
     seed: int
-    method: str = "lsq"
+    method: str | Method = "lsq"
     options: tuple[tuple[str, Any], ...] = ()
     start: str | Given | None = None
     lr: float | None = None
@@ -85,7 +86,8 @@ class Cell:
             config = full_precision(recipe, self.network)
         else:
             # In full precision too: what more training alone brings is the line that low bits are measured by.
-            config = low_bit(recipe, self.network, weights=self.bits, activations=self.bits, method=self.method)
+            method = self.method if isinstance(self.method, str) else self.method.name
+            config = low_bit(recipe, self.network, weights=self.bits, activations=self.bits, method=method)
         config = replace(
             config,
             model=replace(config.model, init=init),

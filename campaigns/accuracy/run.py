@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from campaigns.accuracy import results
 from campaigns.accuracy.cell import Cell, Given
-from lowbit import train
+from lowbit import METHODS, Method, train
 from lowbit.errors import LowbitError
 from lowbit.report import read_run
 from lowbit.train.checkpoint import Checkpoints
@@ -84,7 +85,8 @@ def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True) -> 
     start, init = _start(cell, places)
     config = cell.config(data=places.data, init=init, output=folder)
     try:
-        train.run(config, resume=(folder / "config.json").exists())
+        with _in_methods(cell.method):
+            train.run(config, resume=(folder / "config.json").exists())
     except LowbitError as error:
         if CALMER not in str(error):
             raise
@@ -95,6 +97,19 @@ def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True) -> 
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, kept)
     return results.line_of(cell, read_run(folder), start=start, weights=weights)
+
+
+@contextmanager
+def _in_methods(method: str | Method) -> Iterator[None]:
+    """Within: the method has its name in `lowbit.METHODS`, where a config finds it."""
+    if isinstance(method, str):
+        yield
+        return
+    METHODS[method.name] = method
+    try:
+        yield
+    finally:
+        del METHODS[method.name]
 
 
 def _start(cell: Cell, places: Places) -> tuple[results.Start | None, str | None]:

@@ -13,11 +13,11 @@ from campaigns.accuracy import results
 from campaigns.accuracy.__main__ import main
 from campaigns.accuracy.cell import Cell, Given
 from campaigns.accuracy.report import difference, spread
-from campaigns.accuracy.tables import TABLES, initialization, plan
+from campaigns.accuracy.tables import TABLES, initialization, parts, plan
 from campaigns.accuracy.tables.table import Table
 
 import lowbit.report
-from lowbit import train
+from lowbit import METHODS, train
 from lowbit.data import DataConfig
 from lowbit.errors import LowbitError
 from lowbit.quantizer.initialization import INITS
@@ -304,7 +304,7 @@ def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> No
     budgets = {(cell.table, cell.network, cell.epochs, cell.seed) for cell in cells if cell.table.startswith("init")}
     for table, network, epochs, seed in budgets:  # every budget has full precision's
         assert f"{table}/{network}-fp-{epochs}ep-s{seed}" in names
-    assert [table.name for table in TABLES] == ["fp", "init", "init20", "ship"]
+    assert [table.name for table in TABLES] == ["fp", "init", "init20", "ship", "parts"]
 
 
 def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start_and_how_fast_they_learn() -> None:
@@ -318,6 +318,35 @@ def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start_and_how_fa
     assert found["lsq+three-sigma,balanced"] == ("lsq", "three-sigma", 1.0)
     assert len(set(found.values())) == len(found) == 12
     assert {rules[:2] for rules in found.values()} == {(a, w) for a in INITS for w in INITS if "max" not in (a, w)}
+
+
+def test_a_row_with_a_method_of_its_own(command, tmp_path) -> None:
+    command("--only", START.name)
+    own = replace(cell(), row="own", method=replace(METHODS["lsq"], name="campaign:own"))
+    tables = (Table("init", "Rules", ((0, own),)),)
+    places = ["--data", "sklearn:digits", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert main(places, tables) == 0
+    command("--only", cell().name)
+    done = results.read(tmp_path / "results")
+    assert done[own.name]["config"]["quantization"]["method"] == "campaign:own" and "campaign:own" not in METHODS
+    assert done[own.name]["test"] == done[cell().name]["test"]  # it is LSQ under another name
+
+
+def test_rows_of_the_parts_differ_from_lsq_in_what_their_names_say() -> None:
+    lsq, rows = METHODS["lsq"], {name: replace(method, name="lsq") for name, method in parts.ROWS.items()}
+    assert rows["lsq"] == lsq and len(set(rows.values())) == len(rows)
+    for name, method in rows.items():
+        weights, activations = method, method.for_activations
+        assert (weights.slope is not None) == (
+            name.startswith("lg") or name in ("asr-weights", "asr-both", "asr5-weights", "ssg-slope")
+        )
+        assert (activations.slope is not None) == (name in ("asr-activations", "asr-both"))
+        assert (weights.pull is not None) == (name.startswith("lg") or name == "mde") and activations.pull is None
+        for side in (weights, activations):
+            assert (side.step_gradient.balance is not None) == ("magnitude" in name)
+            assert (side.init, side.offset, side.signed) == (lsq.init, lsq.offset, lsq.signed)
+    cells = {c.row for _, c in parts.TABLE.cells}
+    assert cells == {f"{row}@{lr}" for row in (*rows, *parts.REMEDIES, "fp") for lr in parts.RATES}
 
 
 def test_full_precision_of_the_table_is_trained_as_low_bits_are() -> None:

@@ -29,6 +29,14 @@ def arctan_slope(t: float, k: float) -> float:
     return k / (2 * math.atan(k / 2) * (1 + k * k * u * u))
 
 
+def soft_round(t: float, slope) -> float:
+    """The soft round with this slope: a level, and the integral of the slope from there."""
+    low = math.floor(t)
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    points = low + (t - low) * (nodes + 1) / 2
+    return low + (t - low) / 2 * sum(weight * slope(point) for point, weight in zip(points, weights))
+
+
 def tanh_slope(t: float, k: float) -> float:
     u = t - math.floor(t) - 0.5
     return k / (2 * math.tanh(k / 2)) / math.cosh(k * u) ** 2
@@ -37,7 +45,7 @@ def tanh_slope(t: float, k: float) -> float:
 def quantize(x, step, offset, gradient, *, qn, qp, binary, form, slope, pull, scale, batch_dim):
     """(x̂, ∂L/∂x, ∂L/∂s, ∂L/∂β) as float64 arrays; step and offset arrays must have x's number of dimensions or none.
 
-    form: "lsq" q − v, "soft" q − v·slope, "clip" 0, None not learned. slope: None or a function of the position in
+    form: "lsq" q − v, "soft" q − v·slope, "clip" 0, None not learned, or a function of v. slope: None or a function of the position in
     units of a cell, counted from Qn. pull: None or δ. scale: g as a function of (N, Qp).
     """
     s = np.broadcast_to(step, x.shape)
@@ -57,7 +65,7 @@ def quantize(x, step, offset, gradient, *, qn, qp, binary, form, slope, pull, sc
         d = 1.0 if slope is None else slope((c - qn) / unit)
         p = 1.0 if pull is None else 1 + pull * np.sign(gradient[i]) * (c - q) / unit
         grad_x[i] = gradient[i] * d * p
-        by_step[i] = {"lsq": q - v, "soft": q - v * d, "clip": 0.0, None: 0.0}[form]
+        by_step[i] = form(v) if callable(form) else {"lsq": q - v, "soft": q - v * d, "clip": 0.0, None: 0.0}[form]
     shared = [n for dim, n in enumerate(x.shape) if (np.ndim(step) == 0 or step.shape[dim] == 1) and dim != batch_dim]
     g = scale(math.prod(shared), qp)
     axes = tuple(dim for dim in range(x.ndim) if np.ndim(step) == 0 or step.shape[dim] == 1)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from campaigns.accuracy.cell import Cell
-from campaigns.accuracy.tables import full_precision, initialization, initialization_resnet20, shipped
+from campaigns.accuracy.tables import full_precision, initialization, initialization_resnet20, parts, shipped
 from campaigns.accuracy.tables.table import Table
 
-TABLES: tuple[Table, ...] = (full_precision.TABLE, initialization.TABLE, initialization_resnet20.TABLE, shipped.TABLE)
+TABLES: tuple[Table, ...] = (
+    full_precision.TABLE,
+    initialization.TABLE,
+    initialization_resnet20.TABLE,
+    shipped.TABLE,
+    parts.TABLE,
+)
 
 
 def plan(tables: tuple[Table, ...] = TABLES) -> list[Cell]:

@@ -14,6 +14,7 @@ and |c − q| ≤ ½.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,6 +78,12 @@ def arctan_slope(position: Tensor, k: Tensor) -> Tensor:
 def arctan_norm(k: Tensor) -> Tensor:
     """k / (2·arctan(k/2))."""
     return k / (2 * torch.atan(k / 2))
+
+
+def arctan_value(position: Tensor, k: float) -> Tensor:
+    """soft(c) = ⌊c⌋ + ½ + arctan(k·u)/(2·arctan(k/2)), the arctangent soft round whose slope is `arctan_slope`."""
+    cell = torch.floor(position) + 0.5
+    return cell + torch.atan(k * (position - cell)) / (2 * math.atan(k / 2))
 
 
 def tanh_slope(position: Tensor, k: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
-from lowbit.quantizer.rounding import annealed
+from lowbit.quantizer.rounding import annealed, arctan_value
 
 
 def lsq_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
@@ -28,6 +29,19 @@ def ssg_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
     A pull factor must not enter d: it would add −δ·Σ|G|·d·(c − q)², negative always, and the step would only grow.
     """
     return q - v * slope
+
+
+@cache
+def soft_value_inside(k: float) -> Callable[[Tensor, Tensor, Tensor | float], Tensor]:
+    """soft_k(v) − v: the soft round's value in place of its slope (another reading of LG-LSQ's SSG, methods.md §4).
+
+    Zero in the middle between two levels and at each level; q − v as k → ∞. For grids whose levels are 1 apart.
+    """
+
+    def inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
+        return arctan_value(v, k) - v
+
+    return inside
 
 
 def clip_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
