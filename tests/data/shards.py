@@ -7,9 +7,12 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
+
+from lowbit.data import DataConfig
 
 
 def digit_files() -> list[tuple[bytes, int]]:
@@ -58,3 +61,18 @@ def write_index(folder: Path, splits: dict[str, Sequence[int]], **more: object) 
         for split, lengths in splits.items()
     }
     (folder / "_info.json").write_text(json.dumps({"name": "digits", "splits": entries, **more}))
+
+
+def config_of(folder: Path, **changes: Any) -> DataConfig:
+    """Shards of grey 8x8 images, read as they are."""
+    plain = dict(augment="imagenet-crop", image_size=8, channels=1, mean=(0.0,), std=(1.0,), workers=0)
+    return DataConfig(str(folder), **plain | {"batch_size": 16, "eval_batch_size": 10} | changes)
+
+
+def broken_shard(folder: Path, files: Sequence[tuple[bytes, int]], **changes: dict[str, bytes]) -> None:
+    """Ten good samples but for those given by number."""
+    samples = [{"png": image, "cls": str(label).encode()} for image, label in files[:10]]
+    for number, parts in changes.items():
+        samples[int(number[1:])] = parts
+    write_shard(folder / "test-000000.tar", samples)
+    write_index(folder, {"test": (10,)}, num_classes=10)

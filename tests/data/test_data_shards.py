@@ -13,11 +13,10 @@ import fsspec
 import PIL.Image
 import pytest
 import torch
-from tests.data.shards import digit_files, write_index, write_shard, write_split
+from tests.data.shards import broken_shard, config_of, digit_files, write_index, write_shard, write_split
 
 from lowbit._torchvision import import_torchvision
 from lowbit.data import (
-    DataConfig,
     StreamedShards,
     eval_loader,
     index_shards,
@@ -46,11 +45,6 @@ def shards(tmp_path_factory, files):
     write_split(folder, "val", TEST, files[500:])
     write_index(folder, {"train": TRAIN, "val": TEST}, num_classes=10)
     return folder
-
-
-def config_of(folder, **changes):
-    plain = dict(augment="imagenet-crop", image_size=8, channels=1, mean=(0.0,), std=(1.0,), workers=0)
-    return DataConfig(str(folder), **plain | {"batch_size": 16, "eval_batch_size": 10} | changes)
 
 
 class Seen:
@@ -247,15 +241,6 @@ def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch, files):
     failures += [7, 7, 7]
     with pytest.raises(LowbitError, match=r"cannot be read at image 7 \(ConnectionError: reset by peer"):
         list(shards_module.read_rows("memory://train-000000.tar", 0, 20))
-
-
-def broken_shard(folder, files, **changes):
-    """Ten good samples but for those given by number."""
-    samples = [{"png": image, "cls": str(label).encode()} for image, label in files[:10]]
-    for number, parts in changes.items():
-        samples[int(number[1:])] = parts
-    write_shard(folder / "test-000000.tar", samples)
-    write_index(folder, {"test": (10,)}, num_classes=10)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -298,6 +298,8 @@ def _shard_labels(file: Path) -> list[int]:
                 labels.append(sample.class_number())
             except ValueError as error:
                 raise LowbitError(f"{file} {sample.name}: {error}") from error
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except LowbitError:
+        raise
+    except Exception as error:  # each compression raises its own kinds
         raise LowbitError(f"{file}: not a readable tar file ({error})") from error
     return labels
