@@ -72,15 +72,15 @@ def test_beside_a_live_run_resume_and_a_fresh_start_exit_with_2(config, tmp_path
 
 
 def test_of_two_fresh_starts_one_goes_on(config: TrainConfig, monkeypatch) -> None:
-    real = lowbit.train.folder._write_first
+    real = lowbit.train.folder._enter
 
-    def late(first: TrainConfig, folder: Path, *arguments, **named) -> None:
+    def late(*arguments, **named) -> None:
         """Between this process's look at the folder and its first file, another run takes place there."""
-        monkeypatch.setattr(lowbit.train.folder, "_write_first", real)
+        monkeypatch.setattr(lowbit.train.folder, "_enter", real)
         run(config)
-        real(first, folder, *arguments, **named)
+        real(*arguments, **named)
 
-    monkeypatch.setattr(lowbit.train.folder, "_write_first", late)
+    monkeypatch.setattr(lowbit.train.folder, "_enter", late)
     with pytest.raises(LowbitError, match="holds a run already"):
         run(config)
     assert Checkpoints(Path(config.output)).training_state()["progress"]["finished"]

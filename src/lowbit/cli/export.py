@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from lowbit.cli.options import Parser
+from lowbit.cli.options import Parser, allow_remote
 from lowbit.cli.signals import terminable
 from lowbit.errors import LowbitError
 from lowbit.files import check_writable
@@ -31,6 +31,7 @@ def run(argv: list[str]) -> int:
     for memory in ("ram", "flash"):
         help = f"of the microcontroller that a C file is for, in bytes; a network that takes more {memory} is refused"
         parser.add_argument(f"--max-{memory}", type=int, metavar="BYTES", help=help)
+    allow_remote(parser)
     options = parser.parse(argv)
 
     path = Path(options.file or Path(options.run) / f"model{FORMATS[options.format].suffix}")
@@ -58,7 +59,7 @@ def _export(options: argparse.Namespace, path: Path) -> int:
     from lowbit.cli.options import test_batches
 
     model, config = train.load(options.run, options.checkpoint)
-    batches = list(test_batches(config, model, options.data, options.images))
+    batches = list(test_batches(config, model, options))
     network = deployment.to_integer(model, batches[0][0], allow_diverged=options.allow_diverged)
     network = network.described(train.about(config))
     memory = {"max_ram": options.max_ram, "max_flash": options.max_flash}

@@ -55,25 +55,31 @@ def bits(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"expected a number of bits or none, got {text!r}") from None
 
 
+def allow_remote(parser: Parser) -> None:
+    """Add the option without which no URL is contacted that only the run's config names."""
+    parser.add_argument(
+        "--allow-remote", action="store_true", help="read the data also where the run's config names a URL for it"
+    )
+
+
 def test_batches(
-    config: TrainConfig, network: nn.Module, data: str | None, images: int | None
+    config: TrainConfig, network: nn.Module, options: argparse.Namespace
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `images` test images of a run's data (all of them without a number), in batches with their labels.
+    """The first `options.images` test images of a run's data (all of them without a number), in batches with their labels.
 
     Raises:
-        LowbitError: no such data, or images of other classes or another shape than those of the run's `network`.
+        LowbitError: no such data, data at a URL that is not to be contacted, or images of other classes or another shape
+            than those of the run's `network`.
     """
-    from dataclasses import replace
-
     from lowbit.data import eval_loader
-    from lowbit.train.checks import check_test
+    from lowbit.train.checks import check_test, with_data
 
-    if images is not None and images < 1:
-        raise LowbitError(f"--images must be at least 1, got {images}")
-    config = replace(config, data=replace(config.data, path=data or config.data.path))
+    if options.images is not None and options.images < 1:
+        raise LowbitError(f"--images must be at least 1, got {options.images}")
+    config = with_data(config, options.data, allow_remote=options.allow_remote)
     loader = eval_loader(config.data)
     check_test(config, network, loader)
-    left = images
+    left = options.images
     for x, labels in loader:
         yield x[:left], labels[:left]
         left = None if left is None else left - len(x)

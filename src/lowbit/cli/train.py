@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.cli.options import Parser, bits
+from lowbit.cli.signals import terminable
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.processes import rank
 from lowbit.train.config import QuantizationConfig, TrainConfig
@@ -79,9 +80,12 @@ def run(argv: list[str]) -> int:
 
     assert config.output is not None  # named by the command line, or the default
     try:
-        train.run(config, resume=resume)
+        with terminable():
+            train.run(config, resume=resume)
     except KeyboardInterrupt:
-        if rank() == 0 and (Path(config.output) / "config.json").exists():
+        if rank() == 0:
+            if not (Path(config.output) / "config.json").exists():
+                raise
             print(f"\nstopped; continue with: lowbit train --resume --output {config.output}", flush=True)
         return 130
     return 0

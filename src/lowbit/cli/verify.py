@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lowbit.cli.options import Parser
+from lowbit.cli.options import Parser, allow_remote
 from lowbit.cli.signals import terminable
 from lowbit.files import check_readable
 
@@ -23,6 +23,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--board", metavar="CORE", help="compile a C file for a core, such as cortex-m4 or rv32, and run it in QEMU"
     )
+    allow_remote(parser)
     options = parser.parse(argv)
 
     check_readable(options.file)  # before the run and its data are read
@@ -35,8 +36,8 @@ def _verify(options: argparse.Namespace) -> int:
     from lowbit.cli.options import test_batches
 
     model, config = train.load(options.run, options.checkpoint)
-    images = 16 if options.board and options.images is None else options.images
-    batches = test_batches(config, model, options.data, images)
-    report = deployment.verify(model, options.file, batches, board=options.board)
+    if options.board and options.images is None:
+        options.images = 16
+    report = deployment.verify(model, options.file, test_batches(config, model, options), board=options.board)
     print(report.text())
     return 0 if report.ok else 1

@@ -22,6 +22,7 @@ from lowbit.data.shards import Shards, holds_shards, index_shards, open_shards
 from lowbit.data.sources import ImageSource, open_dataset
 from lowbit.data.stream import StreamedImages
 from lowbit.errors import LowbitError
+from lowbit.files import check_place
 
 __all__ = [
     "DataConfig",
@@ -154,6 +155,8 @@ def _open_validation(config: DataConfig, test: ImageSource | Shards) -> ImageSou
 
 
 def _open(config: DataConfig, *splits: str) -> ImageSource | Shards:
+    if "://" not in config.path:
+        check_place(config.path)
     try:
         if holds_shards(config.path):
             return open_shards(config.path, *splits, num_classes=config.num_classes)

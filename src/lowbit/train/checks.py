@@ -20,6 +20,20 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return replace(config, model=replace(config.model, num_classes=num_classes(config.data)))
 
 
+def with_data(config: TrainConfig, path: str | None, *, allow_remote: bool) -> TrainConfig:
+    """The config of a run, perhaps somebody else's, with the data at `path`, or where the config has it.
+
+    Raises:
+        LowbitError: the config has it at a URL, and that is not allowed.
+    """
+    if path is None and "://" in config.data.path and not allow_remote:
+        raise LowbitError(
+            f"the run's images are at {config.data.path!r}, which would be contacted: allow it with --allow-remote, or "
+            "give images that are here with --data"
+        )
+    return replace(config, data=replace(config.data, path=path or config.data.path))
+
+
 def check_start(config: TrainConfig) -> None:
     """Refuse a network at low bits that starts from nothing."""
     if config.quantization is not None and not config.model.trained and not config.model.from_scratch:

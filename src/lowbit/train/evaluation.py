@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from lowbit.integer.network import IntegerNetwork
 from lowbit.processes import agreed, named
 from lowbit.train.build import load
 from lowbit.train.checkpoint import Which
-from lowbit.train.checks import check_test
+from lowbit.train.checks import check_test, with_data
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import determinism, loader_place, make_accelerator, move
 
@@ -51,17 +50,21 @@ def evaluate(
     return float(accelerator.reduce(loss, "sum")) / seen, 100 * right / seen
 
 
-def evaluate_run(folder: str | Path, *, checkpoint: Which = "best", data: str | None = None) -> tuple[float, float]:
+def evaluate_run(
+    folder: str | Path, *, checkpoint: Which = "best", data: str | None = None, allow_remote: bool = False
+) -> tuple[float, float]:
     """(loss, accuracy in percent) of a run's checkpoint on the test images, of another data path where one is given.
 
+    `allow_remote` lets it contact a URL that the run's config names as its data path.
+
     Raises:
-        LowbitError: the folder holds no run or no checkpoint, the data is unusable, or the network's outputs are not
-            finite.
+        LowbitError: the folder holds no run or no checkpoint, the data is unusable or at a URL that is not allowed, or
+            the network's outputs are not finite.
     """
     with named():
         with agreed():
             model, config = load(folder, checkpoint)
-            config = replace(config, data=replace(config.data, path=data or config.data.path))
+            config = with_data(config, data, allow_remote=allow_remote)
             accelerator = make_accelerator(config)
             test = eval_loader(config.data, **loader_place(accelerator))
             check_test(config, model, test)

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lowbit.errors import LowbitError
+from lowbit.files import check_place
 from lowbit.processes import agreed, lost, rank
 from lowbit.train.checkpoint import Checkpoints
 from lowbit.train.config import MAY_CHANGE, TrainConfig, differences
@@ -22,6 +23,7 @@ def run_folder(config: TrainConfig, resume: bool) -> Path:
     if not config.data.path:
         raise LowbitError("data.path: no data is given; name the folder of the data set (--data)")
     folder = Path(config.output)
+    check_place(folder / "config.json")
     if folder.exists() and not folder.is_dir():
         raise LowbitError(f"{folder}: is a file; give a folder for the run (--output)")
     exists = (folder / "config.json").exists()
@@ -70,18 +72,32 @@ def started(config: TrainConfig, folder: Path, absent: list[Path], *, main: bool
     with ExitStack() as held:
         with agreed():
             if main:
-                _write_first(config, folder, held, fresh=fresh)
+                _enter(folder, absent, held, fresh=fresh)
         with _removed_on_failure(folder, absent if fresh else []):
+            with agreed():
+                if main:
+                    _write_first(config, folder, fresh=fresh)
             yield
 
 
-def _write_first(config: TrainConfig, folder: Path, held: ExitStack, *, fresh: bool) -> None:
+def _enter(folder: Path, absent: list[Path], held: ExitStack, *, fresh: bool) -> None:
+    """Make the folder and lock it; what is in it then is this run's."""
+    try:
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                held.enter_context(locked(folder))
+    except LowbitError:
+        if folder in absent:
+            with suppress(OSError):  # not empty: another run's
+                folder.rmdir()
+        raise
+    if fresh and (folder / "config.json").exists():  # since this process has looked
+        raise _taken(folder)
+
+
+def _write_first(config: TrainConfig, folder: Path, *, fresh: bool) -> None:
     with writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            held.enter_context(locked(folder))
-            if (folder / "config.json").exists():  # since this process has looked
-                raise _taken(folder)
         (folder / "metrics.jsonl").touch()
         if fresh:
             config.save(folder / "config.json")
@@ -93,9 +109,10 @@ def _write_first(config: TrainConfig, folder: Path, held: ExitStack, *, fresh: b
 def _removed_on_failure(folder: Path, absent: list[Path]) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
-        # Not after Ctrl-C, nor where another process has died: then the run goes on from its start.
-        if not lost(error) and not Checkpoints(folder).exists:
+    except BaseException as error:
+        # After Ctrl-C, and where another process has died, the run goes on from its start.
+        goes_on = (not isinstance(error, Exception) or lost(error)) and (folder / "config.json").exists()
+        if not goes_on and not Checkpoints(folder).exists:
             for path in absent:
                 if path == folder:
                     with suppress(OSError):  # not empty: something else is there by now

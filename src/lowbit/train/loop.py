@@ -14,6 +14,7 @@ from accelerate.utils import gather_object, set_seed
 
 from lowbit.data import Loader, Splits
 from lowbit.errors import LowbitError
+from lowbit.files import remove_leftovers
 from lowbit.processes import agreed, named
 from lowbit.report.run import read_events, read_run
 from lowbit.train.assemble import assemble
@@ -61,6 +62,8 @@ def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
                 with writable(folder):
                     held.enter_context(locked(folder))
                     checkpoints.tidy()
+                    for each in (folder, folder / "plots"):
+                        remove_leftovers(each)
             check_same(read_config(folder), config, folder)
         # What is damaged here would else be found by the plots, after the last epoch.
         if resume:
