@@ -379,6 +379,8 @@ def test_bad_input_is_one_message_and_status_2(
     capsys, tmp_path: Path, monkeypatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Else the hub is asked for weights five times, and its client says so on standard error wherever that is captured.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert message in " ".join(said.err.split())
