@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from lowbit.errors import LowbitError
 from lowbit.files import check_writable
@@ -18,6 +18,7 @@ from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert, trained_runner
 from lowbit.lowering.proof import Proof, check_equal, random_inputs
+from lowbit.lowering.shapes import named_examples
 from lowbit.lowering.trained import Places
 from lowbit.quantizer.module import Quantizer
 from lowbit.verification.compare import compare, compare_with_trained, inputs_and_labels
@@ -27,7 +28,7 @@ from lowbit.verification.report import Report
 _AT_TIES = 0.05
 
 
-def to_integer(model: nn.Module, example_input: Tensor, *, allow_diverged: bool = False) -> IntegerNetwork:
+def to_integer(model: nn.Module, example_input: Any, *, allow_diverged: bool = False) -> IntegerNetwork:
     """The integer-only form of a trained network: integer weights, activations, biases and accumulators.
 
     Batch-norm is folded into the requantization, biases become int32 on the accumulator's grid, and every accumulator
@@ -36,7 +37,8 @@ def to_integer(model: nn.Module, example_input: Tensor, *, allow_diverged: bool 
 
     Args:
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated and trained; not changed.
-        example_input: a batch of inputs; its shape without the batch is the integer network's.
+        example_input: a batch of inputs: a tensor, or where the network takes several a tuple of them in the order of its arguments,
+            or a dictionary by their names; shapes without the batch are the integer network's.
         allow_diverged: convert a network of which training has driven a step out of its bounds, or below zero, with the bound
             that it is computed with in evaluation as well.
 
@@ -46,7 +48,7 @@ def to_integer(model: nn.Module, example_input: Tensor, *, allow_diverged: bool 
             network would compute something else than the trained one; the message names the layer or node.
     """
     proof = Proof(*_converted(model, example_input, allow_diverged=allow_diverged))
-    check_equal(proof, example_input)
+    check_equal(proof, named_examples(model, example_input))
     return IntegerNetwork(proof.graph, proof)
 
 

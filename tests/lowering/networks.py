@@ -33,7 +33,7 @@ def agreement(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
     """(codes compared, codes that differ) between the trained network and the integer one."""
     graph, traced = convert(model, x)
     network = lowbit.IntegerNetwork(graph)
-    mine, theirs = network.codes(x), trained_runner(model, graph, traced)({"x": x}).codes
+    mine, theirs = network.codes(x), trained_runner(model, graph, traced)({next(iter(graph.inputs)): x}).codes
     pairs = [(mine[name].int(), codes) for name, codes in theirs.items()]
     return sum(a.numel() for a, _ in pairs), sum(int((a != b).sum()) for a, b in pairs)
 

@@ -19,7 +19,7 @@ METHODS = sorted(method for kind in k.KINDS for method in kind.methods)
 
 
 def test_every_kind_has_a_handler_or_is_the_walks_own():
-    assert set(k.KINDS) - set(HANDLERS) == {k.INPUT, k.OUTPUT, k.SHAPE}
+    assert set(k.KINDS) - set(HANDLERS) == {k.INPUT, k.OUTPUT, k.CONSTANT, k.SHAPE}
 
 
 def test_no_spelling_has_two_kinds():

@@ -13,6 +13,7 @@ import lowbit
 from lowbit import LowbitError
 from lowbit.integer.ops import (
     AveragePool,
+    Extremum,
     GlobalAveragePool,
     IndexSelect,
     LinearResize,
@@ -223,9 +224,8 @@ def test_other_interpolation_is_named_before_training(options, words):
 
 def test_weights_that_no_accumulator_holds_are_refused():
     layer = nn.Upsample(scale_factor=(1.0001, 1.0003), mode="bilinear")
-    prepared = trained(Forward(lambda self, x: finish(self, self.up(start(self, x))), up=layer), X)
     with pytest.raises(LowbitError, match=r"layer 'up' \(Upsample\) resizes .*1/\d+, more than 32-bit"):
-        lowbit.to_integer(prepared, X)
+        trained(Forward(lambda self, x: finish(self, self.up(start(self, x))), up=layer), X)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,8 @@ def test_adaptive_and_global_maxima(function, tmp_path):
     proved(Forward(lambda self, x: finish(self, function(start(self, x)))), tmp_path, MaxPool, least=400)
 
 
-def test_maxima_over_other_dimensions_are_refused():
+def test_maxima_over_other_dimensions():
     prepared = trained(Forward(lambda self, x: finish(self, start(self, x) - start(self, x).amax(1, keepdim=True))), X)
-    with pytest.raises(LowbitError, match=r"amax in .*takes the maximum over other dimensions"):
-        lowbit.to_integer(prepared, X)
+    compared, differ = agreement(prepared, X)
+    assert differ <= 0.002 * compared
+    assert any(isinstance(node, Extremum) for node in lowbit.to_integer(prepared, X).graph.nodes)

@@ -38,7 +38,7 @@ def test_a_right_conversion_is_proved_on_any_batch(various):
 def test_wrong_conversions_of_every_operation_are_caught(various):
     """One mutation of each kind of each operation; `python -m campaigns.mutations` tries them all on six networks."""
     model, x, graph, places = various
-    inputs = trial_inputs(graph, x)
+    inputs = trial_inputs(graph, dict.fromkeys(graph.inputs, x))
     tried, survivors = set(), []
     for node in graph.nodes:
         for what, change in mutations.changes(node, graph):
@@ -156,7 +156,7 @@ def test_a_layer_that_shares_the_quantizer_before_it():
 def test_what_data_do_not_reach_is_tried_with_random_codes(various):
     """A table that is wrong at its last code alone, which neither the example nor the random inputs give."""
     model, x, graph, places = various
-    inputs = trial_inputs(graph, x)
+    inputs = trial_inputs(graph, dict.fromkeys(graph.inputs, x))
     node = next(node for node in graph.nodes if isinstance(node, Lookup))
     codes, kind = lowbit.IntegerNetwork(graph).codes(inputs)[node.inputs[0]], graph.input_types(node)[0]
     unreached = next(code for code in range(kind.qp, kind.qn, -1) if not bool((codes == code).any()))

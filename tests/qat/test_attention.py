@@ -160,12 +160,3 @@ def test_messages_name_the_operand():
             if hasattr(layer, "weight_quantizer"):
                 layer.weight_quantizer, layer.input_quantizer = nn.Identity(), nn.Identity()
         model(data())
-
-
-def test_no_integer_form_names_the_layers():
-    model = nn.Sequential(nn.Linear(8, 8), timm.layers.Attention(8, num_heads=2), nn.Linear(8, 8))
-    with pytest.raises(lowbit.LowbitError, match=r"no integer form(.|\n)*softmax in '1'(.|\n)*without integer_only"):
-        lowbit.prepare(model, integer_only=True)
-    # Where the forward cannot be followed either, the layers alone are named.
-    with pytest.raises(lowbit.LowbitError, match=r"QuantizedAttention: 'attn'\n(.|\n)*without integer_only"):
-        lowbit.prepare(Net(), integer_only=True)

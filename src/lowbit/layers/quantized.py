@@ -164,6 +164,16 @@ def add_quantizers(name: str, layer: nn.Module, setting: Setting) -> None:
     """Turn a float layer into its prepared form, in place."""
     kind = float_class(layer)
     assert kind is not None
+    weight_quantizer, input_quantizer = new_quantizers(name, layer, setting)
+    layer.__class__ = _quantized_class(type(layer), kind)
+    assert isinstance(layer, QuantizedLayer)
+    device = layer.weight.device
+    layer.weight_quantizer = weight_quantizer.to(device)
+    layer.input_quantizer = input_quantizer.to(device)
+
+
+def new_quantizers(name: str, layer: nn.Module, setting: Setting) -> tuple[nn.Module, nn.Module]:
+    """The quantizers of a layer's weight and input; an identity for a side in full precision."""
     weight_quantizer: nn.Module = nn.Identity()
     input_quantizer: nn.Module = nn.Identity()
     if setting.weights is not None:
@@ -187,11 +197,7 @@ def add_quantizers(name: str, layer: nn.Module, setting: Setting) -> None:
         )
         if isinstance(weight_quantizer, Quantizer):
             input_quantizer.beside = (weight_quantizer,)
-    layer.__class__ = _quantized_class(type(layer), kind)
-    assert isinstance(layer, QuantizedLayer)
-    device = layer.weight.device
-    layer.weight_quantizer = weight_quantizer.to(device)
-    layer.input_quantizer = input_quantizer.to(device)
+    return weight_quantizer, input_quantizer
 
 
 @cache

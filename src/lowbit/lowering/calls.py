@@ -15,10 +15,7 @@ from lowbit.errors import LowbitError
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.folding import IntegerNorm
 
-_BY = (
-    "(by ReLU, h-swish or another function of one value, additions, multiplications of two tensors, "
-    "concatenations, pooling), or prepare without integer_only"
-)
+_BY = "by what docs/integer.md lists, or prepare without integer_only"
 REMEDY = f"replace them {_BY}"
 REMEDY_FOR_ONE = f"replace it {_BY}"
 
@@ -102,6 +99,24 @@ def nodes_in(argument: Any) -> list[fx.Node]:
     """The nodes within an argument: in tuples, lists, dictionaries and slices."""
     found: list[fx.Node] = []
     fx.map_arg(argument, found.append)
+    return found
+
+
+def outputs_of(node: fx.Node) -> list[tuple[str | None, fx.Node]]:
+    """(name, tensor) of everything that the output node gives, in order; names are those of dictionaries, else None."""
+    found: list[tuple[str | None, fx.Node]] = []
+
+    def walk(value: Any, name: str | None) -> None:
+        if isinstance(value, fx.Node):
+            found.append((name, value))
+        elif isinstance(value, Mapping):
+            for key, part in value.items():
+                walk(part, str(key) if name is None else f"{name}_{key}")
+        elif isinstance(value, (tuple, list)):
+            for place, part in enumerate(value):
+                walk(part, None if name is None else f"{name}_{place}")
+
+    walk(node.args[0], None)
     return found
 
 

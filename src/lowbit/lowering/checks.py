@@ -130,8 +130,8 @@ def check_shapes(graph: Graph, places: Places, model: fx.GraphModule, modules: M
     """
     nodes = {node.name: node for node in model.graph.nodes}
     for place, name in places.items():
-        (tensor,) = nodes[place.node].all_input_nodes
-        expected, found = shapes[tensor][1:], graph.by_name[name].shape_of()
+        tensor = nodes[place.node].all_input_nodes[0]
+        expected, found = place.layout.sample(shapes[tensor]), graph.by_name[name].shape_of()
         if found != expected:
             raise LowbitError(
                 f"{describe(tensor, modules)} gives shape {expected} in the trained network and {found} in integers: it is used "

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lowbit.errors import LowbitError
-from lowbit.layers.quantized import QuantizedLayer
+from lowbit.layers.function import QuantizedFunction
+from lowbit.layers.quantized import QUANTIZED, QuantizedLayer, float_class
 from lowbit.quantizer.functional import is_recorded
 from lowbit.quantizer.module import Quantizer, as_quantizer
 
@@ -37,7 +38,7 @@ def gain_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return gain, shift
 
 
-def outputs_first(layer: QuantizedLayer, weight: Tensor) -> Tensor:
+def outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
     """A layer's weight, or what lies as it does, as (out, in/groups, …): a transposed convolution has (in, out/groups, …)."""
     if not isinstance(layer, _ConvTransposeNd):
         return weight
@@ -56,7 +57,10 @@ def channel_values(layer: QuantizedLayer, values: Tensor) -> Tensor:
     Raises:
         LowbitError: they differ within an output channel, which one accumulator can't sum.
     """
-    quantizer, weight = as_quantizer(layer.weight_quantizer), layer.weight
+    return _per_channel(layer, as_quantizer(layer.weight_quantizer), layer.weight, values)
+
+
+def _per_channel(layer: nn.Module, quantizer: Quantizer, weight: Tensor, values: Tensor) -> Tensor:
     if values.numel() == 1:
         return values.reshape(1)
     view = weight.shape if quantizer.view is None else quantizer.view
@@ -187,8 +191,29 @@ class _RoundBias(torch.autograd.Function):
 
 def bias_on_grid(layer: QuantizedLayer) -> Tensor:
     """The layer's bias rounded to the accumulator's grid; its gradient goes to the bias unchanged."""
-    grid = as_quantizer(layer.input_quantizer).step * channel_steps(layer)
-    if is_recorded(layer):
-        assert layer.bias is not None
-        return _RoundBias.forward(None, layer.bias, grid)
-    return _RoundBias.apply(layer.bias, grid)
+    assert layer.bias is not None
+    return _rounded(layer, layer.bias, as_quantizer(layer.input_quantizer).step * channel_steps(layer))
+
+
+def function_bias_on_grid(function: QuantizedFunction, weight: Tensor, bias: Tensor) -> Tensor:
+    """`bias_on_grid` of a function, with the weight and bias that it is called with."""
+    steps = function.parameter_quantizer.step_for(weight.detach())
+    grid = function.input_quantizer.step * _per_channel(function, function.parameter_quantizer, weight, steps)
+    return _rounded(function, bias, grid)
+
+
+def _rounded(module: nn.Module, bias: Tensor, grid: Tensor) -> Tensor:
+    return (_RoundBias.forward(None, bias, grid)) if is_recorded(module) else _RoundBias.apply(bias, grid)
+
+
+def as_layer(function: QuantizedFunction, weight: Tensor, bias: Tensor | None) -> QuantizedLayer:
+    """A layer that computes what a function computes with this weight and bias, with the function's quantizers."""
+    plain = function.as_layer()
+    kind = float_class(plain)
+    assert kind is not None
+    plain.__class__ = QUANTIZED[kind]
+    assert isinstance(plain, QuantizedLayer)
+    plain.register_parameter("weight", nn.Parameter(weight))
+    plain.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+    plain.weight_quantizer, plain.input_quantizer = function.parameter_quantizer, function.input_quantizer
+    return plain

@@ -16,10 +16,12 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.calls import Modules, arguments, nodes_in
 from lowbit.lowering.folding import IntegerNorm
 from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES
+from lowbit.lowering.sizes import SizeCheck
 from lowbit.quantizer.module import Quantizer
 
 Lack = Callable[[fx.Node, Modules], str | None]
@@ -38,6 +40,7 @@ class Kind:
         library_modules: names of classes that compute it in timm and torchvision.
         computes: whether its result is to be put on a grid before anything else computes with it.
         moves_codes: whether its result has its inputs' codes, in other places.
+        parameters: names of arguments that stay in full precision, or are indices or masks: no tensors on a grid.
         lack: why a call of this kind has no integer form, as far as its arguments tell; None where it has one.
         instead: the kind that a call with these arguments has in its place; None where it has this one.
     """
@@ -49,6 +52,7 @@ class Kind:
     library_modules: tuple[str, ...] = ()
     computes: bool = False
     moves_codes: bool = False
+    parameters: tuple[str, ...] = ()
     lack: Lack = lambda node, modules: None
     instead: Callable[[fx.Node, Modules], Kind | None] = lambda node, modules: None
 
@@ -69,7 +73,7 @@ def _lack_of_clamp(node: fx.Node, modules: Modules) -> str | None:
 
 def _lack_of_two_tensors(node: fx.Node, modules: Modules) -> str | None:
     given = arguments(node, modules)
-    if not all(isinstance(given.get(name), fx.Node) for name in ("input", "other")):
+    if not all(isinstance(given.get(name), fx.Node) for name in ("input", "other" if "other" in given else "mat2")):
         return "it has one for two tensors only"
     return None if given.get("alpha", 1) == 1 else "alpha other than 1 has none"
 
@@ -128,6 +132,7 @@ INPUT = Kind("input", computes=True)
 OUTPUT = Kind("output")
 QUANTIZER = Kind("quantizer", modules=(Quantizer,))
 LAYER = Kind("layer", modules=(QuantizedLayer,), computes=True)
+FUNCTION = Kind("function with a weight", modules=(QuantizedFunction,), computes=True, parameters=("weight", "bias"))
 NORM = Kind(
     "norm",
     modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),  # with the plain forward: see `is_norm`
@@ -182,6 +187,15 @@ MULTIPLY = Kind(
     lack=_lack_of_two_tensors,
     instead=_with_a_number,
 )
+MATMUL = Kind(
+    "matrix product",
+    functions=(torch.matmul, torch.bmm, operator.matmul),
+    methods=("matmul", "bmm"),
+    computes=True,
+    lack=_lack_of_two_tensors,
+)
+REDUCE = Kind("sum", functions=(torch.sum,), methods=("sum",), computes=True)
+EXTREMUM = Kind("minimum", functions=(torch.amin,), methods=("amin",), moves_codes=True)
 AVERAGE = Kind(
     "average",
     functions=(
@@ -194,7 +208,8 @@ AVERAGE = Kind(
     ),
     computes=True,
 )  # fmt: skip
-CONCATENATE = Kind("concatenate", functions=(torch.cat, torch.concat), moves_codes=True)
+CONCATENATE = Kind("concatenate", functions=(torch.cat, torch.concat, torch.concatenate), moves_codes=True)
+STACK = Kind("stack", functions=(torch.stack,), moves_codes=True)
 MAX_POOL = Kind(
     "max pool",
     functions=(
@@ -216,8 +231,23 @@ UPSAMPLE = Kind(
     instead=_resizing,
 )
 LINEAR_RESIZE = Kind("linear resize", computes=True, lack=_lack_of_resizing)
-SPLIT = Kind("split", functions=(torch.chunk, torch.split), methods=("chunk", "split"), moves_codes=True)
-INDEX = Kind("index", functions=(operator.getitem,), moves_codes=True)
+SPLIT = Kind(
+    "split",
+    functions=(torch.chunk, torch.split, torch.tensor_split),
+    methods=("chunk", "split", "tensor_split"),
+    moves_codes=True,
+)
+UNBIND = Kind("unbind", functions=(torch.unbind,), methods=("unbind",), moves_codes=True)
+SELECT = Kind(
+    "select",
+    functions=(torch.select, torch.narrow, torch.index_select, torch.roll, torch.flip, torch.repeat_interleave),
+    methods=("select", "narrow", "index_select", "roll", "flip", "repeat_interleave", "repeat", "tile"),
+    moves_codes=True,
+    parameters=("index", "repeats"),
+)
+EXPAND = Kind("expand", functions=(torch.broadcast_to,), methods=("expand", "expand_as", "broadcast_to"), moves_codes=True,
+              parameters=("other",))  # fmt: skip
+INDEX = Kind("index", functions=(operator.getitem,), moves_codes=True, parameters=("other",))
 PAD = Kind("pad", functions=(F.pad,), modules=(nn.ZeroPad2d,), moves_codes=True, instead=_padding)
 REPEATED_PAD = Kind(
     "repeated pad",
@@ -233,12 +263,15 @@ PIXEL_UNSHUFFLE = Kind(
     "pixel unshuffle", functions=(F.pixel_unshuffle,), modules=(nn.PixelUnshuffle,), moves_codes=True
 )
 TRANSPOSE = Kind(
-    "transpose", functions=(torch.transpose, torch.permute), methods=("transpose", "permute"), moves_codes=True
+    "transpose",
+    functions=(torch.transpose, torch.permute, torch.swapaxes, torch.swapdims, torch.movedim, torch.moveaxis),
+    methods=("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t"),
+    moves_codes=True,
 )
 RESHAPE = Kind(
     "reshape",
-    functions=(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
-    methods=("flatten", "view", "reshape", "squeeze", "unsqueeze"),
+    functions=(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten),
+    methods=("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "view_as", "reshape_as"),
     modules=(nn.Flatten, nn.Unflatten),
     moves_codes=True,
 )
@@ -249,13 +282,20 @@ UNCHANGED = Kind(  # in evaluation
     library_modules=("DropPath", "DropBlock2d", "StochasticDepth"),
     moves_codes=True,
 )
+CONSTANT = Kind("constant", computes=True)  # of the network's own parameters and buffers alone
+UNKNOWN = Kind("unknown", computes=True)  # what has no integer form
 SHAPE = Kind(  # makes no tensor
-    "shape", functions=(getattr, operator.floordiv, operator.mod, operator.eq, torch._assert), methods=("size", "dim")
+    "shape",
+    modules=(SizeCheck,),
+    functions=(getattr, operator.floordiv, operator.mod, operator.eq, torch._assert),
+    methods=("size", "dim"),
 )
 
 KINDS = (
-    INPUT, OUTPUT, QUANTIZER, LAYER, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, AVERAGE, CONCATENATE, MAX_POOL, UPSAMPLE,
-    LINEAR_RESIZE, SPLIT, INDEX, PAD, REPEATED_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE, TRANSPOSE, RESHAPE, UNCHANGED, SHAPE,
+    INPUT, OUTPUT, QUANTIZER, LAYER, FUNCTION, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, MATMUL, REDUCE, EXTREMUM,
+    AVERAGE, CONCATENATE, STACK, MAX_POOL, UPSAMPLE, LINEAR_RESIZE,
+    SPLIT, UNBIND, SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE,
+     TRANSPOSE, RESHAPE, UNCHANGED, CONSTANT, SHAPE,
 )  # fmt: skip
 
 _BY_FUNCTION = {function: kind for kind in KINDS for function in kind.functions}
@@ -279,9 +319,14 @@ def _kind_of(node: fx.Node, modules: Modules, kinds: Mapping[fx.Node, Kind | Non
     if node.op == "output":
         return OUTPUT
     if node.op == "call_module":
-        return kind_of_module(modules[str(node.target)])
-    operands = [argument for argument in node.args if isinstance(argument, fx.Node)]
-    of_shapes = bool(operands) and all(kinds[operand] is SHAPE for operand in operands)
+        kind = kind_of_module(modules[str(node.target)])
+        return CONSTANT if kind not in (LAYER, FUNCTION, QUANTIZER) and _is_constant(node, kinds) else kind
+    of_shapes = bool(node.all_input_nodes) and all(kinds[operand] is SHAPE for operand in node.all_input_nodes)
+    kind = _kind_of_call(node, of_shapes)
+    return CONSTANT if kind is not SHAPE and _is_constant(node, kinds) else kind
+
+
+def _kind_of_call(node: fx.Node, of_shapes: bool) -> Kind | None:
     if node.op == "call_function":
         # Python's own functions of numbers give numbers; torch's (torch.zeros) may give tensors.
         assert callable(node.target)
@@ -290,6 +335,29 @@ def _kind_of(node: fx.Node, modules: Modules, kinds: Mapping[fx.Node, Kind | Non
     if of_shapes:
         return SHAPE
     return _BY_METHOD.get(str(node.target)) if node.op == "call_method" else None
+
+
+_LIKE = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full")
+
+
+def _is_constant(node: fx.Node, kinds: Mapping[fx.Node, Kind | None]) -> bool:
+    """Whether it is computed of the network's own tensors alone, and of sizes."""
+    if node.op == "get_attr" or node.target in _LIKE:
+        return True
+    of = [kinds[operand] for operand in node.all_input_nodes]
+    return CONSTANT in of and all(kind in (CONSTANT, SHAPE) for kind in of)
+
+
+def operands(node: fx.Node, kinds: Mapping[fx.Node, Kind | None]) -> list[fx.Node]:
+    """The nodes whose tensors a node takes as tensors on a grid: not those whose shape it asks for, nor its parameters."""
+    kind = kinds.get(node)
+    apart: list[fx.Node] = []
+    if kind is FUNCTION:
+        apart = nodes_in(node.args[1:])
+    elif kind is not None and kind.parameters and node.op != "call_module":
+        given = arguments(node, {})
+        apart = nodes_in([given.get(name) for name in kind.parameters])
+    return [each for each in node.all_input_nodes if kinds.get(each) is not SHAPE and each not in apart]
 
 
 def kind_of_module(module: nn.Module) -> Kind | None:

@@ -10,22 +10,31 @@ behind them is as good as one before. All that a concatenation joins is on one g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
+from lowbit.layers.function import FUNCTIONS, QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.rules import Setting
 from lowbit.lowering import kinds as k
-from lowbit.lowering.calls import REMEDY, Modules, describe
+from lowbit.lowering.calls import REMEDY, Modules, arguments, describe, outputs_of
 from lowbit.lowering.checks import check_float_layers
-from lowbit.lowering.folding import IntegerNorm, bias_on_grid, channel_values, follow
+from lowbit.lowering.decompose import DECOMPOSED, MODULES
+from lowbit.lowering.folding import IntegerNorm, bias_on_grid, channel_values, follow, function_bias_on_grid
 from lowbit.lowering.kinds import Kind, Kinds
+from lowbit.lowering.shapes import named_examples
 from lowbit.lowering.trace import trace
 from lowbit.quantizer.module import Quantizer, as_quantizer
+
+
+class NeedsExample(LowbitError):
+    """The network can be recorded with an example of its inputs only, or may be."""
 
 
 @dataclass
@@ -38,26 +47,48 @@ class OneGrid:
     others: list[fx.Node] = field(default_factory=list)
 
 
-def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Setting]]) -> fx.GraphModule:
+def integer_form(
+    prepared: nn.Module,
+    setting_for: Callable[[list[str]], list[Setting]],
+    function_setting: Callable[[str], Setting],
+    example_input: Any = None,
+) -> fx.GraphModule:
     """The prepared model as a graph with the inserted quantizers in its submodule `streams`.
 
     Args:
         prepared: a model with quantized layers, not started. It is taken over.
+        function_setting: the setting of a convolution or linear layer that forward calls as a function, from its name
+            ("functions.<name>").
+        example_input: a batch of inputs, as `named_examples` takes them; None where shapes are not known.
         setting_for: the settings of the inserted quantizers, from their names ("streams.<name>").
 
     Raises:
         LowbitError: operations without an integer form, all of them named; layers in full precision; several steps within an
-            output channel; not one input and one output.
+            output channel.
     """
     check_float_layers(prepared)
-    graph = trace(prepared)
+    examples = None if example_input is None else named_examples(prepared, example_input)
+    if examples is None and any(type(module) in MODULES for module in prepared.modules()):
+        raise NeedsExample
+    try:
+        graph = trace(prepared, examples)
+    except LowbitError as error:
+        raise error if examples is not None else NeedsExample from error
+    if examples is None and any(node.target in (*DECOMPOSED, *FUNCTIONS) for node in graph.nodes):
+        raise NeedsExample
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for module in modules.values():
         if isinstance(module, QuantizedLayer):
             steps = as_quantizer(module.weight_quantizer).raw_step
             channel_values(module, torch.arange(steps.numel()).reshape(steps.shape))  # raises where one has several
-    kinds = _kinds(graph, modules)
+    _functions_as_modules(prepared, graph, modules, function_setting)
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    kinds = _kinds(graph, modules, refuse=examples is None)
+    state = {name for name, _ in prepared.state_dict().items()}
     model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
+    for name in list(model._buffers):  # tensors that forward makes are no part of a checkpoint
+        if name not in state:
+            model._non_persistent_buffers_set.add(name)
 
     folded: set[QuantizedLayer] = set()
     for node in graph.nodes:
@@ -78,9 +109,9 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
     inserted = []
     for group in _groups(graph, kinds):
         if _served_by_layers(group, modules):
-            first = _layer(group.layers[0], modules)
-            for node in group.layers[1:]:
-                _layer(node, modules).input_quantizer = first.input_quantizer
+            first, *others = (modules[str(node.target)] for node in group.layers)
+            for other in others:
+                other.input_quantizer = first.input_quantizer
         elif not _is_float_output(group, kinds):
             inserted.append(group)
 
@@ -94,17 +125,18 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
             setting.activations,
             method=setting.method.for_activations,
             narrow=setting.narrow,
-            batch_dim=0,
+            batch_dim=None if all(kinds[end] is k.CONSTANT for end in group.ends) else 0,
             name=f"the tensor 'streams.{group.name}'",
         ).to(device)
         for end in group.ends:
+            takers = tensor_users(end, kinds)
             with graph.inserting_after(end):
                 quantized = graph.call_module(f"streams.{group.name}", (end,))
-            end.replace_all_uses_with(quantized, delete_user_cb=lambda user, node=quantized: user is not node)
+            end.replace_all_uses_with(quantized, delete_user_cb=takers.__contains__)
     for node in graph.nodes:
         if kinds.get(node) is not k.NORM:
             continue
-        (before,) = node.all_input_nodes
+        before = node.all_input_nodes[0]
         if kinds.get(before) is not k.LAYER:
             (source, *_) = sources_of(before, kinds | {n: k.QUANTIZER for n in graph.nodes if n not in kinds})
             _follow(node, modules, model.get_submodule(str(source.target)), f"the tensor {str(source.target)!r}")
@@ -112,6 +144,50 @@ def integer_form(prepared: nn.Module, setting_for: Callable[[list[str]], list[Se
     model.recompile()
     streams.train(model.training)
     return model
+
+
+def _functions_as_modules(
+    prepared: nn.Module, graph: fx.Graph, modules: Modules, setting_for: Callable[[str], Setting]
+) -> None:
+    """Put quantized functions, in the submodule `functions`, in place of calls of convolutions and linear layers as functions,
+    where the weight is made of the network's parameters.
+    """
+    kinds = k.kinds_of(graph, modules)
+    for node in list(graph.nodes):
+        if kinds[node] is k.MATMUL:
+            _as_linear(node, kinds, modules)
+    kinds = k.kinds_of(graph, modules)
+    calls = [node for node in graph.nodes if node.op == "call_function" and node.target in FUNCTIONS]
+    made = nn.ModuleDict()
+    for node in calls:
+        given = dict(arguments(node, modules))
+        weight, bias = given.pop("weight"), given.pop("bias", None)
+        own = [each for each in (weight, bias) if each is not None]
+        if not all(isinstance(each, fx.Node) and kinds[each] is k.CONSTANT and "value" in each.meta for each in own):
+            continue
+        x = given.pop("input")
+        name = f"functions.{_name(node)}"
+        function = QuantizedFunction(
+            FUNCTIONS[node.target], tuple(weight.meta["value"].shape), given, setting_for(name), name
+        )
+        function.bias_rounding = function_bias_on_grid
+        made[_name(node)] = function.to(next(prepared.parameters()).device)
+        node.op, node.target = "call_module", name
+        node.args, node.kwargs = (x, *own), {}
+    if made:
+        prepared.functions = made
+
+
+def _as_linear(node: fx.Node, kinds: Mapping[fx.Node, Kind | None], modules: Modules) -> None:
+    """x @ w, where w is a matrix made of the network's parameters, as a linear layer with the weight wᵀ."""
+    x, w = list(arguments(node, modules).values())[:2]
+    constant = isinstance(w, fx.Node) and kinds[w] is k.CONSTANT and kinds[x] is not k.CONSTANT
+    if not constant or "value" not in w.meta or w.meta["value"].ndim != 2:
+        return
+    with node.graph.inserting_before(node):
+        weight = node.graph.call_method("t", (w,))
+        weight.meta["value"] = w.meta["value"].t()
+    node.op, node.target, node.args, node.kwargs = "call_function", F.linear, (x, weight), {}
 
 
 def _layer(node: fx.Node, modules: Modules) -> QuantizedLayer:
@@ -137,8 +213,9 @@ def _follow(node: fx.Node, modules: Modules, source: nn.Module, where: str) -> N
 
 
 def tensor_users(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
-    """The nodes that take the tensor itself, not merely its shape."""
-    return [user for user in node.users if kinds[user] is not k.SHAPE]
+    """The nodes that take the tensor itself on a grid, not merely its shape; of a constant those that are none themselves."""
+    apart = (k.SHAPE, k.CONSTANT) if kinds[node] is k.CONSTANT else (k.SHAPE,)
+    return [user for user in node.users if kinds[user] not in apart and node in k.operands(user, kinds)]
 
 
 def folds_into(node: fx.Node, kinds: Kinds) -> fx.Node | None:
@@ -162,17 +239,23 @@ def _is_table(node: fx.Node, kinds: Kinds) -> bool:
     return folds_into(source, kinds) is not node or _is_table(source, kinds)
 
 
-def _kinds(graph: fx.Graph, modules: Modules) -> dict[fx.Node, Kind]:
-    """The kind of every node. Raises LowbitError where one has no integer form; and for inputs or outputs of other number."""
+def _kinds(graph: fx.Graph, modules: Modules, *, refuse: bool) -> dict[fx.Node, Kind]:
+    """The kind of every node; `kinds.UNKNOWN` where it has none.
+
+    Args:
+        refuse: operations without an integer form; else `foresee` is to name them, and those that shapes tell.
+
+    Raises:
+        LowbitError: operations without an integer form, and no tensor that goes in or comes out.
+    """
     kinds: dict[fx.Node, Kind] = {}
     missing: dict[fx.Node, str] = {}
     for node, kind in k.kinds_of(graph, modules).items():
         why = None if kind is None else kind.lack(node, modules)
         if kind is None or why:
             missing[node] = describe(node, modules) + (f": {why}" if why else "")
-        else:
-            kinds[node] = kind
-    if missing:
+        kinds[node] = kind or k.UNKNOWN
+    if missing and refuse:
         # A parameter that only such an operation takes goes without saying.
         places = "\n  ".join(
             dict.fromkeys(
@@ -182,27 +265,18 @@ def _kinds(graph: fx.Graph, modules: Modules) -> dict[fx.Node, Kind]:
             )
         )
         raise LowbitError(f"these operations have no integer form:\n  {places}\n{REMEDY}")
-    inputs = [node for node, kind in kinds.items() if kind is k.INPUT and node.users]
-    if len(inputs) != 1:
-        names = ", ".join(node.name for node in inputs)
+    if not any(kind is k.INPUT and node.users for node, kind in kinds.items()):
+        raise LowbitError("an integer-only network takes tensors; this one's forward uses none")
+    if not outputs_of(next(node for node, kind in kinds.items() if kind is k.OUTPUT)):
         raise LowbitError(
-            f"an integer-only network takes one input tensor, this one takes {len(inputs)}: {names}; wrap it in a module whose "
-            "forward takes the tensor alone"
-        )
-    (result,) = next(node for node, kind in kinds.items() if kind is k.OUTPUT).args
-    if not isinstance(result, fx.Node):
-        written = {"immutable_dict": "dict", "immutable_list": "list"}
-        given = type(result).__name__
-        raise LowbitError(
-            f"an integer-only network gives one tensor, this one gives a {written.get(given, given)}; wrap it in a module whose "
-            "forward returns the tensor alone"
+            "an integer-only network gives tensors, alone or in tuples and dictionaries; this one gives none"
         )
     return kinds
 
 
 def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
     """Classes of computed tensors that must be on one grid, in order of their first member."""
-    ends = [n for n in graph.nodes if kinds[n].computes and n.users and folds_into(n, kinds) is None]
+    ends = [n for n in graph.nodes if kinds[n].computes and tensor_users(n, kinds) and folds_into(n, kinds) is None]
     parent = {end: end for end in ends}
 
     def root(end: fx.Node) -> fx.Node:
@@ -213,7 +287,7 @@ def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
     order = {end: number for number, end in enumerate(ends)}
     for node in graph.nodes:
         if kinds[node] is k.CONCATENATE:
-            sources = [source for tensor in node.all_input_nodes for source in sources_of(tensor, kinds)]
+            sources = [source for tensor in k.operands(node, kinds) for source in sources_of(tensor, kinds)]
             first = min((root(source) for source in sources), key=order.__getitem__)
             for source in sources:
                 parent[root(source)] = first
@@ -228,8 +302,7 @@ def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
 def sources_of(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
     """The computed tensors whose codes a node's codes are."""
     if kinds[node].moves_codes:
-        tensors = [tensor for tensor in node.all_input_nodes if kinds[tensor] is not k.SHAPE]
-        return [source for tensor in tensors for source in sources_of(tensor, kinds)]
+        return [source for tensor in k.operands(node, kinds) for source in sources_of(tensor, kinds)]
     return [node]
 
 
@@ -242,11 +315,11 @@ def collect_users(node: fx.Node, kinds: Kinds, group: OneGrid, seen: set[fx.Node
         if kinds[user].moves_codes:
             collect_users(user, kinds, group, seen)
         else:
-            (group.layers if kinds[user] is k.LAYER else group.others).append(user)
+            (group.layers if kinds[user] in (k.LAYER, k.FUNCTION) else group.others).append(user)
 
 
 def _served_by_layers(group: OneGrid, modules: Modules) -> bool:
-    quantizers = [as_quantizer(_layer(node, modules).input_quantizer) for node in group.layers]
+    quantizers = [as_quantizer(modules[str(node.target)].get_submodule("input_quantizer")) for node in group.layers]
     alike = {(q.bits, q.narrow, q.method) for q in quantizers}
     return not group.others and len(alike) == 1
 

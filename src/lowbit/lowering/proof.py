@@ -23,19 +23,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
 from lowbit.integer.network import dequantize
+from lowbit.integer.ops import Constant
 from lowbit.integer.result import Mismatch
 from lowbit.integer.roundings import get_rounding
 from lowbit.integer.run import executed
 from lowbit.integer.settings import reference_arithmetic
+from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import kinds as k
 from lowbit.lowering.calls import arguments
 from lowbit.lowering.codes import type_of
-from lowbit.lowering.trained import Places, Traced, trained_runner
+from lowbit.lowering.constants import constant
+from lowbit.lowering.kinds import kinds_of
+from lowbit.lowering.trained import Places, in_order, trained_runner
 from lowbit.quantizer.module import Quantizer
 
 _ELEMENTS_AT_ONCE = 1 << 26
@@ -97,7 +102,7 @@ class Proof:
         """The codes that operations take, and the exact value of each tensor that is put on a grid, by name."""
         codes = self.trained(inputs).codes
         if scrambled:
-            codes = _random_codes(codes, self._exact.grids)
+            codes = _random_codes(codes, self._exact.grids, self.graph)
         return codes, self._exact(inputs, codes)
 
     def _compare_nodes(
@@ -153,9 +158,9 @@ class _ExactNetwork:
     def __init__(self, model: fx.GraphModule, graph: Graph, places: Places) -> None:
         self.graph, self.places = graph, places
         self.model = copy.deepcopy(model).cpu().eval()
-        self._given: dict[Traced, Tensor] = {}
-        self._met: dict[Traced, Tensor] = {}
-        self._place = Traced("", of_input=False)
+        self._given: dict[tuple[str, bool], Tensor] = {}
+        self._met: dict[tuple[str, bool], Tensor] = {}
+        self._place: tuple[str, bool] = ("", False)
         self._modules = modules = dict(self.model.named_modules(remove_duplicate=False))
         nodes = {node.name: node for node in self.model.graph.nodes}
         self.grids: dict[str, TensorType] = {}
@@ -166,12 +171,23 @@ class _ExactNetwork:
             if isinstance(module, QuantizedLayer):
                 with torch.no_grad():
                     weights[module] = module.weight_quantizer(module.used_weight()).double()
+        kinds = kinds_of(self.model.graph, modules)
+        self._weights: dict[str, Tensor] = {}
+        for node in self.model.graph.nodes:
+            function = modules.get(str(node.target)) if node.op == "call_module" else None
+            if isinstance(function, QuantizedFunction):
+                with torch.no_grad():
+                    weight = function.parameter_quantizer(constant(node.args[1], kinds, {}, modules))
+                self._weights[node.name] = weight.double()
         self.model.double()
         for module in self.model.modules():
             if isinstance(module, Quantizer):
                 self._in_float32(module)
             if isinstance(module, QuantizedLayer):
                 _replace_forward(module.weight_quantizer, lambda w, w_hat=weights[module]: w_hat)
+                _replace_forward(module.input_quantizer, self._quantized)
+            if isinstance(module, QuantizedFunction):
+                _replace_forward(module.parameter_quantizer, lambda _: self._weights[self._place[0]])
                 _replace_forward(module.input_quantizer, self._quantized)
         for module in self.model.get_submodule("streams").children():
             _replace_forward(module, self._quantized)
@@ -194,13 +210,19 @@ class _ExactNetwork:
             codes: what its quantizers give, by tensor.
         """
         self._met = {}
-        self._given = {place: dequantize(codes[name], self.grids[name]).double() for place, name in self.places.items()}
+        batch = len(next(iter(inputs.values())))
+        self._given = {
+            (place.node, place.of_input): place.layout.from_samples(dequantize(codes[name], self.grids[name]).double())
+            for place, name in self.places.items()
+        }
         outer, modules, kinds = self, self._modules, k.kinds_of(self.model.graph, self._modules)
 
         class Interpreter(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
-                layer = n.op == "call_module" and isinstance(modules[str(n.target)], QuantizedLayer)
-                outer._place = Traced(n.name, of_input=layer)
+                layer = n.op == "call_module" and isinstance(
+                    modules[str(n.target)], (QuantizedLayer, QuantizedFunction)
+                )
+                outer._place = n.name, layer
                 if kinds[n] is not k.UPSAMPLE:
                     return super().run_node(n)
                 # The positions are those that torch computes in float32, of values in two parts.
@@ -213,14 +235,14 @@ class _ExactNetwork:
                 self.env[source] = value
                 return first.double() + second.double()
 
-        output = Interpreter(self.model).run(*(x.double() for x in inputs.values()))
-        outputs = [output] if isinstance(output, Tensor) else list(output)
+        doubles = {name: x.double() for name, x in inputs.items()}
+        outputs = tree_leaves(Interpreter(self.model).run(*in_order(self.model, doubles)))
         found = {}
         for place, name in self.places.items():
-            met = self._met.get(place)
+            met = self._met.get((place.node, place.of_input))
             if met is None:
                 raise LowbitError(f"node {name!r}: the trained network never quantizes the tensor that stands for it")
-            found.setdefault(name, met)
+            found.setdefault(name, place.layout.to_samples(met, batch))
         for name, value in zip(self.graph.outputs, outputs):
             if isinstance(self.graph.by_name[name].type, FloatType):
                 found[name] = value
@@ -232,7 +254,7 @@ def _replace_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> 
     object.__setattr__(module, "forward", forward)
 
 
-def check_equal(proof: Proof, example_input: Tensor) -> None:
+def check_equal(proof: Proof, examples: Mapping[str, Tensor]) -> None:
     """Refuse an integer graph that computes something else than the network it was made from.
 
     It is tried on `trial_inputs`, and on random codes.
@@ -241,7 +263,7 @@ def check_equal(proof: Proof, example_input: Tensor) -> None:
         LowbitError: naming the first node that differs, with both values.
     """
     graph = proof.graph
-    for mismatch in trial(proof, trial_inputs(graph, example_input)).values():
+    for mismatch in trial(proof, trial_inputs(graph, examples)).values():
         operation = type(graph.by_name[mismatch.name]).__name__
         raise LowbitError(
             f"node {mismatch.name!r} ({operation}) would not compute what the trained network does: {mismatch.text()}. "
@@ -256,23 +278,25 @@ def trial(proof: Proof, inputs: Mapping[str, Tensor]) -> dict[str, Mismatch]:
     return proof(inputs) or (proof(inputs, scrambled=True) if elements <= _ELEMENTS_SCRAMBLED else {})
 
 
-def _random_codes(codes: Mapping[str, Tensor], grids: Mapping[str, TensorType]) -> dict[str, Tensor]:
-    """Seeded codes of the same shapes, equally distributed over each grid."""
+def _random_codes(codes: Mapping[str, Tensor], grids: Mapping[str, TensorType], graph: Graph) -> dict[str, Tensor]:
+    """Seeded codes of the same shapes, equally distributed over each grid; constants stay what they are."""
     generator = torch.Generator("cpu").manual_seed(0)
-    return {
-        name: torch.randint(grids[name].qn, grids[name].qp + 1, x.shape, generator=generator).to(x.dtype)
-        for name, x in codes.items()
-    }
+
+    def random(name: str, x: Tensor) -> Tensor:
+        found = torch.randint(grids[name].qn, grids[name].qp + 1, x.shape, generator=generator).to(x.dtype)
+        return x if isinstance(graph.by_name[name], Constant) else found
+
+    return {name: random(name, x) for name, x in codes.items()}
 
 
-def trial_inputs(graph: Graph, example_input: Tensor) -> dict[str, Tensor]:
-    """The example's first samples, and as many random ones: one each of a large network, several where that is little work.
+def trial_inputs(graph: Graph, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The examples' first samples, and as many random ones: one each of a large network, several where that is little work.
 
     A tensor of 2 bits with one position tells little of one sample.
     """
     samples = min(max(_ELEMENTS_OF_A_TRIAL // _elements(graph), 1), 4)
-    example = example_input.detach()[:samples].cpu()
-    return {name: torch.cat([example, x]) for name, x in random_inputs(graph, samples).items()}
+    random = random_inputs(graph, samples)
+    return {name: torch.cat([examples[name].detach()[:samples].cpu(), x]) for name, x in random.items()}
 
 
 def _elements(graph: Graph) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,49 +11,88 @@ from torch import Tensor, fx
 
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
+from lowbit.lowering.layouts import Shape
+from lowbit.lowering.tracer import values_of
 
-Shape = tuple[int, ...]
-"""Of a batch of two."""
 Shapes = dict[fx.Node, Any]
-"""By node: a Shape; of a node that gives several tensors a list of them. Nodes that give none are left out."""
+"""By node: a Shape, with a batch of `tracer.BATCH`; of a node that gives several tensors a list of them; or a number."""
 
 
-def shapes_of(model: fx.GraphModule, example_inputs: Sequence[Tensor]) -> Shapes:
-    """The shape of every node's tensor, with a batch of two, in which no dimension of one is taken for the batch.
+def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
+    """The shape of every node's tensor, with a batch of `tracer.BATCH`, and the numbers that the network computes.
 
     Args:
         model: the traced network.
-        example_inputs: a batch of each input, in the network's order.
+        examples: a batch of each input, by name.
 
     Raises:
         LowbitError: inputs that are no float32 tensors, or that the network does not take.
     """
-    for example in example_inputs:
-        if not isinstance(example, Tensor) or example.dtype != torch.float32 or example.ndim == 0:
-            what = example.dtype if isinstance(example, Tensor) else type(example).__name__
-            raise LowbitError(f"the example input must be a batch of float32 inputs in one tensor, not {what}")
-    shapes: Shapes = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            out = super().run_node(n)
-            if isinstance(out, Tensor):
-                shapes[n] = tuple(out.shape)
-            elif isinstance(out, (tuple, list)) and all(isinstance(part, Tensor) for part in out):
-                shapes[n] = [tuple(part.shape) for part in out]
-            return out
-
-    device = next(model.parameters()).device
-    two = [torch.zeros(2, *example.shape[1:], device=device) for example in example_inputs]
+    for example in examples.values():
+        check_example(example)
     try:
-        with evaluation(model), torch.no_grad():
-            Recorder(model).run(*two)
+        with evaluation(model):
+            values = values_of(model, examples)
     except LowbitError:
         raise
     except Exception as error:  # whatever the network's own operations raise
-        taken = " and ".join(str(tuple(x.shape[1:])) for x in two)
+        taken = " and ".join(str(tuple(x.shape[1:])) for x in examples.values())
         reason = str(error).partition("\n")[0]
         raise LowbitError(
-            f"the network does not take a batch of two inputs of shape {taken}, as the example's are: {reason}"
+            f"the network does not take inputs of shape {taken}, as the example's are: {reason}"
         ) from error
-    return shapes
+    return {node: shape for node, value in values.items() if (shape := _shape(value)) is not None}
+
+
+def check_example(example: Any) -> None:
+    """Refuse what is no batch of float32 inputs."""
+    if not isinstance(example, Tensor) or example.dtype != torch.float32 or example.ndim == 0:
+        what = example.dtype if isinstance(example, Tensor) else type(example).__name__
+        raise LowbitError(f"the example input must be a batch of float32 inputs in one tensor, not {what}")
+
+
+def _shape(value: Any) -> Shape | list[Any] | float | None:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)):
+        return [_shape(part) for part in value]
+    return value if isinstance(value, (bool, int, float)) else None
+
+
+def named_examples(model: torch.nn.Module, example: Any) -> dict[str, Tensor]:
+    """The example inputs by the name of forward's argument.
+
+    Args:
+        model: the network, traced or not.
+        example: one tensor, a tuple of them in the order of forward's arguments, or a mapping by name.
+
+    Raises:
+        LowbitError: more tensors than arguments, or names that forward does not have.
+    """
+    if isinstance(model, fx.GraphModule):
+        names = [str(node.target) for node in model.graph.nodes if node.op == "placeholder" and node.users]
+    else:
+        names = _argument_names(model)
+    if isinstance(example, Mapping):
+        given = dict(example)
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise LowbitError(
+                f"the network's forward has no input {unknown[0]!r}; it has {', '.join(map(repr, names)) or 'none'}"
+            )
+        return {name: given[name] for name in names if name in given}
+    given = list(example) if isinstance(example, (tuple, list)) else [example]
+    if len(given) > len(names):
+        raise LowbitError(
+            f"{len(given)} example inputs, but the network's forward takes {len(names)}: {', '.join(names)}"
+        )
+    return dict(zip(names, given))
+
+
+def _argument_names(model: torch.nn.Module) -> list[str]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]

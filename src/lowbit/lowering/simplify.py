@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from lowbit.integer.graph import Graph, Node, Weight
-from lowbit.integer.ops import Reshape
+from lowbit.integer.ops import Constant, Reshape
+from lowbit.integer.roundings import get_rounding
 from lowbit.lowering.trained import Places
 
 
 def simplified(graph: Graph, places: Places) -> tuple[Graph, Places]:
-    """Without nodes that do what an earlier one does, and reshapes that another one follows or that change nothing.
+    """Without nodes that do what an earlier one does, moves of constants, and reshapes that another one follows or that change
+    nothing.
 
     A tensor that is split waits for its grid in each part, and so is made once a part; reshapes stand around a channel shuffle.
 
@@ -26,7 +29,7 @@ def simplified(graph: Graph, places: Places) -> tuple[Graph, Places]:
     same: dict[str, str] = {}
     placed = set(places.values())
     for node in graph.nodes:
-        node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
+        node = _constant(replace(node, inputs=tuple(same.get(name, name) for name in node.inputs)), nodes)
         if isinstance(node, Reshape):
             before = nodes[node.inputs[0]]
             if isinstance(before, Reshape) and before.name not in placed:  # a quantizer stands there, so it stays
@@ -42,10 +45,21 @@ def simplified(graph: Graph, places: Places) -> tuple[Graph, Places]:
         nodes[node.name] = node
     outputs = tuple(same.get(name, name) for name in graph.outputs)
     used = {name for node in nodes.values() for name in node.inputs} | {*outputs}
-    kept = tuple(node for node in nodes.values() if node.name in used or not isinstance(node, Reshape))
+    kept = tuple(node for node in nodes.values() if node.name in used or not isinstance(node, Reshape | Constant))
     names = {node.name for node in kept}
     found = {place: same.get(name, name) for place, name in places.items()}
     return replace(graph, nodes=kept, outputs=outputs), {place: name for place, name in found.items() if name in names}
+
+
+def _constant(node: Node, nodes: Mapping[str, Node]) -> Node:
+    """The constant that moving codes of constants gives; any other node as it is."""
+    sources = [nodes[name] for name in node.inputs if name in nodes]
+    if not node.moves_codes or not sources or not all(isinstance(source, Constant) for source in sources):
+        return node
+    types = [source.codes_of() for source in sources]
+    codes = [source.codes[None] for source in sources if isinstance(source, Constant)]
+    moved = node.execute(codes, types, get_rounding("float"))[0].contiguous()
+    return Constant(name=node.name, inputs=(), type=node.type, codes=moved)
 
 
 def _comparable(field: Any) -> Any:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import operator
+from collections.abc import Mapping
 
-import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
 from lowbit.layers.attention import QuantizedAttention
 from lowbit.layers.modes import evaluation
-from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.calls import REMEDY, Modules, arguments
-from lowbit.lowering.kinds import ADD, LOOKUP, UNCHANGED, is_library_module, is_norm, kind_of_module, kinds_of
-from lowbit.quantizer.module import Quantizer
+from lowbit.lowering.kinds import ADD, UNCHANGED, is_norm, kind_of_module, kinds_of
+from lowbit.lowering.sizes import SizeCheck
+from lowbit.lowering.tracer import BATCH, Tracer
 
 _DROPOUTS: dict[fx.node.Target, type[nn.Module]] = {
     F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
@@ -23,56 +22,7 @@ _DROPOUTS: dict[fx.node.Target, type[nn.Module]] = {
 }  # fmt: skip
 
 
-class _Tracer(fx.Tracer):
-    """Records prepared layers, quantizers, activations and normalisations whole, and looks into everything else."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (QuantizedLayer, Quantizer)) or is_norm(m)
-        known = known or any(is_library_module(m, kind) for kind in (LOOKUP, UNCHANGED))
-        return known or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        out = super().call_module(m, forward, args, kwargs)
-        if is_norm(m) and isinstance(getattr(m, "activation", None), nn.Module):
-            return self.create_proxy("call_module", f"{self.path_of_module(m)}.activation", (out,), {})
-        return out
-
-    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *more: Any, **options: Any) -> Any:
-        """Arguments of forward that have a default are recorded with it: no proxy, so that `if mask is None` says so."""
-        if kind == "placeholder" and args and not isinstance(args[0], (tuple, list, dict)):
-            return args[0]  # fx takes structures apart
-        return super().create_proxy(kind, target, args, kwargs, *more, **options)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        count = _number_of_parts(node)
-        return super().proxy(node) if count is None else _Parts(node, self, count)
-
-
-class _Parts(fx.Proxy):
-    """What chunk, or split into given sizes, gives: as many parts as are asked for, so that `list` and `for` can take them."""
-
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, count: int) -> None:
-        super().__init__(node, tracer)
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        return iter([self[place] for place in range(self._count)])
-
-
-def _number_of_parts(node: fx.Node) -> int | None:
-    """How many tensors a call of chunk or split gives, where it says so."""
-    if node.op == "call_module" or node.target not in (torch.chunk, torch.split, "chunk", "split"):
-        return None
-    given = arguments(node, {})
-    sizes = given.get("split_size_or_sections", given.get("split_size"))
-    count = len(sizes) if isinstance(sizes, (tuple, list)) else given.get("chunks")
-    return count if isinstance(count, int) else None
-
-
-def trace(model: nn.Module) -> fx.Graph:
+def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Graph:
     """The operations of the model in evaluation. Takes timm's normalisation-with-activation layers apart, in place.
 
     A graph holds one of the ways that a forward goes, training or evaluation; what an integer network computes is the
@@ -83,19 +33,27 @@ def trace(model: nn.Module) -> fx.Graph:
         LowbitError: torch.fx cannot follow the model's forward (control flow that depends on data, say).
     """
     for module in model.modules():
-        if is_norm(module) and isinstance(getattr(module, "act", None), nn.Module):
+        # Once: recording that takes an example tries without one first.
+        if (
+            is_norm(module)
+            and isinstance(getattr(module, "act", None), nn.Module)
+            and not hasattr(module, "activation")
+        ):
             module.activation, module.act = module.act, nn.Identity()
     try:
         with evaluation(model):
-            graph = _Tracer().trace(model)
+            tracer = Tracer(known)
+            graph = tracer.trace(model)
         # A pickled graph is recorded again when it is loaded, from code that has all of this in it: by a plain tracer, or what
-        # `_Tracer` adds would be in it twice.
+        # `Tracer` adds would be in it twice.
         graph._tracer_cls = None
     except Exception as error:  # whatever the network's own code raises of what it is traced with
         message = (
             f"torch.fx cannot follow the forward of {type(model).__name__} ({type(error).__name__}: {error}): an "
             "integer-only network needs a forward without control flow that depends on data"
         )
+        if known is not None:
+            message += f" (sizes are those of a batch of {BATCH:,}, from which no decision may follow)"
         without = _without_integer_form(model)
         if without:
             message += f". These layers have no integer form either:\n  {without}\n{REMEDY}"
@@ -113,7 +71,55 @@ def trace(model: nn.Module) -> fx.Graph:
             graph.erase_node(node)
         elif node.op == "call_function" and node.target in _DROPOUTS:
             _dropout_as_layer(node, model)
+        elif node.target is getattr and node.args[1] == "mT":
+            node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
+        elif _in_place(node, modules):
+            _pass_on(node)
+    if known is not None:
+        for node in reversed(graph.nodes):  # what forward computes and does not use
+            if not node.users and node.op not in ("placeholder", "output"):
+                graph.erase_node(node)
+        if tracer.sizes_taken:
+            _check_sizes(graph, model, known)
     return graph
+
+
+def _check_sizes(graph: fx.Graph, model: nn.Module, known: Mapping[str, Tensor]) -> None:
+    """Let the network refuse inputs of other sizes than the example's."""
+    for node in [each for each in graph.nodes if each.op == "placeholder" and str(each.target) in known]:
+        name = f"size_of_{node.name}"
+        model.add_module(name, SizeCheck(str(node.target), tuple(known[str(node.target)].shape[1:])))
+        with graph.inserting_after(node):
+            graph.call_module(name, (node,))
+
+
+def _in_place(node: fx.Node, modules: Modules) -> bool:
+    """Whether a call changes its first argument, and gives it."""
+    if node.op == "call_module":
+        return getattr(modules[str(node.target)], "inplace", False) is True
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op != "call_function":
+        return False
+    assert callable(node.target)
+    name = node.target.__name__
+    if node.target.__module__ == "_operator":
+        return name.startswith("i") and name[1:] in vars(operator)  # isub, iadd, …
+    if node.target.__module__ == "torch.nn.functional":
+        return arguments(node, {}).get("inplace") is True
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _pass_on(node: fx.Node) -> None:
+    """What comes behind a change in place takes the changed tensor, where the network's code still names the first one.
+
+    A quantizer between the two would part them: the first tensor would stay as it was.
+    """
+    changed = node.all_input_nodes[0] if node.all_input_nodes else None
+    if changed is None or not node.args or node.args[0] is not changed:
+        return
+    changed.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
 
 
 def _same_as(node: fx.Node, modules: Modules) -> fx.Node | None:

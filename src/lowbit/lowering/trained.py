@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from lowbit.integer.graph import Graph
 from lowbit.integer.result import Result, Runner
 from lowbit.lowering.codes import activation_codes
+from lowbit.lowering.layouts import Layout
 from lowbit.quantizer.module import Quantizer, as_quantizer
 
 
@@ -23,10 +25,12 @@ class Traced:
     Attributes:
         node: the name of the traced network's node.
         of_input: whether the quantizer is the input quantizer of the layer there; else the node is an inserted quantizer.
+        layout: where the batch lies in its tensor.
     """
 
     node: str
     of_input: bool
+    layout: Layout = Layout()
 
     def quantizer(self, module: nn.Module) -> Quantizer:
         """The quantizer, of the module that the node calls."""
@@ -53,17 +57,23 @@ def trained_runner(model: fx.GraphModule, graph: Graph, places: Places) -> Runne
 
     def runner(inputs: Mapping[str, Tensor]) -> Result:
         found: dict[str, Tensor] = {}
+        batch = len(next(iter(inputs.values())))
 
         class Recorder(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
                 for name, place in wanted.get(n.name, ()):
-                    (tensor,) = n.all_input_nodes
-                    found[name] = activation_codes(place.quantizer(modules[str(n.target)]), self.env[tensor])
+                    tensor = self.env[n.all_input_nodes[0]]
+                    codes = activation_codes(place.quantizer(modules[str(n.target)]), tensor)
+                    found[name] = place.layout.to_samples(codes, batch)
                 return super().run_node(n)
 
         with torch.no_grad():
-            output = Recorder(model, garbage_collect_values=False).run(*inputs.values())
-        outputs = [output] if isinstance(output, Tensor) else output
-        return Result(found, dict(zip(graph.outputs, outputs)))
+            output = Recorder(model, garbage_collect_values=False).run(*in_order(model, inputs))
+        return Result(found, dict(zip(graph.outputs, tree_leaves(output))))
 
     return runner
+
+
+def in_order(model: fx.GraphModule, inputs: Mapping[str, Tensor]) -> list[Tensor | None]:
+    """The inputs in the order of forward's arguments; None for those that it does not use."""
+    return [inputs.get(str(node.target)) for node in model.graph.nodes if node.op == "placeholder"]

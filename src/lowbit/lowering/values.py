@@ -69,12 +69,27 @@ class Computation:
 
 @dataclass(frozen=True, eq=False)
 class Concatenation:
-    """Tensors that are concatenated, not all of which are on one grid yet."""
+    """Tensors that are concatenated along a dimension, counted with the batch as 0, not all of which are on one grid yet."""
 
     name: str
     parts: tuple[Value, ...]
+    axis: int
     moves: tuple[Move, ...] = ()
 
 
-Value: TypeAlias = "Codes | Computation | Concatenation"
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A tensor that the network holds, or computes of such tensors alone: the same for every sample.
+
+    Attributes:
+        tensor: real numbers, in a sample's shape.
+        moves: what is done to its codes afterwards, in order.
+    """
+
+    name: str
+    tensor: Tensor
+    moves: tuple[Move, ...] = ()
+
+
+Value: TypeAlias = "Codes | Computation | Concatenation | Held"
 """One tensor."""

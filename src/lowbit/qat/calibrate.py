@@ -16,6 +16,7 @@ from lowbit.layers.sites import Site, input_sites, quantized_layers
 from lowbit.lowering.checks import check_norms
 from lowbit.lowering.ties import apart, averages
 from lowbit.processes import agreed
+from lowbit.qat.integers import with_first_batch
 from lowbit.quantizer.initialization import Initial, Statistics, find_initial
 from lowbit.quantizer.module import Quantizer
 
@@ -35,14 +36,16 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
             empty where only weights are quantized.
 
     Raises:
-        LowbitError: NaN, infinity or nothing but zeros at a quantizer, a layer that no batch reaches, no batches.
+        LowbitError: NaN, infinity or nothing but zeros at a quantizer, a layer that no batch reaches, no batches; of a network
+            prepared with `integer_only`, operations that have no integer form for inputs of the first batch's shape.
     """
+    if isinstance(batches, Tensor):
+        raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")
+    batches = with_first_batch(model, batches)
     layers = dict(quantized_layers(model))
     sites = list(input_sites(model))
     if not layers and not sites:
         raise LowbitError("the model has no quantizers: lowbit.prepare comes before lowbit.calibrate")
-    if isinstance(batches, Tensor):
-        raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")
     if isinstance(model, fx.GraphModule):
         check_norms(model)
     waiting = [site for site in sites if not site.quantizer.started]
@@ -149,7 +152,7 @@ class _Observer(nn.Module):
         super().__init__()
         # In a tuple, so that it does not become a submodule: the network is to look as if it had no quantizers.
         self._of = (quantizer,)
-        self.statistics = Statistics()
+        self.statistics = Statistics(quantizer.raw_step.shape)
         self.tokens = tokens
         self.seen: list[int] = []
         self.waits = True
@@ -165,13 +168,19 @@ class _Observer(nn.Module):
         self.seen.append(self.tokens.of(x))
         if x.numel() == 0:  # what a detector without detections gives its second stage
             return x
-        self.statistics.update(x)
+        zero_parameter = self.quantizer.batch_dim is None and not bool(x.any())
+        self.statistics.update(_as_parameters_start(x) if zero_parameter else self.quantizer.transform(x))
         if not bool(torch.isfinite(self.statistics.low).all() and torch.isfinite(self.statistics.high).all()):
             raise LowbitError(
                 f"{self.quantizer.name} holds NaN or infinity: look for it in the network's weights and in the "
                 "calibration data"
             )
         return x
+
+
+def _as_parameters_start(x: Tensor) -> Tensor:
+    """Values as a position embedding or a class token starts with, for one that starts at 0: what training makes of it is not known."""
+    return 0.02 * torch.linspace(-2, 2, x.numel(), device=x.device, dtype=x.dtype).reshape(x.shape)
 
 
 class _Tokens:

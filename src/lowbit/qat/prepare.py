@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from lowbit.layers.quantized import QuantizedLayer, add_quantizers, check_layer,
 from lowbit.layers.rules import Rule, Rules, Setting, check_bits
 from lowbit.layers.sites import input_sites, quantizers
 from lowbit.layers.unquantized import UnquantizedWarning, unquantized, warning_text
-from lowbit.lowering.placement import integer_form
+from lowbit.qat.integers import Recording, recorded, refuse_state
 from lowbit.quantizer.initialization import Init
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.module import Quantizer
@@ -36,6 +37,7 @@ def prepare(
     granularity: str = "tensor",
     narrow: bool = False,
     integer_only: bool = False,
+    example_input: Any = None,
 ) -> nn.Module:
     """A copy of the model with quantizers at the weights and inputs of its convolution and linear layers.
 
@@ -60,6 +62,10 @@ def prepare(
         integer_only: also quantize every tensor that an integer processor needs on a grid (additions, concatenations,
             pooling, lookups), so that `lowbit.to_integer` can convert the network. The result is then a
             torch.fx.GraphModule; the inserted quantizers have 8 bits and are called "streams.…", which rules can match.
+        example_input: for `integer_only`: a batch of inputs (a tensor, a tuple of them in the order of forward's arguments, or a
+            dictionary by their names). With it sizes are numbers in forward, which control flow may depend on, and what has no
+            integer form is found here, all of it. Without it that is left to `lowbit.calibrate`, whose first batch serves; a
+            network that can't be recorded before is an ordinary module until then.
 
     Warns:
         UnquantizedWarning: once, naming what computes with weights in full precision because lowbit does not quantize
@@ -97,9 +103,11 @@ def prepare(
     if integer_only:  # which computes with the parameters of every module
         for name, module in model.named_modules():
             check_not_computed(name, module)
-    _check_attention(model, chosen)
-    attentions = {name: matching.setting(name, default) for name, each in model.named_modules() if is_attention(each)}
-    floats = [each for each in unquantized(model) if not matching.skips(each.name)]
+    if not integer_only:
+        _check_attention(model, chosen)
+    whole = {} if integer_only else {name: each for name, each in model.named_modules() if is_attention(each)}
+    attentions = {name: matching.setting(name, default) for name in whole}
+    floats = [] if integer_only else [each for each in unquantized(model) if not matching.skips(each.name)]
     if not integer_only:
         matching.check_used()
 
@@ -111,12 +119,12 @@ def prepare(
             quantize_attention(name, prepared.get_submodule(name), setting)
     if integer_only:
         stream = Setting(None, 8, get_method("lsq"), "tensor", narrow)
-        prepared = integer_form(prepared, lambda names: [matching.setting(name, stream) for name in names])
-        matching.check_used()
+        prepared = recorded(prepared, Recording(matching, stream, default), example_input)
     if floats:
         left = {id(weight): weight.numel() for each in floats for weight in each.weights.values()}
         share = sum(left.values()) / sum(parameter.numel() for parameter in model.parameters())
         warnings.warn(warning_text(floats, share), UnquantizedWarning, stacklevel=2)
+    prepared.register_load_state_dict_pre_hook(refuse_state)
     prepared.register_load_state_dict_pre_hook(_forget_with_float_weights)
     prepared.register_load_state_dict_post_hook(_share_as_saved)
     return prepared

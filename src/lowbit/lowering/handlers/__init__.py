@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from lowbit.lowering.handlers import arithmetic, functions, layers, moves, padding, pixels, pooling, resize
+from lowbit.lowering.handlers import (
+    arithmetic,
+    functions,
+    layers,
+    matrices,
+    moves,
+    padding,
+    pixels,
+    pooling,
+    resize,
+)
 from lowbit.lowering.kinds import Kind
 
 if TYPE_CHECKING:
@@ -20,6 +30,7 @@ HANDLERS: dict[Kind, Handler] = {
     **layers.HANDLERS,
     **arithmetic.HANDLERS,
     **functions.HANDLERS,
+    **matrices.HANDLERS,
     **pooling.HANDLERS,
     **resize.HANDLERS,
     **padding.HANDLERS,

@@ -16,20 +16,19 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lowbit.errors import LowbitError
 from lowbit.integer.graph import FloatType, Node, Pads, TensorType
 from lowbit.integer.ops import Convolution, Linear
+from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.libraries import SamePadding
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import kinds as k
 from lowbit.lowering.accumulators import weight_and_bias
 from lowbit.lowering.codes import weight_codes
-from lowbit.lowering.folding import DEPTHWISE_CODE, fold, fold_as_depthwise, outputs_first
+from lowbit.lowering.folding import DEPTHWISE_CODE, as_layer, fold, fold_as_depthwise, outputs_first
 from lowbit.lowering.handlers import transposed
 from lowbit.lowering.handlers.moves import reshape_to
 from lowbit.lowering.handlers.padding import repeated
 from lowbit.lowering.placement import folds_into
-from lowbit.lowering.trained import Traced
 from lowbit.lowering.values import Codes, Computation, Move
 from lowbit.quantizer.module import as_quantizer
 
@@ -41,7 +40,7 @@ def quantizer(converter: Converter, node: fx.Node) -> Codes:
     """An inserted quantizer: where the tensor before it gets its grid."""
     value = converter.value(converter.input_of(node), node)
     codes = converter.on_grid(value, as_quantizer(converter.modules[str(node.target)]))
-    converter.places[Traced(node.name, of_input=False)] = codes.name
+    converter.found(node, codes)
     return codes
 
 
@@ -49,7 +48,17 @@ def layer(converter: Converter, node: fx.Node) -> Computation:
     """A convolution or linear layer, with the batch-norm behind it."""
     follower = folds_into(node, converter.kinds)
     folded = follower is not None and converter.kinds[follower] is k.NORM
-    return _affine(converter, node, converter.modules[str(follower.target)] if folded else None)
+    module = converter.modules[str(node.target)]
+    assert isinstance(module, QuantizedLayer)
+    return _affine(converter, node, module, converter.modules[str(follower.target)] if folded else None)
+
+
+def function(converter: Converter, node: fx.Node) -> Computation:
+    """A convolution or linear layer whose weight forward makes of the network's parameters."""
+    module = converter.modules[str(node.target)]
+    assert isinstance(module, QuantizedFunction)
+    weight, *bias = (converter.parameter(each, node) for each in node.args[1:])
+    return _affine(converter, node, as_layer(module, weight, bias[0] if bias else None), None)
 
 
 def norm(converter: Converter, node: fx.Node) -> Computation:
@@ -77,13 +86,13 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
     return Computation(node.name, make, moves=(reshape_to(node.name, features),) if alone else ())
 
 
-def _affine(converter: Converter, node: fx.Node, norm: nn.Module | None) -> Computation:
+def _affine(converter: Converter, node: fx.Node, layer: QuantizedLayer, norm: nn.Module | None) -> Computation:
     """`layer`, with the batch-norm that it is given."""
-    layer, where = converter.modules[str(node.target)], converter.describe(node)
-    assert isinstance(layer, QuantizedLayer) and (norm is None or isinstance(norm, _BatchNorm))
+    where = converter.describe(node)
+    assert norm is None or isinstance(norm, _BatchNorm)
     weights, inputs = as_quantizer(layer.weight_quantizer), as_quantizer(layer.input_quantizer)
     x = converter.on_grid(converter.value(converter.input_of(node), node), inputs)
-    converter.places[Traced(node.name, of_input=True)] = x.name
+    converter.found(node, x, of_input=True)
     codes = outputs_first(layer, weight_codes(layer))
     gain, scale, bias = (part.cpu() for part in fold(inputs.step, layer, norm))
     codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
@@ -143,11 +152,10 @@ def _leaves(converter: Converter, node: fx.Node) -> bool:
 def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer) -> dict[str, Any]:
     """The fields of the integer layer beside weight and bias."""
     if isinstance(layer, nn.Linear):
-        if len(converter.shapes[node]) != 2:
-            where = converter.describe(node)
-            raise LowbitError(f"{where}: linear layers on more than [batch, features] have no integer form yet")
+        converter.place(-1, node, node)
         return {}
     assert isinstance(layer, _ConvNd)
+    converter.check_batch_first(node)
     return {
         "stride": tuple(layer.stride),
         "padding": _padding(layer, converter.shapes[converter.input_of(node)][2:]),
@@ -169,4 +177,4 @@ def _padding(layer: _ConvNd, sizes: Sequence[int]) -> Pads:
     return tuple((p, p) for p in layer.padding)
 
 
-HANDLERS = {k.QUANTIZER: quantizer, k.LAYER: layer, k.NORM: norm}
+HANDLERS = {k.QUANTIZER: quantizer, k.LAYER: layer, k.FUNCTION: function, k.NORM: norm}

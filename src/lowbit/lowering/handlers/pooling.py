@@ -10,8 +10,10 @@ from torch import fx
 from lowbit.integer.graph import Pads
 from lowbit.integer.ops import AveragePool, GlobalAveragePool, MaxPool, UnevenAveragePool
 from lowbit.lowering import kinds as k
+from lowbit.lowering.handlers.matrices import extremum, reduction
 from lowbit.lowering.handlers.moves import reshape_to
 from lowbit.lowering.handlers.resize import picked
+from lowbit.lowering.layouts import Layout
 from lowbit.lowering.values import Codes, Computation, Move
 
 if TYPE_CHECKING:
@@ -27,13 +29,12 @@ def average(converter: Converter, node: fx.Node) -> Codes | Computation:
     """Average pooling and means, over windows or all positions."""
     given, source = converter.arguments(node), converter.input_of(node)
     x, before, after = converter.codes_at(source, node), converter.shapes[source], converter.shapes[node]
-    spatial = len(before) - 2
-    if "kernel_size" not in given and spatial >= 1 and after in (before[:2], (*before[:2], *(1,) * spatial)):
+    positions = list(range(2, len(before)))
+    if "dtype" in given and not _is_over(converter, node, positions):  # torch.mean, in any of its spellings
+        return reduction(converter, node, "mean")
+    converter.check_batch_first(node)
+    if positions and "kernel_size" not in given and after in (before[:2], (*before[:2], *(1 for _ in positions))):
         return _global_average(node, x, after)
-    if "dtype" in given:  # torch.mean, in any of its spellings
-        raise converter.refusal(
-            node, " takes the mean over other dimensions than all positions of a channel, which has no integer form"
-        )
     if "kernel_size" in given:
         windows = _average_windows(converter, node)
     else:
@@ -43,6 +44,15 @@ def average(converter: Converter, node: fx.Node) -> Codes | Computation:
     if all(each == tuple((i, i + 1, 1) for i in range(size)) for each, size in zip(windows, before[2:])):
         return x
     return _average_pool(converter, node, x, windows)
+
+
+def _is_over(converter: Converter, node: fx.Node, dimensions: list[int]) -> bool:
+    """Whether a mean is over these dimensions, of a tensor that has its batch first."""
+    source = converter.input_of(node)
+    (given,) = converter.options(node, "dim") if "dim" in converter.arguments(node) else (None,)
+    axes = given if isinstance(given, (tuple, list)) else () if given is None else (given,)
+    rank = len(converter.shapes[source])
+    return converter.layout(source) == Layout() and bool(axes) and sorted(axis % rank for axis in axes) == dimensions
 
 
 def _global_average(node: fx.Node, x: Codes, after: tuple[int, ...]) -> Computation:
@@ -102,16 +112,14 @@ def max_pool(converter: Converter, node: fx.Node) -> Any:
     value, before, after = converter.value(source, node), converter.shapes[source], converter.shapes[node]
     if given.get("return_indices"):
         raise converter.refusal(node, ": the indices of pooling have no integer form")
+    if "kernel_size" in given or "output_size" in given:
+        converter.check_batch_first(node)
     if "kernel_size" in given:
         return converter.moved(value, [_max_pool(converter, node)])
     if "output_size" in given:
         return converter.moved(value, _adaptive_max_pool(node.name, before[2:], after[2:]))
-    (axes,) = converter.options(node, "dim")
-    axes = {axis % len(before) for axis in (axes if isinstance(axes, (tuple, list)) else (axes,))}
-    if len(before) < 3 or axes != {*range(2, len(before))}:
-        raise converter.refusal(
-            node, " takes the maximum over other dimensions than all positions of a channel, which has no integer form"
-        )
+    if not _is_over(converter, node, list(range(2, len(before)))):
+        return extremum(converter, node)
     pooled = _adaptive_max_pool(node.name, before[2:], (1,) * (len(before) - 2))
     return converter.moved(value, [*pooled, reshape_to(node.name, after[1:])] if len(after) == 2 else pooled)
 

@@ -1,0 +1,151 @@
+"""Functions of torch that are several operations: written out while the network is recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(scale · q·kᵀ + mask)·v, as F.scaled_dot_product_attention defines it."""
+    scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
+    if enable_gqa:
+        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+    scores = torch.matmul(query, key.transpose(-2, -1)) * scale
+    if is_causal:
+        allowed = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if attn_mask is not None:
+        boolean = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(attn_mask.logical_not(), -math.inf) if boolean else scores + attn_mask
+    return torch.matmul(F.dropout(scores.softmax(-1), dropout_p), value)
+
+
+def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """input + value · tensor1 · tensor2."""
+    product = tensor1 * tensor2
+    return input + (product if value == 1 else product * value)
+
+
+def glu(input: Any, dim: int = -1) -> Any:
+    """a · σ(b) of the two halves a and b."""
+    a, b = input.chunk(2, dim)
+    return a * b.sigmoid()
+
+
+def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    """β · input + α · mat1·mat2."""
+    product = torch.matmul(mat1, mat2)
+    product = product if alpha == 1 else product * alpha
+    return product if beta == 0 else product + (input if beta == 1 else input * beta)
+
+
+def multihead_attention(
+    layer: nn.MultiheadAttention,
+    query: Any,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Any, Any]:
+    """nn.MultiheadAttention, of batches: (result, weights or None)."""
+    if key_padding_mask is not None or layer.bias_k is not None or layer.add_zero_attn or query.dim() != 3:
+        raise fx.proxy.TraceError(
+            "nn.MultiheadAttention with key_padding_mask, add_bias_kv or add_zero_attn, or without a batch, has no integer form"
+        )
+    if not layer.batch_first:
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    q, k, v = _projected(layer, query, key, value)
+    q, k, v = (x.unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2) for x in (q, k, v))
+    scores = torch.matmul(q, k.transpose(-2, -1)) * layer.head_dim**-0.5
+    if attn_mask is not None:
+        if attn_mask.dim() == 3:
+            attn_mask = attn_mask.unflatten(0, (-1, layer.num_heads))
+        masked = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(attn_mask, -math.inf) if masked else scores + attn_mask
+    weights = scores.softmax(-1)
+    y = torch.matmul(F.dropout(weights, layer.dropout), v).transpose(1, 2).flatten(2)
+    y = layer.out_proj(y)
+    if need_weights and average_attn_weights:
+        weights = weights.mean(1)
+    return y if layer.batch_first else y.transpose(0, 1), weights if need_weights else None
+
+
+def _projected(layer: nn.MultiheadAttention, query: Any, key: Any, value: Any) -> Sequence[Any]:
+    """Queries, keys and values: one product where all are made of one tensor."""
+    bias = layer.in_proj_bias
+    biases = [None] * 3 if bias is None else bias.chunk(3)
+    if layer.in_proj_weight is None:
+        weights: Any = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
+    elif query is key and key is value:
+        return F.linear(query, layer.in_proj_weight, bias).chunk(3, -1)
+    else:
+        weights = layer.in_proj_weight.chunk(3)
+    return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases)]
+
+
+def encoder_layer(
+    layer: nn.TransformerEncoderLayer,
+    src: Any,
+    src_mask: Any = None,
+    src_key_padding_mask: Any = None,
+    is_causal: bool = False,
+) -> Any:
+    """nn.TransformerEncoderLayer, as it computes in training."""
+
+    def attended(x: Any) -> Any:
+        return layer._sa_block(x, src_mask, src_key_padding_mask, is_causal=is_causal)
+
+    if layer.norm_first:
+        x = src + attended(layer.norm1(src))
+        return x + layer._ff_block(layer.norm2(x))
+    x = layer.norm1(src + attended(src))
+    return layer.norm2(x + layer._ff_block(x))
+
+
+def encoder(
+    layer: nn.TransformerEncoder,
+    src: Any,
+    mask: Any = None,
+    src_key_padding_mask: Any = None,
+    is_causal: bool | None = None,
+) -> Any:
+    """nn.TransformerEncoder: its layers one after the other."""
+    for each in layer.layers:
+        src = each(src, mask, src_key_padding_mask)
+    return src if layer.norm is None else layer.norm(src)
+
+
+MODULES: dict[type[nn.Module], Callable] = {
+    nn.MultiheadAttention: multihead_attention,
+    nn.TransformerEncoderLayer: encoder_layer,
+    nn.TransformerEncoder: encoder,
+}
+"""By class of module: what a call of it is written out as."""
+
+DECOMPOSED: dict[Callable, Callable] = {
+    F.scaled_dot_product_attention: attention,
+    torch.addcmul: addcmul,
+    F.glu: glu,
+    torch.addmm: addmm,
+    torch.baddbmm: addmm,
+}
+"""By function: what it is written out as."""

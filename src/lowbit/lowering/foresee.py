@@ -1,0 +1,48 @@
+"""What a prepared network will lack when it is converted: found before it is trained."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx
+
+from lowbit.errors import LowbitError
+from lowbit.layers.function import QuantizedFunction
+from lowbit.layers.quantized import QuantizedLayer
+from lowbit.lowering.convert import Converter
+from lowbit.lowering.shapes import named_examples, shapes_of
+from lowbit.quantizer.module import Quantizer
+
+
+def check_convertible(model: fx.GraphModule, example_input: Any) -> None:
+    """Refuse what `convert` would refuse of a network's operations once it is trained.
+
+    The network is converted on steps that stand for those it will have: whether an operation has an integer form depends on
+    how it is called and on shapes alone.
+
+    Args:
+        model: prepared for integers; it need not be calibrated, and is not changed.
+        example_input: a batch of inputs, as `named_examples` takes them.
+
+    Raises:
+        LowbitError: naming every such operation, its class, its place and what to do.
+    """
+    shapes = shapes_of(model, named_examples(model, example_input))
+    trial = copy.deepcopy(model)
+    inputs = torch.tensor([0.0, 1.0], device=next(model.parameters()).device)
+    for module in trial.modules():
+        if isinstance(module, QuantizedLayer) and isinstance(module.weight_quantizer, Quantizer):
+            weight = module.used_weight().detach()
+            module.weight_quantizer.start(weight if bool((weight != 0).any()) else torch.ones_like(weight))
+        if isinstance(module, QuantizedFunction):
+            module.parameter_quantizer.start(torch.ones(module.shape, device=inputs.device))
+    for module in trial.modules():
+        if isinstance(module, Quantizer):
+            module.start(inputs)
+    nodes = dict(zip(model.graph.nodes, trial.graph.nodes))
+    refused: list[str] = []
+    Converter(trial, {nodes[node]: shape for node, shape in shapes.items()}, refused).graph()
+    if refused:
+        raise LowbitError("these operations have no integer form:\n  " + "\n  ".join(dict.fromkeys(refused)))
