@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch.nn import functional as F
 import lowbit
 from lowbit import models
 from lowbit.files import atomic_write
+from lowbit.integer.arithmetic import code_dtype
 from lowbit.integer.graph import Graph, Node, TensorType, Weight
 from lowbit.integer.ops import (
     Add,
@@ -54,6 +55,7 @@ from lowbit.integer.ops import (
     UnevenAveragePool,
     Upsample,
 )
+from lowbit.integer.result import Mismatch
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert
 from lowbit.lowering.proof import Proof, random_inputs, trial, trial_inputs
@@ -260,6 +262,8 @@ def mutated(graph: Graph, node: Node, change: Node | None) -> Graph | None:
 
 def alike(a: Any, b: Any) -> bool:
     """Whether two nodes, or what they are made of, are equal."""
+    if a is b:
+        return True
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
     if is_dataclass(a):
@@ -273,11 +277,19 @@ def same_function(graph: Graph, other: Graph, inputs: dict[str, Tensor]) -> bool
     return all(torch.equal(two[name], one[name]) for name in two)
 
 
+class _Part(NamedTuple):
+    """Some nodes of a graph."""
+
+    nodes: tuple[Node, ...]
+    input_types: Callable[[Node], list[TensorType]]
+
+
 class OneBatch(Proof):
     """The proof for many graphs of one network on one batch, for which the trained network runs once."""
 
     def __init__(self, *network: Any) -> None:
         super().__init__(*network)
+        self.original = self.graph
         self.found: dict[bool, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
 
     def expected(
@@ -286,6 +298,34 @@ class OneBatch(Proof):
         if scrambled not in self.found:
             self.found[scrambled] = super().expected(inputs, scrambled)
         return self.found[scrambled]
+
+    def _compare_nodes(
+        self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+    ) -> list[Mismatch]:
+        """Only what differs from the original graph, and what computes with it until the next codes that are given."""
+        whole = self.graph
+        if whole is self.original:
+            return super()._compare_nodes(inputs, codes, exact)
+        before = self.original.by_name
+        reached: set[str] = set()
+        retyped: set[str] = set()
+        for node in whole.nodes:
+            follows = any((name in reached and name not in codes) or name in retyped for name in node.inputs)
+            if node.name not in before or not alike(node.type, before[node.name].type):
+                retyped.add(node.name)  # another grid for the same codes
+            if follows or node.name not in before or not alike(node, before[node.name]):
+                reached.add(node.name)
+        for node in reversed(whole.nodes):  # and what they take that is not given
+            if node.name in reached:
+                reached |= {name for name in node.inputs if name not in codes and name not in inputs}
+        given = dict(inputs)
+        for name in codes.keys() & whole.by_name.keys():
+            given[name] = codes[name].to(code_dtype(whole.by_name[name].codes_of()))
+        self.graph = cast(Graph, _Part(tuple(n for n in whole.nodes if n.name in reached), whole.input_types))
+        try:
+            return super()._compare_nodes(given, codes, exact)
+        finally:
+            self.graph = whole
 
     def catches(self, graph: Graph, inputs: Mapping[str, Tensor]) -> bool:
         """Whether another graph differs from the network."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from campaigns import mutations
+from lowbit.lowering.convert import convert
+from lowbit.lowering.proof import Proof, trial, trial_inputs
 
 
 @pytest.fixture
@@ -52,3 +54,18 @@ def test_what_is_missed_is_named(few, tmp_path: Path, monkeypatch, capsys):
     assert "digits-cnn W4A4: " in printed and "(Convolution): " in printed
     tried, caught = printed.splitlines()[-1].split("|")[3:5]
     assert int(tried) > 10 and int(caught) == 0
+
+
+def test_looking_at_what_changed_finds_what_looking_at_all_does():
+    model, x = mutations.prepared("digits-cnn", 2)
+    graph, places = convert(model, x[:1])
+    inputs = trial_inputs(graph, x)
+    once = mutations.OneBatch(model, graph, places)
+    found = []
+    for node in graph.nodes:
+        for what, change in mutations.changes(node, graph):
+            other = mutations.mutated(graph, node, change)
+            if other is not None and what in ("dropped", "scale of another grid", "bias doubled", "subtracted"):
+                found.append(once.catches(other, inputs))
+                assert found[-1] == bool(trial(Proof(model, other, places), inputs)), (node.name, what)
+    assert len(found) > 8 and any(found)
