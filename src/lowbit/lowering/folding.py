@@ -11,7 +11,7 @@ accumulator is coarse where steps are. Training keeps batch statistics and the b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,29 @@ def _on_grid(
     return gain, scale, bias
 
 
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """torchvision's and timm's FrozenBatchNorm2d as a batch-norm: always in evaluation, with buffers in place of parameters."""
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    # pyrefly: ignore[bad-override]  # the rest is passed on as it is
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # which a batch-norm that was not frozen has
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def frozen_as_norms(model: nn.Module) -> None:
+    """Make every FrozenBatchNorm2d of torchvision, and FrozenBatchNormAct2d of timm, a `FrozenBatchNorm2d`, in place."""
+    for module in model.modules():
+        kind = type(module)
+        library = kind.__module__.partition(".")[0] in ("torchvision", "timm")
+        if library and kind.__name__ in ("FrozenBatchNorm2d", "FrozenBatchNormAct2d"):
+            module.__class__ = FrozenBatchNorm2d
+            settings = {"momentum": 0.1, "affine": True, "track_running_stats": False, "num_batches_tracked": None}
+            vars(module).update(settings, num_features=len(cast("Tensor", module.running_mean)), training=False)
+
+
 class IntegerNorm(_BatchNorm):
     """Batch-norm that in evaluation computes what its integer form will.
 
@@ -158,11 +181,16 @@ class IntegerNorm3d(IntegerNorm, nn.BatchNorm3d):
     pass
 
 
+class IntegerFrozenNorm(IntegerNorm, FrozenBatchNorm2d):
+    """Computes what its integer form will in training too: its bias is no parameter."""
+
+
 class IntegerSyncNorm(IntegerNorm, nn.SyncBatchNorm):
     pass
 
 
 _INTEGER_NORMS: dict[type[_BatchNorm], type[IntegerNorm]] = {
+    FrozenBatchNorm2d: IntegerFrozenNorm,  # first: it is an nn.BatchNorm2d
     nn.BatchNorm1d: IntegerNorm1d,
     nn.BatchNorm2d: IntegerNorm2d,
     nn.BatchNorm3d: IntegerNorm3d,

@@ -12,6 +12,7 @@ from lowbit.errors import LowbitError
 from lowbit.layers.attention import QuantizedAttention
 from lowbit.layers.modes import evaluation
 from lowbit.lowering.calls import REMEDY, Modules, arguments
+from lowbit.lowering.folding import frozen_as_norms
 from lowbit.lowering.kinds import ADD, UNCHANGED, is_norm, kind_of_module, kinds_of
 from lowbit.lowering.sizes import SizeCheck
 from lowbit.lowering.tracer import BATCH, Tracer
@@ -32,6 +33,7 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
     Raises:
         LowbitError: torch.fx cannot follow the model's forward (control flow that depends on data, say).
     """
+    frozen_as_norms(model)
     for module in model.modules():
         # Once: recording that takes an example tries without one first.
         if (
