@@ -8,8 +8,10 @@ What the table has already is not measured again: a stopped campaign goes on. `-
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 import lowbit
 from benchmarks import harness
 from lowbit import models
+from lowbit.files import atomic_write
 from lowbit.formats.c import boards, runner, writer
 from lowbit.formats.c.memory import plan
 from lowbit.integer.network import IntegerNetwork
@@ -76,9 +79,9 @@ def rows(name: str, weights: int, activations: int, cores: Sequence[str]) -> Ite
     """A row per core: differences, sizes, instructions."""
     network, x = integer_network(name, weights, activations)
     graph = network.graph
-    layers = [node for node in graph.nodes if isinstance(node, Layer)]
-    macs = sum(node.work().macs for node in layers)
-    needed = sum(node.weight.codes.numel() * node.weight.bits for node in layers) / 8
+    weighted = [node.weight for node in graph.nodes if isinstance(node, Layer)]
+    macs = sum(cost.macs for cost in network.costs())
+    needed = sum(weight.codes.numel() * weight.bits for weight in weighted) / 8
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.c"
         writer.write(graph, path)
@@ -104,6 +107,69 @@ def rows(name: str, weights: int, activations: int, cores: Sequence[str]) -> Ite
             checked = {"core": core, "inputs": report.samples, "codes": report.compared, "differ": report.differ}
             yield about | checked | found
 
+
+def page(rows: Sequence[dict[str, str]], machine: str) -> str:
+    """What was measured, as a page of the documentation: a table of sizes on Cortex-M4, one of instructions, one of differences."""
+    by = {_key(row): row for row in rows}
+    kinds = list(dict.fromkeys((row["network"], row["W"], row["A"]) for row in rows))
+    cores = [core for core in [HOST, *boards.BOARDS] if any(row["core"] == core for row in rows)]
+
+    def table(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+        return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells])
+
+    def named(kind: tuple[str, ...]) -> list[str]:
+        return [kind[0], f"W{kind[1]}A{kind[2]}"]
+
+    def value(kind: tuple[str, ...], core: str, column: str) -> str:
+        text = by.get((*kind, core), {}).get(column, "")
+        return f"{int(text):,}" if text.isdigit() else text
+
+    sizes = ("weights", "over bits/8", "other constants", "code", "flash", "RAM", "stack", "instructions")
+    size_table = table(
+        ["network", "bits", "MACs", *sizes],
+        (
+            [*named(k), value(k, "cortex-m4", "MACs"), *(value(k, "cortex-m4", column) for column in sizes)]
+            for k in kinds
+        ),
+    )
+    real = [core for core in cores if core != HOST]
+    work_table = table(
+        ["network", "bits", *real], ([*named(k), *(value(k, core, "per MAC") for core in real)] for k in kinds)
+    )
+    differ_table = table(
+        ["network", "bits", *cores],
+        ([*named(k), *(f"{value(k, c, 'differ')} of {value(k, c, 'codes')}" for c in cores)] for k in kinds),
+    )
+    return _PAGE.format(machine=machine, sizes=size_table, work=work_table, differ=differ_table)
+
+
+_PAGE = """# Microcontrollers
+
+    python -m campaigns.microcontrollers --output docs/results
+
+MLPerf Tiny's networks with random weights, and the digits network, trained; first and last layer at 8 bits. Every network was exported
+as C99 and compiled at -O2. {machine}.
+
+## Sizes
+
+Bytes of net.c compiled for Cortex-M4 without floats and self-test. "Over bits/8" is what packed weights take beyond their bits; "other
+constants" are biases, multipliers, shifts and layers; RAM is all static memory, without the caller's input and output; "stack" was
+measured below net_run's caller. Instructions are those of one inference.
+
+{sizes}
+
+## Instructions a multiply-accumulate
+
+QEMU's count of executed instructions (-icount) over the network's multiply-accumulates. QEMU knows no cycles; these are not times.
+
+{work}
+
+## Codes that differ
+
+Of every layer, from the integer reference in "fixed": over 256 inputs on this machine (the digits' 297 test images), over 16 on a core.
+
+{differ}
+"""
 
 COLUMNS = (
     "network", "W", "A", "core", "inputs", "codes", "differ", "MACs", "weights", "over bits/8", "other constants", "code", "flash",
@@ -135,6 +201,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 done[_key(row)] = row
                 print(" ".join(row.values()), flush=True)
                 harness.write_csv(list(done.values()), table)
+    rows_in_order = sorted(
+        done.values(), key=lambda row: (NETWORKS.index(row["network"]), -int(row["W"]), -int(row["A"]))
+    )
+    with atomic_write(options.output / "microcontrollers.md") as temporary:
+        temporary.write_text(page(rows_in_order, _tools()))
+
+
+def _tools() -> str:
+    """The versions of compilers and emulator."""
+    commands = ([runner.compiler(), "--version"], ["arm-none-eabi-gcc", "--version"], ["qemu-system-arm", "--version"])
+    lines = (
+        subprocess.run(each, capture_output=True, text=True).stdout.splitlines()[0]
+        for each in commands
+        if shutil.which(each[0])
+    )
+    return "; ".join(lines)
 
 
 def _key(row: dict[str, str]) -> tuple[str, ...]:

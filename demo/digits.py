@@ -3,7 +3,8 @@
 A small convolutional network learns the digits that scikit-learn carries in full precision, then goes to W4A4, W3A3 and
 W2A2 by LSQ, LSQ+ and LG-LSQ. What comes out is one table, and in `demo-output/` a folder for every run (config, log,
 checkpoints, plots) and a figure that compares the methods. The networks trained by LSQ are then exported as integer networks,
-proved equal code by code, and timed in ONNX Runtime: a second table.
+proved equal code by code, and timed in ONNX Runtime: a second table. Last they become C for microcontrollers, where there is a
+C compiler to prove that with.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import lowbit
 from lowbit import train
 from lowbit.data import eval_loader
 from lowbit.files import atomic_write
+from lowbit.formats import FORMATS
 from lowbit.recipes import get_recipe
 from lowbit.train import TrainConfig
 from lowbit.verification.compare import Report
@@ -87,6 +89,7 @@ def main() -> None:
         f"Files in kB; float32 takes {outcomes[0].size:.1f}. Images/s in ONNX Runtime, one thread; times those of PyTorch float32.",
         soft_wrap=True,
     )
+    console.print(microcontrollers([outcome for outcome in outcomes if outcome.method == "lsq"]), soft_wrap=True)
     figure = plot_comparison(outcomes, OUTPUT / "accuracy.png")
     console.print("One seed and 360 test images: differences of less than a point mean little.", soft_wrap=True)
     console.print("LG-LSQ is a reconstruction: see docs/methods.md.")
@@ -175,6 +178,25 @@ def deploy(outcome: Outcome, reference: Outcome) -> Deployed:
     with torch.inference_mode():
         speeds = side_by_side(lambda: session.run(None, feed), lambda: original(images))
     return Deployed(outcome.width, report, sizes, *(len(images) / seconds for seconds in speeds))
+
+
+def microcontrollers(outcomes: list[Outcome]) -> str:
+    """What the networks take as C99, compiled here and compared on all test images; or why there is no C."""
+    lines = []
+    for outcome in outcomes:
+        model, config = train.load(outcome.folder, "last")
+        batches = list(eval_loader(config.data))
+        network, path = lowbit.to_integer(model, batches[0][0]), outcome.folder / "digits.c"
+        try:
+            report = lowbit.export(network, path, "c", batches=batches)
+        except lowbit.LowbitError as error:
+            return f"No C for microcontrollers: {error}"
+        needs = FORMATS["c"].footprint(network.graph)
+        lines.append(
+            f"{outcome.width} as C, compiled here: {report.differ} of {report.compared:,} codes differ; on a Cortex-M4 about "
+            f"{needs.flash / 1000:.1f} kB of flash and {needs.ram / 1000:.1f} kB of RAM: {relative(path)}"
+        )
+    return "\n".join(lines)
 
 
 def side_by_side(

@@ -39,8 +39,12 @@ def test_table_and_plots(demo, tmp_path, capsys):
     assert float(low[1]) == pytest.approx(float(full[0]) - float(low[0]), abs=0.011)
     assert float(low[1]) < 3
     assert float(low[2]) < float(full[2]) / 7
-    (proof,) = [line for line in shown.splitlines() if " of " in line and "W4A4" in line and "LSQ" not in line]
+    (proof,) = [
+        line for line in shown.splitlines() if " of " in line and "W4A4" in line and "│" in line and "LSQ" not in line
+    ]
     assert proof.replace("│", " ").split()[1] == "0"
+    in_c = [line for line in shown.splitlines() if "W4A4 as C" in line or "No C for microcontrollers" in line]
+    assert len(in_c) == 1 and ("compiled here: 0 of " in in_c[0] or "no C compiler" in in_c[0])
     for path in ("model.onnx", "model.packed.onnx", "model.safetensors"):
         assert (tmp_path / "out" / "w4a4-lsq" / path).stat().st_size > 10_000
     assert "epoch" not in shown and "epoch 2/2" in (tmp_path / "out" / "log.txt").read_text()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -79,3 +82,25 @@ def test_lightning(tmp_path):
     assert all(quantizer.started for _, quantizer in lowbit.quantizers(again))
     (evaluated,) = module.trainer(tmp_path / "again", epochs=1).validate(again, module.test_data, verbose=False)
     assert evaluated["accuracy"] == pytest.approx(accuracies["3 bits, trained"], abs=1e-6)
+
+
+def test_microcontroller(tmp_path):
+    """The firmware on this machine, and by `make run` on a Cortex-M4 in QEMU: both tell the digit that the reference tells."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        pytest.skip("no C compiler: apt install gcc libc6-dev")
+    for name in ("Makefile", "main.c", "export.py"):
+        shutil.copy(EXAMPLES / "microcontroller" / name, tmp_path)
+    integer = example("microcontroller/export", "sklearn").main(tmp_path, 1, 5)
+    program = tmp_path / "firmware"
+    subprocess.run([compiler, "-std=c99", tmp_path / "main.c", tmp_path / "digits.c", "-o", program], check=True)
+    shown = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    image = torch.from_numpy(images[1505]).float().reshape(1, 1, 8, 8) / 16
+    told = int(integer(image, "fixed").argmax())
+    assert shown == f"self-test passed; this is a {told} (labelled {labels[1505]})\n"
+    if all(map(shutil.which, ("make", "arm-none-eabi-gcc", "qemu-system-arm"))):
+        done = subprocess.run(["make", "run"], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0 and shown in done.stdout + done.stderr
