@@ -8,7 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.format_graphs import over_the_range, two_inputs_and_two_outputs, upsampling
+from hypothesis import given, settings
+from tests.format_graphs import (
+    broadcasts,
+    matrix_products,
+    moves,
+    normalizations,
+    over_the_range,
+    picking,
+    pixels,
+    reductions,
+    resampling,
+    softmaxes,
+    tables_per_channel,
+    two_inputs_and_two_outputs,
+    upsampling,
+)
 from tests.integer_graphs import GraphBuilder, every_operation, f32, resnet_like
 
 import lowbit
@@ -182,6 +197,28 @@ def test_packed_tensors(tmp_path):
     widths = {place.width for place in plan.places.values() if place.storage == "packed"}
     assert widths >= {2, 4} and plan.arena < sum(place.size for place in plan.places.values()) / 2
     check(b, tmp_path, *DSP)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("c")
+
+
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("build", [picking, tables_per_channel, pixels, resampling])
+def test_positions(build, space, folder):
+    b = build(space)
+    check(b, folder, inputs=over_the_range(b))
+
+
+@pytest.mark.parametrize("graphs", [moves, broadcasts, matrix_products, reductions, normalizations, softmaxes])
+def test_tensors_of_any_rank(graphs, folder):
+    @settings(max_examples=6, deadline=None, derandomize=True)
+    @given(graphs())
+    def each(b):
+        check(b, folder, inputs=over_the_range(b))
+
+    each()
 
 
 def test_tokens(tmp_path):

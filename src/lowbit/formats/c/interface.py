@@ -10,7 +10,6 @@ from lowbit.formats.c.source import C_TYPES, Builder, comment
 from lowbit.integer.costs import layer_costs
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType
 from lowbit.integer.ops import Quantize
-from lowbit.integer.ops.layer import Layer
 
 STACK = 1024
 """Bytes of stack that net_run takes at most: what was measured on seven cores at -O2 is below (docs/results/microcontrollers.md)."""
@@ -100,6 +99,12 @@ def _windows(builder: Builder) -> int:
     return 2 * builder.columns + builder.tap_rows + 16 * builder.taps
 
 
+def accumulator_scales(graph: Graph, node: Node) -> list[float]:
+    """What one unit of the accumulators of a float output is worth: one number, or one per channel."""
+    (m,) = node.multipliers(graph.input_types(node))
+    return m.single.reshape(-1).tolist()
+
+
 def header(builder: Builder, name: str, stem: str, export: str, code: int) -> str:
     """net.h."""
     graph, upper = builder.graph, name.upper()
@@ -163,8 +168,7 @@ def _described(graph: Graph, port: Port) -> list[str]:
         y = node.type
         what = f"{y.bits}-bit {'signed' if y.signed else 'unsigned'} codes {y.qn} to {y.qp}, worth {y.scale:.9g} * (code - {y.zero_point})"
     else:
-        assert isinstance(node, Layer)
-        scales = node.output_scale(*graph.input_types(node)).reshape(-1).tolist()
+        scales = accumulator_scales(graph, node)
         worth = f"{scales[0]:.9g}" if len(scales) == 1 else "its channel's scale"
         what = f"32-bit accumulators, worth {worth} each"
     return [f"   {port.variable:8} {comment(node.name)}: {shape}, {what}"]

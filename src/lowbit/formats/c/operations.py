@@ -7,27 +7,22 @@ from typing import Any
 
 from lowbit.errors import LowbitError
 from lowbit.formats.c.source import Builder
-from lowbit.formats.c.tensors import Place, alike, index, row_major
+from lowbit.formats.c.tensors import Place, index
 from lowbit.formats.registry import Lowerings
 from lowbit.integer.arithmetic import Multiplier, common_shift, mantissa_and_shift
-from lowbit.integer.graph import Node, TensorType, known_shape
+from lowbit.integer.graph import Node, TensorType
 from lowbit.integer.ops import (
     Add,
     AveragePool,
-    ChannelShuffle,
-    Concatenate,
     GlobalAveragePool,
     Lookup,
+    LookupPerChannel,
     MaxPool,
     Multiply,
-    PadChannels,
     Quantize,
     Requantize,
-    Reshape,
-    Slice,
 )
 from lowbit.integer.ops.elementwise import Elementwise
-from lowbit.integer.ops.take import Take
 
 LOWERINGS = Lowerings("C")
 _SHIFT_MAX = 62
@@ -107,10 +102,10 @@ def fixed_multipliers(m: Multiplier) -> tuple[list[int], list[int]]:
 def _steps(builder: Builder, variable: str, place: Place, kind: TensorType, at: str) -> Number:
     """q − z."""
     code = builder.load(variable, place, at)
-    return Number(f"({_less(code, kind.zero_point)})" if kind.zero_point else code)
+    return Number(f"({less(code, kind.zero_point)})" if kind.zero_point else code)
 
 
-def _less(code: str, zero_point: int | float) -> str:
+def less(code: str, zero_point: int | float) -> str:
     """The C expression of code − zero point."""
     return f"{code} {'-' if zero_point > 0 else '+'} {abs(int(zero_point))}" if zero_point else code
 
@@ -118,11 +113,7 @@ def _less(code: str, zero_point: int | float) -> str:
 def _computed(builder: Builder, node: Node, code: Callable[[Sequence[Any], Fixed], Any]) -> None:
     """A loop over elements that stores `code` of the steps of every input."""
     types, y = builder.graph.input_types(node), builder.place(node.name)
-    inputs = [builder.place(name) for name in node.inputs]
-    if any(place.shape not in (y.shape, (y.shape[0],) + (1,) * (len(y.shape) - 1)) for place in inputs):
-        raise LowbitError(
-            f"node {node.name!r}: C repeats one value per channel, not shapes {' and '.join(str(x.shape) for x in inputs)}"
-        )
+    inputs = [builder.place(name).with_rank(len(y.shape)) for name in node.inputs]
     names = "abcdefgh"[: len(inputs)]
     for variable, place in zip(names, inputs):
         builder.declare(variable, place)
@@ -175,6 +166,20 @@ def _elementwise(builder: Builder, node: Elementwise) -> None:
     _computed(builder, node, code)
 
 
+@LOWERINGS(LookupPerChannel)
+def _lookup_per_channel(builder: Builder, node: LookupPerChannel) -> None:
+    """The tables of all channels are one, and a channel's begins at its number times their length."""
+    (kind,), length = builder.graph.input_types(node), node.tables.shape[1]
+    x, y, table = builder.place(node.inputs[0]), builder.place(node.name), f"tables{builder.number(node)}"
+    builder.constant(f"{'int8_t' if node.codes_of().signed else 'uint8_t'} {table}", node.tables.flatten().tolist())
+    builder.declare("x", x)
+    builder.declare("y", y, writable=True)
+    with builder.loops([(f"i{axis}", y.shape[axis]) for axis in y.axes]):
+        here, there = (index([(f"i{axis}", place.strides[axis]) for axis in place.axes]) for place in (y, x))
+        code = less(builder.load("x", x, there), kind.qn)
+        builder.store("y", y, here, f"{table}[i0 * {length} + {code}]")
+
+
 @LOWERINGS(Lookup)
 def _lookup(builder: Builder, node: Lookup) -> None:
     (x,) = builder.graph.input_types(node)
@@ -182,7 +187,7 @@ def _lookup(builder: Builder, node: Lookup) -> None:
     builder.constant(f"{'int8_t' if node.codes_of().signed else 'uint8_t'} {table}", node.table.tolist())
 
     def entry(steps: Sequence[Any], _: Fixed) -> str:
-        return f"{table}[{_less(str(steps[0]), x.qn - x.zero_point)}]"
+        return f"{table}[{less(str(steps[0]), x.qn - x.zero_point)}]"
 
     _computed(builder, node, entry)
 
@@ -232,7 +237,7 @@ def _average_pool(builder: Builder, node: AveragePool) -> None:
     types = builder.graph.input_types(node)
     (m,), zero = node.multipliers(types), types[0].zero_point
     _window(
-        builder, node, (1,) * len(node.kernel), "int32_t n = 0;", lambda code: f"n += {_less(code, zero)};",
+        builder, node, (1,) * len(node.kernel), "int32_t n = 0;", lambda code: f"n += {less(code, zero)};",
         lambda builder: str(Fixed(builder).requantize("n", m, node.codes_of())),
     )  # fmt: skip
 
@@ -249,130 +254,6 @@ def _global_average_pool(builder: Builder, node: GlobalAveragePool) -> None:
         axes = [axis for axis in x.axes if axis and x.shape[axis] > 1]
         with builder.loops([(f"i{axis}", x.shape[axis]) for axis in axes]):
             at = index([("c", x.strides[0]), *((f"i{axis}", x.strides[axis]) for axis in axes)])
-            builder.line(f"n += {_less(builder.load('x', x, at), kind.zero_point)};")
+            builder.line(f"n += {less(builder.load('x', x, at), kind.zero_point)};")
         code = Fixed(builder).requantize("n", m, node.codes_of())
         builder.store("y", y, index([("c", y.strides[0])]), str(code))
-
-
-# ---------------------------------------------------------------- codes that move
-
-
-def _copied(
-    builder: Builder, x: Place, y: Place, from_: Callable[[int, str], str] | None = None, into: int = 0
-) -> None:
-    """A loop that copies codes to the first places of y, or, along axis 0, from place `into` on.
-
-    Without `from_` the whole of x; else as many as y has, and from_(axis, i) is the index of x for y's index i.
-    """
-    shape = x.shape if from_ is None else y.shape
-    axes = [axis for axis in y.axes if shape[axis] > 1]
-    builder.declare("x", x)
-    builder.declare("y", y, writable=True)
-    with builder.loops([(f"i{axis}", shape[axis]) for axis in axes]):
-        here = [(f"i{axis}", y.strides[axis]) for axis in axes]
-        terms = []
-        for axis in range(len(shape)):
-            variable = f"i{axis}" if axis in axes else "0"
-            terms.append((variable if from_ is None else from_(axis, variable), x.strides[axis]))
-        there = index([(f"({text})" if " " in text else text, stride) for text, stride in terms if text != "0"])
-        at = index([*here, (str(into), y.strides[0])]) if into else index(here)
-        builder.store("y", y, at, builder.load("x", x, there))
-
-
-def _taken(builder: Builder, node: Node, taken: dict[int, Sequence[int]]) -> None:
-    """y[…, i, …] = x[…, taken[axis][i], …], axes counted without the batch."""
-    number = builder.number(node)
-
-    def source(axis: int, variable: str) -> str:
-        places = taken.get(axis)
-        return variable if places is None else _formula(places, variable) or f"places{number}_{axis}[{variable}]"
-
-    for axis, places in taken.items():
-        if _formula(places, "i") is None:
-            kind = "uint8_t" if max(places) < 256 else "uint16_t" if max(places) < 65536 else "uint32_t"
-            builder.constant(f"{kind} places{number}_{axis}", places)
-    _copied(builder, builder.place(node.inputs[0]), builder.place(node.name), source)
-
-
-def _formula(places: Sequence[int], i: str) -> str | None:
-    """The places as a formula of the index: first + step · i, or i / factor; None where they are neither."""
-    step = places[1] - places[0] if len(places) > 1 else 1
-    if list(places) == [places[0] + step * j for j in range(len(places))]:
-        scaled = i if step == 1 else f"{i} * {step}"
-        return scaled if not places[0] else f"{places[0]} + {scaled}"
-    factor = next(j for j, place in enumerate(places) if place != places[0])
-    return f"{i} / {factor}" if list(places) == [j // factor for j in range(len(places))] else None
-
-
-@LOWERINGS(Take)
-def _take(builder: Builder, node: Take) -> None:
-    (kind,) = builder.graph.input_types(node)
-    _taken(builder, node, {axis - 1: list(places) for axis, places in node.indices(known_shape(kind)).items()})
-
-
-@LOWERINGS(Slice)
-def _slice(builder: Builder, node: Slice) -> None:
-    _taken(builder, node, {node.axis - 1: range(node.start, node.stop, node.step)})
-
-
-@LOWERINGS(ChannelShuffle)
-def _shuffle(builder: Builder, node: ChannelShuffle) -> None:
-    channels, groups = node.shape_of()[0], node.groups
-    each = channels // groups
-    _taken(builder, node, {0: [c % groups * each + c // groups for c in range(channels)]})
-
-
-@LOWERINGS(Concatenate)
-def _concatenate(builder: Builder, node: Concatenate) -> None:
-    if node.axis != 1:
-        raise LowbitError(f"node {node.name!r}: C concatenates channels, not dimension {node.axis}")
-    first = 0
-    for name in node.inputs:
-        x = builder.place(name)
-        with builder.block():
-            _copied(builder, x, builder.place(node.name), into=first)
-        first += x.shape[0]
-
-
-@LOWERINGS(PadChannels)
-def _pad_channels(builder: Builder, node: PadChannels) -> None:
-    (kind,), y = builder.graph.input_types(node), builder.place(node.name)
-    for first, count in ((0, node.before), (y.shape[0] - node.after, node.after)):
-        if count:
-            with builder.block():
-                builder.declare("y", y, writable=True)
-                shape = (count, *y.shape[1:])
-                axes = [axis for axis in y.axes if shape[axis] > 1]
-                with builder.loops([(f"i{axis}", shape[axis]) for axis in axes]):
-                    terms = [(f"i{axis}", y.strides[axis]) for axis in axes] + (
-                        [(str(first), y.strides[0])] if first else []
-                    )
-                    builder.store("y", y, index(terms), str(kind.zero_point))
-    with builder.block():
-        _copied(builder, builder.place(node.inputs[0]), y, into=node.before)
-
-
-@LOWERINGS(Reshape)
-def _reshape(builder: Builder, node: Reshape) -> None:
-    """Codes in the model's own order, one after the other."""
-    x, y = builder.place(node.inputs[0]), builder.place(node.name)
-    builder.declare("x", x)
-    builder.declare("y", y, writable=True)
-    axes = [axis for axis in range(len(x.shape)) if x.shape[axis] > 1]
-    builder.line("int32_t i = 0;")
-    with builder.loops([(f"i{axis}", x.shape[axis]) for axis in axes]):
-        there = index([(f"i{axis}", x.strides[axis]) for axis in axes])
-        builder.store("y", y, _at(y, "i"), builder.load("x", x, there))
-        builder.line("i++;")
-
-
-def _at(place: Place, i: str) -> str:
-    """The index of the i-th element in the model's own order of axes."""
-    if alike(place.shape, place.strides, row_major(place.shape)):
-        return i
-    terms = []
-    for size, count, stride in zip(place.shape, row_major(place.shape), place.strides):
-        if size > 1:
-            within = f"{i} / {count}" if count > 1 else i
-            terms.append((f"({within} % {size})", stride))
-    return index(terms)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lowbit.formats.c.interface import inputs_of
-from lowbit.integer.graph import FloatType, Graph, TensorType
+from lowbit.integer.arithmetic import steps_of
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType
+from lowbit.integer.ops import MatMul
+from lowbit.integer.ops.broadcast import aligned
 from lowbit.integer.ops.layer import Layer
 from lowbit.integer.roundings import ROUNDINGS
 from lowbit.integer.run import executed
@@ -40,16 +45,21 @@ def checksums(graph: Graph) -> list[int]:
         for node in graph.nodes:
             if node.name not in values:
                 inputs, types = [values[name] for name in node.inputs], graph.input_types(node)
-                if isinstance(node, Layer) and isinstance(node.type, FloatType):
-                    values[node.name] = accumulators(node, inputs[0], types[0])
+                if isinstance(node.type, FloatType):
+                    values[node.name] = accumulators(node, inputs, types)
                 else:
                     values[node.name] = executed(node, inputs, types, ROUNDINGS["fixed"])
             found.append(_checksum(values[node.name]))
     return found
 
 
-def accumulators(layer: Layer, x: Tensor, kind: TensorType) -> Tensor:
-    """The layer's sums with their biases, int32."""
+def accumulators(node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType]) -> Tensor:
+    """The sums of a float output, with their biases, int32."""
+    if isinstance(node, MatMul):
+        a, b = (steps_of(x, kind).to(torch.float64) for x, kind in zip(aligned(inputs), types))
+        return (a @ b).to(torch.int32)
+    assert isinstance(node, Layer)
+    layer, (x,), (kind,) = node, inputs, types
     y = torch.empty(len(x), *layer.shape_of(), dtype=torch.int32, device="cpu")
     for place, total in layer.sums(x, kind, torch.float64):
         y[place] = total

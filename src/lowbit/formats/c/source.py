@@ -16,7 +16,7 @@ C_TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "packed": "
 """The C type of an element, by storage."""
 
 
-_SIZES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4}
+_SIZES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4, "int64_t": 8}
 
 
 def identifier(text: str) -> str:

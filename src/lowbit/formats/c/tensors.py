@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType
-from lowbit.integer.ops import AveragePool, Convolution, GlobalAveragePool, MaxPool, Quantize, Reshape
+from lowbit.integer.ops import AveragePool, Constant, Convolution, GlobalAveragePool, MaxPool, Quantize, Reshape
 
 _WINDOWED = (Convolution, MaxPool, AveragePool, GlobalAveragePool)
 
@@ -30,7 +30,7 @@ class Place:
             `width` bits each, the first in the lowest bits of a byte.
         width: bits of an element.
         low: the lowest code.
-        memory: "arena", or "input" or "output" with a number behind it: the caller's.
+        memory: "arena", or with a number behind it "input" or "output", the caller's, or "codes", a constant.
         offset: in the arena, in bytes.
     """
 
@@ -57,9 +57,22 @@ class Place:
         """The axes from the one whose neighbours lie farthest apart to the one where they are nearest."""
         return sorted(range(len(self.shape)), key=lambda axis: (-self.strides[axis], self.shape[axis] == 1, axis))
 
-    def packed(self) -> Place:
-        """The same with its codes packed: 3 bits take 4."""
-        return replace(self, storage="packed")
+    def with_rank(self, rank: int) -> Place:
+        """The same with as many dimensions, by ones of size 1 before its own."""
+        missing = rank - len(self.shape)
+        return replace(self, shape=(1,) * missing + self.shape, strides=(0,) * missing + self.strides)
+
+    def at(self, i: str) -> str:
+        """The C expression of where the i-th element in the model's own order of axes lies."""
+        if alike(self.shape, self.strides, row_major(self.shape)):
+            return i
+        terms = []
+        for axis, (size, count) in enumerate(zip(self.shape, row_major(self.shape))):
+            if size > 1:
+                within = f"{i} / {count}" if count > 1 else i
+                whole = all(other == 1 for other in self.shape[:axis])
+                terms.append((f"({within})" if whole else f"({within} % {size})", self.strides[axis]))
+        return index(terms)
 
 
 def row_major(shape: Shape) -> Strides:
@@ -86,13 +99,15 @@ def places(graph: Graph) -> dict[str, Place]:
         strides = channels_last(shape) if node.name in last else row_major(shape)
         found[node.name] = _stored(node, shape, strides)
     number = 0
-    for node in graph.nodes:
+    for serial, node in enumerate(graph.nodes, 1):
         if isinstance(node, Quantize):
             found[node.name] = replace(found[node.name], memory=f"input{number}", strides=row_major(node.shape_of()))
             number += 1
+        if isinstance(node, Constant):
+            found[node.name] = replace(found[node.name], memory=f"codes{serial}", strides=row_major(node.shape_of()))
     used = {name for node in graph.nodes for name in node.inputs}
     for number, name in enumerate(graph.outputs):
-        if name not in used and not isinstance(graph.by_name[name], Quantize):
+        if name not in used and not isinstance(graph.by_name[name], (Quantize, Constant)):
             strides = row_major(found[name].shape)
             found[name] = replace(found[name], memory=f"output{number}", strides=strides)
     return found

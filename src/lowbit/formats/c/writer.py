@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
-from lowbit.formats.c import layers, packing  # noqa: F401  # layers registers itself
+from lowbit.formats.c import packing
 from lowbit.formats.c.interface import (
     Port,
+    accumulator_scales,
     fingerprint,
     float_constant,
     float_inputs,
@@ -22,8 +23,8 @@ from lowbit.formats.c.interface import (
     parameters,
     static_memory,
 )
+from lowbit.formats.c.lowerings import LOWERINGS
 from lowbit.formats.c.memory import plan
-from lowbit.formats.c.operations import LOWERINGS
 from lowbit.formats.c.selftest import NEXT, checksums
 from lowbit.formats.c.source import Builder, comment, identifier, kernel, numbers
 from lowbit.formats.registry import Footprint
@@ -156,7 +157,7 @@ def _kernels(builder: Builder) -> list[str]:
         uses.add("packed")
     layered = bool(uses & {"dense", "depthwise"})
     found += [kernel("intrinsics", uses)]
-    found += [kernel(each, uses) for each in ("scaled", "packed") if each in uses]
+    found += [kernel(each, uses) for each in ("scaled", "packed", "root") if each in uses]
     if layered:
         found += [_sizes(builder), kernel("layer", uses)]
         widths = sorted({int(use[7:]) for use in uses if use.startswith("weights")})
@@ -290,12 +291,12 @@ def _dequantize(graph: Graph, port: Port, name: str) -> list[str]:
     if isinstance(node.type, TensorType):
         zero, scale = node.type.zero_point, float_constant(node.type.scale)
         return [f"{head}{loop}(float)(codes[i] - ({zero})) * {scale};\n}}"]
-    assert isinstance(node, Layer)
     shape = node.shape_of()
-    scales = list(map(float_constant, node.output_scale(*graph.input_types(node)).reshape(-1).tolist()))
+    scales = list(map(float_constant, accumulator_scales(graph, node)))
     if len(scales) == 1:
         return [f"{head}{loop}(float)codes[i] * {scales[0]};\n}}"]
     table = f"static const float scales{port.number}[{len(scales)}] = {{\n{numbers(scales, per_line=6)}\n}};"
+    assert isinstance(node, Layer)
     axis = node.channel_axis - 1 if node.channel_axis > 0 else len(shape) - 1
     apart = math.prod(shape[axis + 1 :])
     channel = f"i / {apart} % {shape[axis]}" if apart > 1 else f"i % {shape[axis]}"

@@ -18,7 +18,7 @@ from lowbit.integer.roundings import Rounding
 COUNT_MAX = 1 << 20
 """Elements of a block: instance-norm of a picture of 1024×1024."""
 _ROOT_BITS = 62
-_FRACTION = 20  # bits of the normalized value behind the point, in fixed point
+FRACTION = 20  # bits of the normalized value behind the point, in fixed point
 _LARGEST = 2.0**29  # of γ / s_y and β / s_y
 _BLOCK_ELEMENTS = 1 << 20
 
@@ -160,7 +160,7 @@ class Normalize(Node):
         half, extra = self.root_shift(x)
         root = integer_root((variance << (2 * half)) + extra).clamp_(min=1)
         d = self.count * n - first
-        q = d.sign() * ((2 * (d.abs() << (half + _FRACTION)) + root) // (2 * root))
+        q = d.sign() * ((2 * (d.abs() << (half + FRACTION)) + root) // (2 * root))
         m, b, k = self.fixed_factors()
         v = q.reshape(len(codes), *self.shape_of()) * m + b
         return to_codes(shift_half_away(v, torch.tensor(k, device="cpu")), self.codes_of())
@@ -176,7 +176,7 @@ class Normalize(Node):
         """(m, b, k); int64."""
         scale, wide = self.codes_of().scale, torch.float64
         one, none = torch.ones((), dtype=wide, device="cpu"), torch.zeros((), dtype=wide, device="cpu")
-        gain = (one if self.gain is None else self.gain.to(wide)) / scale * 2.0**-_FRACTION
+        gain = (one if self.gain is None else self.gain.to(wide)) / scale * 2.0**-FRACTION
         shift = (none if self.shift is None else self.shift.to(wide)) / scale
         k = 62
         for value, spare in ((gain.abs().max(), 0), (shift.abs().max(), 30)):
