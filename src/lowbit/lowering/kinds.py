@@ -194,6 +194,16 @@ MATMUL = Kind(
     computes=True,
     lack=_lack_of_two_tensors,
 )
+SOFTMAX = Kind(
+    "softmax", functions=(F.softmax, torch.softmax), methods=("softmax",), modules=(nn.Softmax,), computes=True
+)
+NORMALIZE = Kind(
+    "normalize",
+    functions=(F.layer_norm, F.group_norm, F.rms_norm, F.instance_norm, F.normalize),
+    modules=(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    computes=True,
+    parameters=("weight", "bias", "running_mean", "running_var"),
+)
 REDUCE = Kind("sum", functions=(torch.sum,), methods=("sum",), computes=True)
 EXTREMUM = Kind("minimum", functions=(torch.amin,), methods=("amin",), moves_codes=True)
 AVERAGE = Kind(
@@ -292,7 +302,7 @@ SHAPE = Kind(  # makes no tensor
 )
 
 KINDS = (
-    INPUT, OUTPUT, QUANTIZER, LAYER, FUNCTION, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, MATMUL, REDUCE, EXTREMUM,
+    INPUT, OUTPUT, QUANTIZER, LAYER, FUNCTION, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, MATMUL, SOFTMAX, NORMALIZE, REDUCE, EXTREMUM,
     AVERAGE, CONCATENATE, STACK, MAX_POOL, UPSAMPLE, LINEAR_RESIZE,
     SPLIT, UNBIND, SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE,
      TRANSPOSE, RESHAPE, UNCHANGED, CONSTANT, SHAPE,

@@ -41,7 +41,7 @@ from lowbit.lowering.codes import type_of
 from lowbit.lowering.constants import constant
 from lowbit.lowering.kinds import kinds_of
 from lowbit.lowering.trained import Places, in_order, trained_runner
-from lowbit.quantizer.module import Quantizer
+from lowbit.quantizer.module import Quantizer, as_quantizer
 
 _ELEMENTS_AT_ONCE = 1 << 26
 """Of all tensors of the samples that are looked at together."""
@@ -189,8 +189,9 @@ class _ExactNetwork:
             if isinstance(module, QuantizedFunction):
                 _replace_forward(module.parameter_quantizer, lambda _: self._weights[self._place[0]])
                 _replace_forward(module.input_quantizer, self._quantized)
-        for module in self.model.get_submodule("streams").children():
-            _replace_forward(module, self._quantized)
+        for name, module in self.model.get_submodule("streams").named_children():
+            own = as_quantizer(model.get_submodule(f"streams.{name}"))
+            _replace_forward(module, lambda x, own=own: self._quantized(x, own))
 
     @staticmethod
     def _in_float32(quantizer: Quantizer) -> None:
@@ -198,8 +199,10 @@ class _ExactNetwork:
         step_for = quantizer.step_for
         object.__setattr__(quantizer, "step_for", lambda x: step_for(x.float()))
 
-    def _quantized(self, x: Tensor) -> Tensor:
+    def _quantized(self, x: Tensor, own: Quantizer | None = None) -> Tensor:
         self._met.setdefault(self._place, x)
+        if self._place not in self._given and own is not None:  # of a constant that is part of another one in the graph
+            return own(x.to(own.raw_step)).to(x)
         return self._given[self._place]
 
     def __call__(self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from lowbit.integer.graph import Node, TensorType
-from lowbit.integer.ops import Extremum, MatMul, Reduce
+from lowbit.integer.ops import Extremum, MatMul, Normalize, Reduce, Softmax, Transpose
+from lowbit.integer.ops.softmax import exponentials
 from lowbit.lowering import kinds as k
 from lowbit.lowering.handlers.alignment import aligned
 from lowbit.lowering.handlers.moves import reshape_to
-from lowbit.lowering.values import Computation, Move
+from lowbit.lowering.values import Codes, Computation, Move
 
 if TYPE_CHECKING:
     from lowbit.lowering.convert import Converter
@@ -67,4 +72,90 @@ def _in_shape(converter: Converter, node: fx.Node, value: Computation) -> Any:
     return value
 
 
-HANDLERS = {k.MATMUL: matmul, k.REDUCE: reduce, k.EXTREMUM: extremum}
+def softmax(converter: Converter, node: fx.Node) -> Computation:
+    """Softmax over one dimension."""
+    source = converter.input_of(node)
+    x, (axis,) = converter.codes_at(source, node), converter.options(node, "dim")
+    if axis is None:
+        raise converter.refusal(node, " leaves its dimension open; give it one")
+    place, length = converter.place(axis, source, node), converter.shapes[source][axis]
+    table = exponentials(x.type, length)
+    return Computation(node.name, lambda n, y: Softmax(name=n, inputs=(x.name,), type=y, axis=place, table=table))
+
+
+def normalize(converter: Converter, node: fx.Node) -> Any:
+    """Layer-norm, RMS-norm, group-norm, instance-norm and L2 normalization."""
+    source, given = converter.input_of(node), converter.arguments(node)
+    x, shape = converter.codes_at(source, node), converter.shapes[source]
+    if "normalized_shape" in given:
+        return _normalized_last(converter, node, x, len(given["normalized_shape"]))
+    if "p" in given:
+        return _l2_normalized(converter, node, x)
+    converter.check_batch_first(node)
+    if given.get("track_running_stats") or given.get("running_mean") is not None:
+        raise converter.refusal(node, " keeps running statistics, which has no integer form; leave them out")
+    groups = given.get("num_groups", shape[1])
+    count = math.prod(shape[1:]) // groups
+    per_channel = (shape[1], *(1 for _ in shape[2:]))
+    gain, shift = (None if each is None else each.reshape(per_channel) for each in _affine(converter, node))
+    return _normalized(node, x, count, True, given["eps"], gain, shift)
+
+
+def _normalized_last(converter: Converter, node: fx.Node, x: Codes, rank: int) -> Computation:
+    """Layer-norm and RMS-norm, over the last dimensions."""
+    source, given = converter.input_of(node), converter.arguments(node)
+    shape, layout = converter.shapes[source], converter.layout(source)
+    if layout.axis is not None and layout.axis >= len(shape) - rank:
+        raise converter.refusal(node, " works along the dimension of the batch, which has no integer form")
+    rms = node.target is F.rms_norm or isinstance(converter.modules.get(str(node.target)), nn.RMSNorm)
+    eps = torch.finfo(torch.float32).eps if given["eps"] is None else given["eps"]
+    gain, shift = _affine(converter, node)
+    return _normalized(node, x, math.prod(shape[len(shape) - rank :]), not rms, eps, gain, shift)
+
+
+def _l2_normalized(converter: Converter, node: fx.Node, x: Codes) -> Any:
+    """x / ‖x‖ along one dimension, which stands last while it is done."""
+    source, (p, axis, eps) = converter.input_of(node), converter.options(node, "p", "dim", "eps")
+    if p != 2 or isinstance(axis, (tuple, list)):
+        raise converter.refusal(node, ": only the L2 norm along one dimension has an integer form")
+    place, rank = converter.place(axis, source, node), len(converter.sample(source))
+    count = converter.shapes[source][axis]
+    order = (*(each for each in range(1, rank + 1) if each != place), place)
+    back = tuple(order.index(each) + 1 for each in range(1, rank + 1))
+    gain = torch.full((1,), count**-0.5, dtype=torch.float32, device="cpu")
+    # F.normalize divides by max(‖x‖, eps): but for lengths near eps the same as adding eps² to the square.
+    value = _normalized(node, x, count, False, max(eps * eps / count, 2.0**-80), gain, None)
+    if order == back == tuple(range(1, rank + 1)):
+        return value
+    x = converter.moved(x, [Move(f"{node.name}_last", lambda n, x: Transpose(name=n, inputs=(x,), order=order))])
+    value = _normalized(node, x, count, False, max(eps * eps / count, 2.0**-80), gain, None)
+    return replace(value, moves=(Move(f"{node.name}_back", lambda n, x: Transpose(name=n, inputs=(x,), order=back)),))
+
+
+def _affine(converter: Converter, node: fx.Node) -> tuple[Tensor | None, Tensor | None]:
+    """γ and β of a normalization: its module's, or what forward gives the function."""
+    if node.op == "call_module":
+        module = converter.modules[str(node.target)]
+        found = (getattr(module, name, None) for name in ("weight", "bias"))
+        gain, shift = (each.detach().cpu() if isinstance(each, Tensor) else None for each in found)
+        return gain, shift
+    given = converter.arguments(node)
+    gain, shift = (
+        None if given.get(name) is None else converter.parameter(given[name], node).detach()
+        for name in ("weight", "bias")
+    )
+    return gain, shift
+
+
+def _normalized(
+    node: fx.Node, x: Codes, count: int, centered: bool, eps: float, gain: Tensor | None, shift: Tensor | None
+) -> Computation:
+    return Computation(
+        node.name,
+        lambda n, y: Normalize(
+            name=n, inputs=(x.name,), type=y, count=count, centered=centered, eps=float(eps), gain=gain, shift=shift
+        ),
+    )
+
+
+HANDLERS = {k.SOFTMAX: softmax, k.NORMALIZE: normalize, k.MATMUL: matmul, k.REDUCE: reduce, k.EXTREMUM: extremum}
