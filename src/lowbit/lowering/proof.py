@@ -101,9 +101,13 @@ class Proof:
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """The codes that operations take, and the exact value of each tensor that is put on a grid, by name."""
         codes = self.trained(inputs).codes
-        if scrambled:
-            codes = _random_codes(codes, self._exact.grids, self.graph)
-        return codes, self._exact(inputs, codes)
+        if not scrambled:
+            return codes, self._exact(inputs, codes)
+        codes = _random_codes(codes, self._exact.grids, self.graph)
+        # Random codes of a tensor and of a part of it say nothing of each other.
+        nodes = self.graph.nodes
+        moved = {node.name for node in nodes if node.moves_codes and any(name in codes for name in node.inputs)}
+        return codes, {name: x for name, x in self._exact(inputs, codes).items() if name not in moved}
 
     def _compare_nodes(
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], exact: Mapping[str, Tensor]

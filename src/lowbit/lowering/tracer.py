@@ -299,7 +299,7 @@ class _Known(fx.Proxy):
     def __len__(self) -> int:
         if isinstance(self._value, (tuple, list)):
             return len(self._value)
-        return _certain(self.size(0), "the length of a tensor along its batch")
+        return _certain(self.size(0), "a length, by len(), where x.shape[0] would do,")
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[place] for place in range(len(self))])

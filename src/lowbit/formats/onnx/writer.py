@@ -134,7 +134,7 @@ def _linear(builder: Builder, node: Linear) -> None:
     if flat not in builder.reshaped:
         builder.reshape(source, known_shape(x)[-1:], flat)
         builder.reshaped.add(flat)
-    made = replace(node, name=f"{node.name}:flat")
+    made = replace(node, name=f"{node.name}:rows")
     _write_layer(builder, made, x, "Gemm", {"transB": 1}, flat)
     builder.reshape(made.name, shape, node.name)
 
