@@ -47,7 +47,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from tests.format_graphs import two_inputs_and_two_outputs, upsampling
+from tests.format_graphs import transformer, two_inputs_and_two_outputs, upsampling
 from tests.integer_graphs import GraphBuilder, every_operation, resnet_like
 from torch import Tensor
 
@@ -63,16 +63,24 @@ from lowbit.integer.ops import (
     AveragePool,
     Concatenate,
     Convolution,
+    Expand,
     GlobalAveragePool,
+    MatMul,
     MaxPool,
     Multiply,
+    Normalize,
+    Pad,
     PadChannels,
     Quantize,
+    Reduce,
     Requantize,
     Reshape,
+    Softmax,
     Subtract,
+    Transpose,
     Upsample,
 )
+from lowbit.integer.ops.softmax import exponentials
 from lowbit.integer.run import run
 
 NETWORKS: tuple[Callable[[], GraphBuilder], ...] = (
@@ -80,6 +88,7 @@ NETWORKS: tuple[Callable[[], GraphBuilder], ...] = (
     lambda: every_operation(1, 4),
     two_inputs_and_two_outputs,
     lambda: upsampling((2, 3)),
+    transformer,
 )
 FORMATS = ("lowbit", "json")
 KINDS = ("flip", "flips", "header", "truncated", "signed", "numbers", "sizes")
@@ -226,7 +235,10 @@ def _sized(chooser: random.Random) -> Graph:
             lambda: Convolution(**fields, weight=weight, dilation=dilation, **around),
             lambda: Upsample(**fields, factors=tuple(size(12) for _ in kernel)),
             lambda: PadChannels(**fields, before=size(20), after=size(20)),
-            lambda: Concatenate(**fields | {"inputs": ("in",) * size(11)}),
+            lambda: Concatenate(**fields | {"inputs": ("in",) * size(11)}, axis=chooser.randint(1, rank + 1)),
+            lambda: Pad(**fields, padding=tuple((size(16), size(16)) for _ in range(rank + 1))),
+            lambda: Expand(**fields, shape=tuple(size(12) for _ in range(rank + 1))),
+            lambda: Transpose(**fields, order=tuple(chooser.sample(range(1, rank + 2), rank + 1))),
         ]
     )()
     fields |= {"name": "after", "inputs": ("big",)}
@@ -237,6 +249,10 @@ def _sized(chooser: random.Random) -> Graph:
             lambda: Subtract(**fields | {"inputs": ("big", "big")}),
             lambda: Requantize(**fields | {"type": replace(y, scale=0.25)}),
             lambda: GlobalAveragePool(**fields),
+            lambda: MatMul(**fields | {"inputs": ("big", "in" if chooser.random() < 0.5 else "big")}),
+            lambda: Normalize(**fields, count=size(20), centered=chooser.random() < 0.5, eps=1e-5),
+            lambda: Softmax(**fields, axis=chooser.randint(1, rank + 1), table=exponentials(y, size(20))),
+            lambda: Reduce(**fields, axes=(chooser.randint(1, rank + 1),), keepdim=True, function="mean"),
             lambda: Reshape(**fields, shape=(-1,)),
         ]
     )()

@@ -268,6 +268,42 @@ def indices(b: GraphBuilder, batch: int = 3) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
+def transformer(seed: int = 0) -> GraphBuilder:
+    """A block of attention with a class token, and group-norm, sums and extrema behind it: one of each of a transformer's operations."""
+    b = GraphBuilder((6, 8), seed)
+    wide, byte = TensorType(f32(0.03), 128, 8, False), TensorType(f32(1 / 255), 0, 8, False)
+    token = b.append(Constant, type=wide, codes=_codes(b, wide, (1, 8)))
+    x = b.append(Concatenate, token, b.append(Quantize, "image", type=wide), axis=1)
+    gain, shift = torch.rand(8, generator=b.random) + 0.5, torch.randn(8, generator=b.random)
+    norm = b.append(Normalize, x, type=wide, count=8, centered=True, eps=1e-6, gain=gain, shift=shift)
+    qkv = b.append(
+        Linear, norm, type=wide, weight=b.weight((24, 8), 4, per_channel=True), bias=b.codes(-90, 90, 24).int()
+    )
+    heads = b.append(Transpose, b.append(Reshape, qkv, shape=(7, 3, 2, 4)), order=(2, 3, 1, 4))
+    q, k, v = (
+        b.append(Reshape, b.append(Slice, heads, axis=1, start=i, stop=i + 1), shape=(2, 7, 4)) for i in range(3)
+    )
+    scores = b.append(MatMul, q, b.append(Transpose, k, order=(1, 3, 2)), type=wide)
+    mask = b.append(Constant, type=wide, codes=_codes(b, wide, (7, 7)))
+    scores = b.append(
+        Add, scores, b.append(Expand, b.append(Reshape, mask, shape=(1, 7, 7)), shape=(2, 7, 7)), type=wide
+    )
+    shares = b.append(Softmax, scores, type=byte, axis=3, table=exponentials(wide, 7))
+    y = b.append(Transpose, b.append(MatMul, shares, v, type=wide), order=(2, 1, 3))
+    y = b.append(
+        Add,
+        x,
+        b.append(IndexSelect, b.append(Reshape, y, shape=(7, 8)), axis=1, places=(6, 0, 1, 2, 3, 4, 5)),
+        type=wide,
+    )
+    y = b.append(Normalize, b.append(Pad, y, padding=((1, 0), (0, 0))), type=wide, count=16, centered=False, eps=1e-5)
+    b.outputs = (
+        b.append(Reduce, y, type=wide, axes=(1,), keepdim=False, function="mean"),
+        b.append(Extremum, y, axes=(1, 2), keepdim=True, function="maximum"),
+    )
+    return b
+
+
 @st.composite
 def normalizations(draw, ranks: tuple[int, ...] = (1, 2, 3)) -> GraphBuilder:
     """Layer-, RMS-, group- and instance-norms of any grid, with and without γ and β, whose blocks are short, long, or prime."""

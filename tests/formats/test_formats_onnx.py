@@ -28,6 +28,7 @@ from tests.format_graphs import (
     sentences,
     softmaxes,
     tables_per_channel,
+    transformer,
     two_inputs_and_two_outputs,
     upsampling,
 )
@@ -175,6 +176,11 @@ def test_indices(path):
     plain.write(network.graph, path)
     report = compare(network, path, [indices(b)])
     assert report.ok and len(report.rows) == len(b.nodes), report.text()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_transformers(path, seed):
+    check(transformer(seed), path, batch=4)
 
 
 def test_two_inputs_and_two_outputs(path):

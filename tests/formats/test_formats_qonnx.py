@@ -28,6 +28,7 @@ from tests.format_graphs import (
     sentences,
     softmaxes,
     tables_per_channel,
+    transformer,
     two_inputs_and_two_outputs,
     upsampling,
 )
@@ -133,6 +134,11 @@ def test_resampling_picking_and_tables_per_channel_equal_the_reference(make, spa
 def test_indices(tmp_path):
     b = sentences()
     assert lowbit.export(IntegerNetwork(b.graph()), tmp_path / "words.onnx", "qonnx", batches=[indices(b)]).ok
+
+
+def test_transformers(tmp_path):
+    b = transformer()
+    assert lowbit.export(IntegerNetwork(b.graph()), tmp_path / "network.onnx", "qonnx", batches=[b.input(4)]).ok
 
 
 def test_two_inputs_and_two_outputs(tmp_path):

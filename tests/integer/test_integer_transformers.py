@@ -21,7 +21,7 @@ from lowbit.errors import LowbitError
 from lowbit.formats import json as json_format
 from lowbit.integer import file
 from lowbit.integer.graph import Graph, Node, TensorType
-from lowbit.integer.ops import Normalize, Quantize, Softmax
+from lowbit.integer.ops import MatMul, Normalize, Quantize, Softmax, Transpose
 from lowbit.integer.ops.normalize import integer_root
 from lowbit.integer.ops.softmax import exponentials
 from lowbit.integer.run import run
@@ -229,17 +229,23 @@ def test_files(tmp_path_factory, b):
 
 
 @pytest.mark.parametrize("rounding", ["float", "fixed"])
-def test_samples_are_computed_apart(rounding, monkeypatch):
-    """In blocks of one sample, the same."""
-    table = exponentials(X, 12)
+@pytest.mark.parametrize("budget", [7, 40, 130])
+def test_parts_of_samples_are_computed_apart(rounding, budget, monkeypatch):
+    """In blocks of one sample, or of a few rows of one, the same."""
+    norm = {"inputs": ("a",), "type": replace(X, scale=0.03125), "centered": True, "eps": 1e-5}
     nodes: list[Node] = [
-        Normalize(name="n", inputs=("a",), type=replace(X, scale=0.03125), count=12, centered=True, eps=1e-5, gain=G),
-        Softmax(name="s", inputs=("n",), type=TensorType(1 / 256, 0, 8, False), axis=2, table=table),
+        Normalize(name="rows", count=12, gain=G, shift=parameters(6, 1, 1), **norm),
+        Normalize(name="groups", count=2 * 36, gain=parameters(6, 1, 1), shift=parameters(6, 3, 12), **norm),
+        Normalize(name="odd", count=54, **norm),
+        Normalize(name="whole", count=216, **norm),
+        Softmax(name="s", inputs=("rows",), type=TensorType(1 / 256, 0, 8, False), axis=2, table=exponentials(X, 3)),
+        Transpose(name="t", inputs=("a",), order=(1, 3, 2)),
+        MatMul(name="p", inputs=("a", "t"), type=X),
     ]
-    graph = quantized({"a": X}, {"a": (3, 12)}, *nodes)
+    graph = quantized({"a": X}, {"a": (6, 3, 12)}, *nodes)
     expected = all_values(graph, 5, rounding)
-    for module in ("normalize", "softmax"):
-        monkeypatch.setattr(f"lowbit.integer.ops.{module}._BLOCK_ELEMENTS", 40)
+    for module in ("normalize", "softmax", "matmul"):
+        monkeypatch.setattr(f"lowbit.integer.ops.{module}._BLOCK_ELEMENTS", budget)
     assert all(torch.equal(value, expected[name]) for name, value in all_values(graph, 5, rounding).items())
 
 

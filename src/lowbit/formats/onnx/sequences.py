@@ -130,8 +130,9 @@ def normalized(builder: Builder, node: Normalize, n: str, multiples: str, x: Ten
         p = builder.reshape(p, node.shape_of(), f"{name}:whole")
     if node.gain is not None:
         p = add("Mul", "with_gain", p, builder.constant(f"{name}:gain", node.gain.numpy()))
-    if node.shift is not None:
-        p = add("Add", "with_shift", p, builder.constant(f"{name}:shift", node.steps_of_shift().numpy()))
+    shift = node.steps_of_shift()
+    if shift is not None:
+        p = add("Add", "with_shift", p, builder.constant(f"{name}:shift", shift.numpy()))
     return p
 
 

@@ -50,18 +50,23 @@ class MatMul(Node):
         return [product_multiplier(inputs[0], inputs[1], self.type)]
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
-        dtype, (multiplier,) = exact_dtype(self.accumulator_bound(types)), self.multipliers(types)
+        """Block by block: several samples, or some rows of the matrices of one."""
         a, b = aligned(inputs)
-        samples = max(1, _BLOCK_ELEMENTS // math.prod(self.shape_of()))
+        *leading, height, width = self.shape_of()
+        row = math.prod(leading) * width
+        samples, rows = max(1, _BLOCK_ELEMENTS // (row * height)), max(1, _BLOCK_ELEMENTS // row)
         parts = []
-        for first in range(0, len(a), samples):
-            x, w = (each[first : first + samples].to(dtype) - kind.zero_point for each, kind in zip((a, b), types))
-            n = (x @ w).to(torch.int32)
-            if isinstance(self.type, FloatType):
-                parts.append(n.to(torch.float32) * multiplier.single)
-            else:
-                parts.append(rounding.requantize(n, multiplier, self.codes_of()))
-        return torch.cat(parts)
+        for x, w in zip(a.split(samples), b.split(samples)):
+            found = [self._product(each, w, types, rounding) for each in x.split(rows, -2)]
+            parts.append(found[0] if len(found) == 1 else torch.cat(found, -2))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _product(self, a: Tensor, b: Tensor, types: Sequence[TensorType], rounding: Rounding) -> Tensor:
+        dtype, (multiplier,) = exact_dtype(self.accumulator_bound(types)), self.multipliers(types)
+        n = ((a.to(dtype) - types[0].zero_point) @ (b.to(dtype) - types[1].zero_point)).to(torch.int32)
+        if isinstance(self.type, FloatType):
+            return n.to(torch.float32) * multiplier.single
+        return rounding.requantize(n, multiplier, self.codes_of())
 
     def work(self, inputs: Sequence[TensorType]) -> Work:
         return Work(macs=math.prod(self.shape_of()) * known_shape(inputs[0])[-1])

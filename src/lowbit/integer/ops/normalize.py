@@ -125,9 +125,22 @@ class Normalize(Node):
         return rounded + 4 * FLOAT32_UNIT * self.count * reach(x) * self.factor_max(x) * gain
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
-        samples = max(1, _BLOCK_ELEMENTS // math.prod(self.shape_of()))
-        of = self._in_floats if rounding.name == "float" else self._in_integers
-        return torch.cat([of(part, types[0]) for part in inputs[0].split(samples)])
+        """Block by block: several samples, or whole blocks of one along its first dimension."""
+        (x,), (kind,), shape = inputs, types, self.shape_of()
+        floats, first = rounding.name == "float", math.prod(shape[1:])
+        factor, term, k = (self.gain, self.steps_of_shift(), 0) if floats else self.fixed_factors()
+        samples, least = max(1, _BLOCK_ELEMENTS // math.prod(shape)), self.count // math.gcd(self.count, first)
+        length = least * max(1, _BLOCK_ELEMENTS // (first * least))
+        parts = []
+        for start in range(0, shape[0], length):
+            stop = min(start + length, shape[0])
+            by, plus = (_narrowed(each, len(shape), start, stop) for each in (factor, term))
+            codes = x[:, start:stop].split(samples)
+            found = [
+                self._in_floats(c, kind, by, plus) if floats else self._in_integers(c, kind, by, plus, k) for c in codes
+            ]
+            parts.append(torch.cat(found))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _sums(self, codes: Tensor, x: TensorType) -> tuple[Tensor, Tensor, Tensor]:
         """(n, S1, V) in int64, (…, blocks, C) and (…, blocks, 1)."""
@@ -135,7 +148,7 @@ class Normalize(Node):
         first = n.sum(-1, keepdim=True) if self.centered else torch.zeros_like(n[..., :1])
         return n, first, self.count * (n * n).sum(-1, keepdim=True) - first * first
 
-    def _in_floats(self, codes: Tensor, x: TensorType) -> Tensor:
+    def _in_floats(self, codes: Tensor, x: TensorType, gain: Tensor | None, shift: Tensor | None) -> Tensor:
         n, first, variance = self._sums(codes, x)
         y, single = self.codes_of(), torch.float32
         root = (variance.to(torch.float64) + self.extra(x)).sqrt() * y.scale
@@ -143,26 +156,23 @@ class Normalize(Node):
             d, factor = (self.count * n).to(single) - first.to(single), (1 / root).to(single)
         else:
             d, factor = n.to(single), (self.count / root).to(single)
-        p = (d * factor).reshape(len(codes), *self.shape_of())
-        if self.gain is not None:
-            p = p * self.gain
-        if self.shift is not None:
-            p = p + self.steps_of_shift()
+        p = (d * factor).reshape(codes.shape)
+        p = p if gain is None else p * gain
+        p = p if shift is None else p + shift
         return to_codes(p.round(), y)
 
-    def steps_of_shift(self) -> Tensor:
+    def steps_of_shift(self) -> Tensor | None:
         """f(β / s_y)."""
-        assert self.shift is not None
-        return self.shift / f32(self.codes_of().scale)
+        return None if self.shift is None else self.shift / f32(self.codes_of().scale)
 
-    def _in_integers(self, codes: Tensor, x: TensorType) -> Tensor:
+    def _in_integers(self, codes: Tensor, x: TensorType, m: Tensor | None, b: Tensor | None, k: int) -> Tensor:
+        assert m is not None and b is not None
         n, first, variance = self._sums(codes, x)
         half, extra = self.root_shift(x)
         root = integer_root((variance << (2 * half)) + extra).clamp_(min=1)
         d = self.count * n - first
         q = d.sign() * ((2 * (d.abs() << (half + FRACTION)) + root) // (2 * root))
-        m, b, k = self.fixed_factors()
-        v = q.reshape(len(codes), *self.shape_of()) * m + b
+        v = q.reshape(codes.shape) * m + b
         return to_codes(shift_half_away(v, torch.tensor(k, device="cpu")), self.codes_of())
 
     def root_shift(self, x: TensorType) -> tuple[int, int]:
@@ -184,6 +194,12 @@ class Normalize(Node):
                 k = min(k, int(mantissa_and_shift(value)[1]) + spare)
         m, b = (torch.round(value * 2.0**k).to(torch.int64) for value in (gain, shift))
         return m, b, k
+
+
+def _narrowed(value: Tensor | None, rank: int, start: int, stop: int) -> Tensor | None:
+    """The part of γ or β that belongs to a part of a sample's first dimension."""
+    whole = value is None or value.ndim < rank or value.shape[0] == 1
+    return value if whole or value is None else value[start:stop]
 
 
 def integer_root(w: Tensor) -> Tensor:

@@ -81,8 +81,10 @@ class Softmax(Node):
         return length / (2 * int(self.entries()[0]) * scale) + ROUNDINGS * FLOAT32_UNIT / scale
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
-        samples = max(1, _BLOCK_ELEMENTS // math.prod(self.shape_of()))
-        return torch.cat([self._of(part, rounding) for part in inputs[0].split(samples)])
+        (x,) = inputs
+        axis = max((axis for axis in range(x.ndim) if axis != self.axis), key=lambda axis: x.shape[axis])
+        length = max(1, x.shape[axis] * _BLOCK_ELEMENTS // x.numel())
+        return torch.cat([self._of(part, rounding) for part in x.split(length, axis)], axis)
 
     def _of(self, x: Tensor, rounding: Rounding) -> Tensor:
         y, steps = self.codes_of(), x.to(torch.int32)
