@@ -318,7 +318,9 @@ def test_heads_that_training_alone_runs_are_initialized_too():
     model.body.training = False  # as the user has it
     prepared = lowbit.prepare(model)
     before = copy.deepcopy(prepared.state_dict())
-    with pytest.warns(UserWarning, match="the input of layer 'aux.1' and 1 more is reached in training alone") as said:
+    with pytest.warns(
+        UserWarning, match="training alone reaches the input of layer 'aux.1' and 1 more: initialized"
+    ) as said:
         lowbit.calibrate(prepared, [x, 2 * x])
     assert len(said) == 1 and said[0].filename == __file__
     assert prepared.training and prepared.aux[0].training and not prepared.body.training

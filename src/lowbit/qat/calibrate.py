@@ -116,8 +116,8 @@ def _observe(
         )
     if unreached:
         warnings.warn(
-            f"{_some(unreached)} is reached in training alone, and initialized by a second pass over the batches: in training mode, but "
-            "for batch-norm and dropout",
+            f"training alone reaches {_some(unreached)}: initialized by a second pass over the batches, in training mode but for "
+            "batch-norm and dropout",
             stacklevel=3,
         )
     return observers
