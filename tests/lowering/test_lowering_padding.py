@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import lowbit
-from lowbit.integer.ops import IndexSelect
+from lowbit import LowbitError
+from lowbit._torchvision import import_torchvision
+from lowbit.integer.ops import IndexSelect, MaxPool
 from tests.lowering.networks import Forward, agreement, finish, images, start, trained
 
 X = images(4, 3, 6, 5)
@@ -45,6 +49,40 @@ def test_padding_layers(layer, tmp_path):
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_padding_functions(mode, tmp_path):
     checked(Forward(lambda self, x: finish(self, F.pad(start(self, x), (2, 1, 0, 1), mode))), X, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: F.max_pool2d(F.pad(x, (0, 1, 1, 2), value=-math.inf), 3, 2),
+        lambda self, x: self.pool(F.pad(x, (1, 1), "constant", -math.inf)),
+        lambda self, x: F.max_pool2d(F.pad(x, (0, 1), value=-math.inf), 2, 2, ceil_mode=True),
+    ],
+)
+def test_padding_that_no_maximum_takes(function, tmp_path):
+    """As TensorFlow's "SAME" maximum pools have it: the pool pads in its place."""
+    model = Forward(lambda self, x: finish(self, function(self, self.norm(self.first(x)))), pool=nn.MaxPool2d(2, 1))
+    prepared = trained(model, X)
+    network = lowbit.to_integer(prepared, X)
+    assert agreement(prepared, X)[1] <= 2
+    assert lowbit.export(network, tmp_path / "network.onnx").differ == 0
+    assert sum(isinstance(node, MaxPool) for node in network.graph.nodes) == 1
+
+
+@pytest.mark.parametrize("behind", [lambda x: x.relu(), lambda x: x.amax((2, 3), keepdim=True)])
+def test_padding_by_infinity_elsewhere_is_refused(behind):
+    model = Forward(lambda self, x: finish(self, behind(F.pad(start(self, x), (1, 1), value=-math.inf))))
+    with pytest.raises(LowbitError, match=r"pad in .*: padding by −∞ has one only right before a maximum pool"):
+        lowbit.prepare(model, integer_only=True)
+
+
+def test_timms_maximum_pool_with_same_padding(tmp_path):
+    import_torchvision()
+    layer = pytest.importorskip("timm.layers.pool2d_same").MaxPool2dSame(3, 2)
+    prepared = trained(Forward(lambda self, x: finish(self, self.pool(start(self, x))), pool=layer), X)
+    network = lowbit.to_integer(prepared, X)
+    assert agreement(prepared, X)[1] <= 2
+    assert lowbit.export(network, tmp_path / "network.onnx").differ == 0
 
 
 def test_one_dimension(tmp_path):

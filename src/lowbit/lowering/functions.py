@@ -7,12 +7,14 @@ are given.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+from lowbit.lowering.calls import Modules, arguments
 
 _NAMES = (
     "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh ceil celu cos cosh deg2rad div "
@@ -48,7 +50,10 @@ LIBRARY_MODULES = (
 )  # fmt: skip
 
 
-def function_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[[Tensor], Tensor]:
+_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+
+
+def function_of(node: fx.Node, modules: Modules) -> Callable[[Tensor], Tensor]:
     """What a call computes of the one tensor that it takes, as a function of it; in place it changes only a copy."""
     if node.op == "call_module":
         module = modules[str(node.target)]
@@ -60,3 +65,25 @@ def function_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[[Te
         return target(*args, **kwargs)
 
     return function
+
+
+def clamp_range(node: fx.Node, modules: Modules) -> tuple[float, float]:
+    """(lowest, highest) value that a clamping operation lets through."""
+    infinity = float("inf")
+    low, high = bounds_of(node, modules)
+    return -infinity if low is None else float(low), infinity if high is None else float(high)
+
+
+def bounds_of(node: fx.Node, modules: Modules) -> tuple[Any, Any]:
+    """The bounds of a clamping operation as they are given; None for no bound."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0, None)  # ReLU6 is a Hardtanh
+    if node.target in _RELUS:
+        return 0, None
+    if node.target is F.relu6:
+        return 0, 6
+    given = arguments(node, modules)
+    if node.target in (F.hardtanh, F.hardtanh_):
+        return given["min_val"], given["max_val"]
+    return given.get("min"), given.get("max")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -20,7 +19,7 @@ from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.calls import Modules, arguments, nodes_in
 from lowbit.lowering.folding import IntegerNorm
-from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES
+from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES, bounds_of
 from lowbit.lowering.sizes import SizeCheck
 from lowbit.quantizer.module import Quantizer
 
@@ -66,7 +65,7 @@ def _lack_of_norm(node: fx.Node, modules: Modules) -> str | None:
 
 
 def _lack_of_clamp(node: fx.Node, modules: Modules) -> str | None:
-    if node.op != "call_module" and any(bound in node.all_input_nodes for bound in _bounds(node, modules)):
+    if node.op != "call_module" and any(bound in node.all_input_nodes for bound in bounds_of(node, modules)):
         return "a bound per element has none; numbers have"
     return None
 
@@ -99,8 +98,16 @@ def _adds_nothing(node: fx.Node, number: float) -> bool:
 
 
 def _padding(node: fx.Node, modules: Modules) -> Kind | None:
-    """Padding by what is there repeats positions."""
-    return REPEATED_PAD if arguments(node, modules).get("mode", "constant") != "constant" else None
+    """Padding by what is there repeats positions; by what no maximum takes it belongs to the pool behind it."""
+    given = arguments(node, modules)
+    if given.get("mode", "constant") != "constant":
+        return REPEATED_PAD
+    return LOWEST_PAD if given.get("value") == -float("inf") else None
+
+
+def _lack_of_lowest_pad(node: fx.Node, modules: Modules) -> str | None:
+    pooled = all(user.op != "output" and is_max_pool_with_windows(user, modules) for user in node.users)
+    return None if pooled else "padding by −∞ has one only right before a maximum pool with a kernel"
 
 
 _LINEAR = ("linear", "bilinear", "trilinear")
@@ -125,8 +132,6 @@ def _resizing(node: fx.Node, modules: Modules) -> Kind | None:
 
 
 # The table.
-
-_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
 INPUT = Kind("input", computes=True)
 OUTPUT = Kind("output")
@@ -267,6 +272,7 @@ REPEATED_PAD = Kind(
     ),
     moves_codes=True,
 )  # fmt: skip
+LOWEST_PAD = Kind("lowest pad", moves_codes=True, lack=_lack_of_lowest_pad)
 CHANNEL_SHUFFLE = Kind("channel shuffle", modules=(nn.ChannelShuffle,), moves_codes=True)
 PIXEL_SHUFFLE = Kind("pixel shuffle", functions=(F.pixel_shuffle,), modules=(nn.PixelShuffle,), moves_codes=True)
 PIXEL_UNSHUFFLE = Kind(
@@ -304,7 +310,7 @@ SHAPE = Kind(  # makes no tensor
 KINDS = (
     INPUT, OUTPUT, QUANTIZER, LAYER, FUNCTION, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, MATMUL, SOFTMAX, NORMALIZE, REDUCE, EXTREMUM,
     AVERAGE, CONCATENATE, STACK, MAX_POOL, UPSAMPLE, LINEAR_RESIZE,
-    SPLIT, UNBIND, SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE,
+    SPLIT, UNBIND, SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, LOWEST_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE,
      TRANSPOSE, RESHAPE, UNCHANGED, CONSTANT, SHAPE,
 )  # fmt: skip
 
@@ -377,6 +383,14 @@ def kind_of_module(module: nn.Module) -> Kind | None:
     return next((kind for kind in KINDS if isinstance(module, kind.modules) or is_library_module(module, kind)), None)
 
 
+def is_max_pool_with_windows(node: fx.Node, modules: Modules) -> bool:
+    """Whether a call is a maximum pool with a kernel: not an adaptive one, and not of a dimension."""
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    function = node.target if callable(node.target) else None
+    kind = kind_of_module(module) if module is not None else function and _BY_FUNCTION.get(function)
+    return kind is MAX_POOL and "kernel_size" in arguments(node, modules)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether it is a batch-norm that computes what torch's does: no subclass with a forward of its own."""
     plain = type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, IntegerNorm.forward)
@@ -387,25 +401,3 @@ def is_library_module(module: nn.Module, kind: Kind) -> bool:
     """Whether timm or torchvision has it, and computes this kind with it."""
     cls = type(module)
     return cls.__name__ in kind.library_modules and cls.__module__.partition(".")[0] in _LIBRARIES
-
-
-def clamp_range(node: fx.Node, modules: Modules) -> tuple[float, float]:
-    """(lowest, highest) value that a clamping operation lets through."""
-    infinity = float("inf")
-    low, high = _bounds(node, modules)
-    return -infinity if low is None else float(low), infinity if high is None else float(high)
-
-
-def _bounds(node: fx.Node, modules: Modules) -> tuple[Any, Any]:
-    """The bounds of a clamping operation as they are given; None for no bound."""
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0, None)  # ReLU6 is a Hardtanh
-    if node.target in _RELUS:
-        return 0, None
-    if node.target is F.relu6:
-        return 0, 6
-    given = arguments(node, modules)
-    if node.target in (F.hardtanh, F.hardtanh_):
-        return given["min_val"], given["max_val"]
-    return given.get("min"), given.get("max")

@@ -14,7 +14,7 @@ from lowbit.integer.graph import FloatType, Node, TensorType
 from lowbit.integer.ops import Lookup, LookupPerChannel
 from lowbit.integer.ops.lookup import lookup_table
 from lowbit.lowering import kinds as k
-from lowbit.lowering.functions import function_of
+from lowbit.lowering.functions import clamp_range, function_of
 from lowbit.lowering.values import Codes, Computation, Concatenation, Table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Function = Callable[[Tensor], Tensor]
 def clamp(converter: Converter, node: fx.Node) -> Computation | Concatenation:
     """A clamp (ReLU, ReLU6, …): part of the computation before it, or a table behind codes."""
     value = converter.value(converter.input_of(node), node)
-    low, high = k.clamp_range(node, converter.modules)
+    low, high = clamp_range(node, converter.modules)
     if isinstance(value, Codes) or (isinstance(value, Computation) and value.table is not None):
         return _table(converter, node, value, lambda x: x.clamp(low, high))
     return value.clamped(low, high)

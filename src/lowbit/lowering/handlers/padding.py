@@ -37,6 +37,23 @@ def pad(converter: Converter, node: fx.Node) -> Any:
     return converter.moved(value, repeated(node.name, before[1:], amounts, mode))
 
 
+def lowest(converter: Converter, node: fx.Node) -> Any:
+    """F.pad with −∞: what it is given, because the maximum pool behind it pads in its place (`lowest_pads`)."""
+    return converter.value(converter.input_of(node), node)
+
+
+def lowest_pads(converter: Converter, node: fx.Node) -> list[tuple[int, int]]:
+    """(before, after) per spatial dimension that a `lowest` padding right before a node adds."""
+    source = converter.input_of(node)
+    space = len(converter.shapes[source]) - 2
+    pads = [(0, 0)] * space
+    if converter.kinds[source] is k.LOWEST_PAD:
+        (amounts,) = converter.options(source, "pad")
+        for number in range(len(amounts) // 2):
+            pads[space - 1 - number] = (amounts[2 * number], amounts[2 * number + 1])
+    return pads
+
+
 def repeated(name: str, x: Sequence[int], amounts: Sequence[int], mode: str) -> list[Move]:
     """The positions that torch puts around those of x (a sample's shape); `amounts` as F.pad takes them, the last dimension first."""
     moves = []
@@ -48,4 +65,4 @@ def repeated(name: str, x: Sequence[int], amounts: Sequence[int], mode: str) -> 
     return moves
 
 
-HANDLERS = {k.REPEATED_PAD: pad}
+HANDLERS = {k.REPEATED_PAD: pad, k.LOWEST_PAD: lowest}

@@ -12,6 +12,7 @@ from lowbit.integer.ops import AveragePool, GlobalAveragePool, MaxPool, UnevenAv
 from lowbit.lowering import kinds as k
 from lowbit.lowering.handlers.matrices import extremum, reduction
 from lowbit.lowering.handlers.moves import reshape_to
+from lowbit.lowering.handlers.padding import lowest_pads
 from lowbit.lowering.handlers.resize import picked
 from lowbit.lowering.layouts import Layout
 from lowbit.lowering.values import Codes, Computation, Move
@@ -131,6 +132,8 @@ def _max_pool(converter: Converter, node: fx.Node) -> Move:
     if converter.arguments(node)["ceil_mode"]:  # the last window may reach beyond the image: as much padding more
         reach = [(out - 1) * s + d * (size - 1) + 1 for out, size, s, d in zip(after[2:], kernel, stride, dilation)]
         pads = tuple((p, max(p, r - n - p)) for p, r, n in zip(padding, reach, before[2:]))
+    more = lowest_pads(converter, node)
+    pads = tuple((first + before, last + after) for (first, last), (before, after) in zip(pads, more))
     return _maximum(node.name, kernel, stride, pads, dilation)
 
 
