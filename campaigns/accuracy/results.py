@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 from campaigns.accuracy.cell import Cell, Given
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write
+from lowbit.files import atomic_write, sha256
 from lowbit.report import Run
 from lowbit.train import TrainConfig
 from lowbit.train.tracking import versions
@@ -79,10 +78,6 @@ def _locked(folder: Path) -> Iterator[None]:
 def weights_file(folder: Path, name: str) -> Path:
     """Where the weights of a cell lie that other cells start from."""
     return folder / "weights" / f"{name.replace('/', '-')}.safetensors"
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def line_of(cell: Cell, run: Run, *, start: Start | None, weights: Path | None) -> Line:

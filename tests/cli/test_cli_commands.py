@@ -95,7 +95,11 @@ def test_eval_of_an_integer_network(float_run: str, tmp_path: Path, monkeypatch,
     assert "does not say what its images are read as" in capsys.readouterr().err
     network.described({"images": {**network.about["images"], "image_size": 9}}).save(other)
     assert main(["eval", other, "--data", "sklearn:digits"]) == 2
-    assert "images of 1x9x9 in 10 classes, but the network takes 1x8x8 in 10" in capsys.readouterr().err
+    assert "says that images are read at 9x9, but it takes [(1, 8, 8)]" in capsys.readouterr().err
+    colours = {**network.about["images"], "channels": 3, "mean": [0.3], "std": [0.3]}
+    network.described({"images": colours}).save(other)
+    assert main(["eval", other, "--data", "sklearn:digits"]) == 2
+    assert "images of 3x8x8 in 10 classes, but the network takes 1x8x8 in 10" in capsys.readouterr().err
     network.described({"images": {"means": 1}}).save(other)
     assert main(["eval", other, "--data", "sklearn:digits"]) == 2
     assert "data.means: no such field" in capsys.readouterr().err

@@ -116,7 +116,11 @@ def _images_of(network: IntegerNetwork, data: str) -> TrainConfig:
             "the network does not say what its images are read as (mean, size, …): export its run again, with "
             "`lowbit export --format lowbit`"
         )
-    return TrainConfig.from_dict({"data": {**images, "path": data}})
+    config = TrainConfig.from_dict({"data": {**images, "path": data}})
+    size, shapes = config.data.image_size, list(network.graph.inputs.values())
+    if size is not None and any(shape[1:] != (size, size) for shape in shapes):  # before images are made that large
+        raise LowbitError(f"the network's file says that images are read at {size}x{size}, but it takes {shapes}")
+    return config
 
 
 def _check_takes(network: IntegerNetwork, test: Loader, data: str) -> None:
