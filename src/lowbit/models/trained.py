@@ -26,7 +26,7 @@ class Shipped:
         sha256: of its file.
         test: accuracy in percent on the 10,000 test images, of the integer network.
         cell: the run it is from, in docs/results/accuracy.
-        origin: the weights in full precision that training started from, in docs/results/accuracy/weights.
+        origin: SHA-256 of the weights in full precision that training started from, in docs/results/accuracy/weights.
     """
 
     sha256: str
@@ -35,7 +35,16 @@ class Shipped:
     origin: str
 
 
-SHIPPED: dict[str, Shipped] = {}
+_RESNET8 = "24bdaa08ba23e264fa0afdf58f5710ee47ba82a0094e13edf2f011f189350237"
+
+SHIPPED: dict[str, Shipped] = {
+    "resnet8-cifar10jpeg-w2a2": Shipped(
+        "3685906a3430f87da7159330c4dd15369449508164297366067b6966cd4d2cc7",
+        75.68,
+        "ship/resnet8-w2a2-integer-only-3ep-s0",
+        _RESNET8,
+    ),
+}
 """The networks that come with lowbit. Their images are those of CIFAR-10 stored as JPEG."""
 
 
