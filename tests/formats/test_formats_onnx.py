@@ -53,6 +53,7 @@ from lowbit.integer.ops import (
     ChannelShuffle,
     Concatenate,
     GlobalAveragePool,
+    LinearResize,
     Lookup,
     MaxPool,
     Multiply,
@@ -162,6 +163,17 @@ def test_upsampling(path, factors):
 def test_resampling(path, space, wide):
     """Sums beyond 24 bits are made in float64."""
     check(resampling(space, wide), path, batch=4)
+
+
+def test_a_matrix_that_no_file_should_hold_is_refused(path):
+    """A minute of sound has samples by the million; the integer network itself keeps two weights a sample."""
+    b = GraphBuilder((1, 6000))
+    points = tuple((2, place, 1, 1) for place in range(5999))
+    b.same_range(LinearResize, b.quantize(), points=points)
+    network = IntegerNetwork(b.graph())
+    assert network(b.input()).shape == (2, 1, 5999)
+    with pytest.raises(LowbitError, match=r"node 'n1.LinearResize': from 6,000 to 5,999 positions .* matrix"):
+        plain.write(network.graph, path)
 
 
 @pytest.mark.parametrize("space", [1, 2, 3])

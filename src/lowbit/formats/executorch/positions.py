@@ -22,9 +22,7 @@ def _resample(node: Resample, types: Sequence[TensorType]) -> Step:
     (x,), y, (multiplier,) = types, node.codes_of(), node.multipliers(types)
     xnnpack.check_exact(node, [x])
     whole = known_shape(x)
-    weights = {
-        f"weight{axis}": taps.matrix(whole[axis - 1]).to(torch.float32) for axis, taps in node.taps(whole).items()
-    }
+    weights = {f"weight{axis}": matrix.to(torch.float32) for axis, matrix in node.matrices(whole).items()}
 
     def compute(carrier: Tensor, m: Tensor, **weights: Tensor) -> Tensor:
         total = steps_of(carrier, x)

@@ -21,15 +21,15 @@ def _resample(builder: Builder, node: Resample) -> None:
     (x,), (multiplier,) = builder.graph.input_types(node), node.multipliers(builder.graph.input_types(node))
     xnnpack.check_exact(node, [x])
     total, whole = builder.steps(node.inputs[0]), known_shape(x)
-    for axis, taps in node.taps(whole).items():
+    for axis, whole_numbers in node.matrices(whole).items():
         place, shape = layout_axis(whole, axis), list(builder.shape(total))
         size, behind = shape[place - 1], math.prod(shape[place:])
         total = builder.reshape(
             total, builder.like(total, f"{node.name}:flat{axis}", (*shape[: place - 1], size, behind))
         )
-        matrix = taps.matrix(size).numpy().astype(np.float32)
-        shape[place - 1] = len(taps.first)
-        product = builder.tensor(f"{node.name}:sum{axis}", (*shape[: place - 1], len(taps.first), behind))
+        matrix = whole_numbers.numpy().astype(np.float32)
+        shape[place - 1] = len(matrix)
+        product = builder.tensor(f"{node.name}:sum{axis}", (*shape[: place - 1], len(matrix), behind))
         weight = builder.constant(matrix.reshape(*[1] * (place - 1), *matrix.shape))
         builder.add(Operator.BATCH_MATMUL, [weight, total], product, schema.BatchMatMulOptionsT())
         total = builder.reshape(product, builder.tensor(f"{node.name}:whole{axis}", shape))

@@ -196,9 +196,9 @@ def resampled(builder: Builder, node: Resample, steps: str, x: TensorType) -> st
     wide, shape, total = node.accumulator_bound([x]) >= 1 << 24, list(known_shape(x)), steps
     if wide:
         total = builder.add("Cast", [total], f"{node.name}:wide", to=TensorProto.DOUBLE)
-    for axis, taps in node.taps(known_shape(x)).items():
-        matrix = taps.matrix(shape[axis - 1]).numpy().astype(np.float64 if wide else np.float32)
-        name, shape[axis - 1] = f"{node.name}:weight{axis}", len(taps.first)
+    for axis, whole_numbers in node.matrices(known_shape(x)).items():
+        matrix = whole_numbers.numpy().astype(np.float64 if wide else np.float32)
+        name, shape[axis - 1] = f"{node.name}:weight{axis}", len(matrix)
         last = axis == len(shape)
         flat = axis < len(shape) - 1  # the dimensions behind it are one
         if flat:

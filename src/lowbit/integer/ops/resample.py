@@ -19,6 +19,8 @@ from lowbit.integer.graph import Node, Shape, TensorType, known_shape, reach
 from lowbit.integer.limits import INDICES_MAX, KERNEL_MAX
 from lowbit.integer.roundings import Rounding
 
+_MATRIX_MAX = 1 << 25
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -90,6 +92,21 @@ class Resample(Node):
     def taps(self, x: Shape) -> Mapping[int, Taps]:
         """For an input of this shape: what is taken, by spatial dimension, counted with the batch as 0; the others stay whole."""
         raise NotImplementedError
+
+    def matrices(self, x: Shape) -> dict[int, Tensor]:
+        """The taps as matrices (outputs, inputs), int64, by dimension: what formats write.
+
+        Raises LowbitError, naming the node, for a dimension that is too long for one.
+        """
+        found = {}
+        for axis, taps in self.taps(x).items():
+            if len(taps.first) * x[axis - 1] > _MATRIX_MAX:
+                raise LowbitError(
+                    f"node {self.name!r}: from {x[axis - 1]:,} to {len(taps.first):,} positions it would be a matrix of more than "
+                    f"{_MATRIX_MAX:,} weights in a file; lowbit's own and JSON files hold it"
+                )
+            found[axis] = taps.matrix(x[axis - 1])
+        return found
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         shape = list(shapes[0])
