@@ -154,6 +154,16 @@ def test_operations_alone(path, b):
     assert report.ok, report.text()
 
 
+@settings(SETTINGS, max_examples=40)
+@given(st.one_of(moves(), reductions(), normalizations(), softmaxes()))
+def test_what_is_written_out_needs_no_optimizations(path, b):
+    """No kernel is fused from several operators: each of them rounds as ONNX says."""
+    network = IntegerNetwork(b.graph())
+    plain.write(network.graph, path)
+    report = compare(network, OnnxRunner(path, network.graph, optimize=False), [over_the_range(b)])
+    assert report.ok, report.text()
+
+
 @pytest.mark.parametrize("factors", [(3,), (2, 3), (1, 1), (2, 1, 3)])
 def test_upsampling(path, factors):
     check(upsampling(factors), path)
