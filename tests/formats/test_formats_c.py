@@ -29,7 +29,7 @@ from tests.integer_graphs import GraphBuilder, every_operation, f32, resnet_like
 import lowbit
 from lowbit.errors import LowbitError
 from lowbit.formats.c import memory, packing, runner, writer
-from lowbit.formats.c.source import comment, identifier
+from lowbit.formats.c.source import comment, identifier, kernel
 from lowbit.formats.registry import Lowerings
 from lowbit.integer.graph import TensorType
 from lowbit.integer.network import IntegerNetwork
@@ -253,6 +253,29 @@ def program(folder: Path, main: str, *flags: str) -> str:
     return subprocess.run([str(folder / "program")], check=True, capture_output=True, text=True).stdout
 
 
+def test_halves_go_away_from_zero_at_every_shift(tmp_path):
+    """`scaled` at ties, beside them and far out, against whole numbers of any size."""
+    cases = []
+    for shift in range(1, 63):
+        for quotient in (0, 1, 2, 127, 4095, 1 << 20):
+            for beside in (-1, 0, 1):
+                t = (quotient << shift) + (1 << (shift - 1)) + beside
+                cases += [(sign * t, shift) for sign in (1, -1) if t < 1 << 62]
+    rows = ",\n".join(f"    {{{t}, {shift}}}" for t, shift in cases)
+    main = (
+        "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <string.h>\n"
+        f"{kernel('intrinsics', set())}\n{kernel('scaled', set())}\n"
+        f"static const struct {{ int64_t t; int32_t shift; }} cases[] = {{\n{rows}\n}};\n"
+        "int main(void) {\n    size_t i;\n    for (i = 0; i < sizeof cases / sizeof *cases; i++)\n"
+        '        printf("%d ", (int)scaled(cases[i].t, cases[i].shift, 3, -32768, 65535));\n    return 0;\n}\n'
+    )
+    expected = []
+    for t, shift in cases:
+        magnitude = (abs(t) + (1 << (shift - 1))) >> shift
+        expected.append(min(max((magnitude if t >= 0 else -magnitude) + 3, -32768), 65535))
+    assert list(map(int, program(tmp_path, main).split())) == expected
+
+
 def test_selftest_finds_the_first_layer_that_differs(tmp_path):
     """Two networks in one program, one of them with a damaged bias."""
     b = resnet_like(2, 3, size=6)
@@ -346,6 +369,17 @@ def test_names_become_identifiers(text, name):
 
 def test_names_of_layers_stay_in_their_comments():
     assert comment("a*/b??/\\c/*é") == "a_b_/_c__"
+
+
+def test_sums_that_are_no_expression_are_refused_by_name(monkeypatch, tmp_path):
+    """C computes what an operation states in integers as sums, products and one rounding; anything else has no form."""
+    b = GraphBuilder((3, 4, 4), 0)
+    x = b.quantize(8)
+    b.append(Subtract, x, x, type=grid(b, 4.0))
+    graph = b.graph()
+    monkeypatch.setattr(Subtract, "in_integers", lambda self, steps, types, rounding: torch.maximum(*steps))
+    with pytest.raises(LowbitError, match=r"'n1\.Subtract': C has no form of Subtract, whose integers are more than"):
+        writer.write(graph, tmp_path / "net.c")
 
 
 def test_what_has_no_form_is_refused_by_name(monkeypatch, tmp_path):
