@@ -187,6 +187,8 @@ def test_several_inputs_and_outputs_by_name(tmp_path):
     lowbit.calibrate(network, [x])
     network(**x)["classes"].sum().backward()
     network.eval()
+    with pytest.raises(LowbitError, match="takes 2 inputs, left, right, and the example has no 'right'"):
+        lowbit.to_integer(network, x["left"])
     integer = lowbit.to_integer(network, tuple(x.values()))
     found, trained = integer(x), network(**x)
     assert list(found) == ["classes", "maps_0", "maps_1"]

@@ -151,3 +151,22 @@ def test_normalizations(name, tmp_path):
     compared, differ = agreement(network, x)
     assert differ <= 0.01 * compared
     assert lowbit.export(integer, tmp_path / "network.onnx", batches=[x]).differ == 0
+
+
+def test_a_moved_tensor_on_one_grid_with_its_source_is_tried_with_the_codes_of_its_source():
+    """Layer-norm, permuted for a convolution that happens to quantize it as the sum does that takes it too."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.depthwise = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.norm(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.head((x + self.depthwise(x)).mean((2, 3)))
+
+    x = torch.randn(4, 3, 8, 8)
+    network = lowbit.prepare(Block(), weights=4, activations=8, integer_only=True, example_input=x)
+    lowbit.calibrate(network, [x]).eval()
+    assert torch.allclose(lowbit.to_integer(network, x)(x), network(x), atol=1e-4)

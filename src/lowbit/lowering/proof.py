@@ -104,9 +104,14 @@ class Proof:
         if not scrambled:
             return codes, self._exact(inputs, codes)
         codes = _random_codes(codes, self._exact.grids, self.graph)
-        # Random codes of a tensor and of a part of it say nothing of each other.
-        nodes = self.graph.nodes
-        moved = {node.name for node in nodes if node.moves_codes and any(name in codes for name in node.inputs)}
+        # What is a part of another tensor has that one's codes; whether it is the right part the data say.
+        moved = set()
+        for node in self.graph.nodes:
+            if node.moves_codes and node.inputs and all(name in codes for name in node.inputs):
+                parts = [codes[name] for name in node.inputs]
+                types, samples = self.graph.input_types(node), len(parts[0])
+                codes[node.name] = executed(node, parts, types, get_rounding("float"), samples)
+                moved.add(node.name)
         return codes, {name: x for name, x in self._exact(inputs, codes).items() if name not in moved}
 
     def _compare_nodes(

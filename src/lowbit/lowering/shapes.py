@@ -30,6 +30,13 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
     """
     for example in examples.values():
         check_example(example)
+    wanted = [str(node.target) for node in model.graph.nodes if node.op == "placeholder" and node.users]
+    missing = [name for name in wanted if name not in examples]
+    if missing:
+        raise LowbitError(
+            f"the network takes {len(wanted)} inputs, {', '.join(wanted)}, and the example has no {missing[0]!r}: give a tuple of "
+            "tensors in this order, or a dictionary by name"
+        )
     try:
         with evaluation(model):
             values = values_of(model, examples)
