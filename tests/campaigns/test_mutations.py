@@ -59,7 +59,7 @@ def test_what_is_missed_is_named(few, tmp_path: Path, monkeypatch, capsys):
 def test_looking_at_what_changed_finds_what_looking_at_all_does():
     model, x = mutations.prepared("digits-cnn", 2)
     graph, places = convert(model, x[:1])
-    inputs = trial_inputs(graph, x)
+    inputs = trial_inputs(graph, dict.fromkeys(graph.inputs, x))
     once = mutations.OneBatch(model, graph, places)
     found = []
     for node in graph.nodes:
