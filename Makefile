@@ -1,7 +1,8 @@
 # make demo   set-up, then the main job on real data: a table, and plots in demo-output/
 # make test   set-up, then the whole suite
 # make lint   ruff, the import contracts and the types
-# make setup  the environment in .venv; done anew only when what it is made from changes
+# make setup  the environment in .venv, from the hashes in requirements/; done anew only when what it is made from changes
+# make lock   requirements/ anew: the newest versions that fit pyproject.toml and constraints.txt
 # The Python it is made with is the first of these that runs and is at least 3.11; `make PYTHON=... setup` chooses.
 
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
@@ -11,7 +12,7 @@ TYPES := $(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=
 # Processes of the suite, each on one thread.
 JOBS ?= 2
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint setup lock
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -30,7 +31,7 @@ lint: $(STAMP)
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt tools/install_torch.py
+$(STAMP): pyproject.toml $(wildcard requirements/*.txt) constraints.txt tools/install.py tools/install_torch.py
 	@enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
 	for python in $(or $(PYTHON),$(PYTHONS)); do \
 	    if $$python -c "$$enough" 2>/dev/null; then found=$$python; break; fi; \
@@ -40,7 +41,9 @@ $(STAMP): pyproject.toml constraints.txt tools/install_torch.py
 	    exit 1; \
 	fi; \
 	if [ ! -x $(BIN)/python ]; then echo "+ $$found -m venv .venv"; "$$found" -m venv .venv; fi
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
-	$(BIN)/python tools/install_torch.py
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,stream,export,litert,bench,examples,demo,dev]'
+	$(BIN)/python tools/install.py
 	@touch $@
+
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/lock.py

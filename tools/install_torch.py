@@ -1,6 +1,6 @@
 """Install torch as constraints.txt pins it: the CPU build where there is no NVIDIA GPU.
 
-Run by `make setup` with the environment's own Python, before anything else is installed. On Linux a plain
+Run with an environment's own Python, before anything else is installed; tools/install.py does it with the lock. On Linux a plain
 `pip install torch` brings gigabytes of CUDA libraries, unless the machine's pip is configured otherwise; so pip is asked
 first what a plain install would bring, and PyTorch's CPU index is used only where that would be CUDA.
 """
@@ -45,16 +45,21 @@ def pip(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pip", *arguments]
 
 
+def would_install(*arguments: str) -> dict:
+    """pip's report of what `pip install` with these arguments would bring."""
+    dry = pip("install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *arguments)
+    answer = subprocess.run(dry, stdout=subprocess.PIPE, text=True, check=False)
+    if answer.returncode != 0:
+        raise SystemExit(f"pip cannot find {arguments[0]} for this Python and machine; its message is above")
+    return json.loads(answer.stdout)
+
+
 def install_command(gpu: bool, torch: str, torchvision: str) -> Sequence[str]:
     """The command that installs the right build."""
     plain = pip("install", torch)
     if gpu:
         return plain
-    dry = pip("install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", torch)
-    answer = subprocess.run(dry, stdout=subprocess.PIPE, text=True, check=False)
-    if answer.returncode != 0:
-        raise SystemExit(f"pip cannot find {torch} for this Python and machine; its message is above")
-    if not brings_cuda(json.loads(answer.stdout)):
+    if not brings_cuda(would_install(torch)):
         return plain
     # torchvision of the same build. What both depend on comes with the rest of the set-up.
     return pip("install", "--no-deps", "--index-url", CPU_INDEX, torch, torchvision)
