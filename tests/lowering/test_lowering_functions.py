@@ -120,6 +120,19 @@ def test_prelu_per_channel(tmp_path):
     assert torch.equal(node.tables.float(), want.clamp(y.qn, y.qp))
 
 
+@pytest.mark.parametrize(("slopes", "operation"), [(1, Lookup), (8, LookupPerChannel)])
+def test_prelu_as_a_function(slopes, operation, tmp_path):
+    """The slopes are the network's parameter: no quantizer stands on them."""
+    model = Forward(lambda self, x: finish(self, F.prelu(self.norm(self.first(x)), self.slopes)))
+    model.slopes = nn.Parameter(torch.linspace(-0.5, 1, slopes))
+    prepared = trained(model, X)
+    network = lowbit.to_integer(prepared, X)
+    assert any(isinstance(node, operation) for node in network.graph.nodes)
+    assert lowbit.export(network, tmp_path / "network.onnx").differ == 0
+    prepared.train()(X).square().mean().backward()
+    assert bool(prepared.slopes.grad.any())
+
+
 def test_one_after_the_other_is_one_table():
     """Nothing stands between them: no quantizer, no table of their own."""
     prepared = trained(Forward(lambda self, x: finish(self, ((start(self, x) + 3).clamp(1, 5) / 6).sqrt())), X)

@@ -167,7 +167,8 @@ LOOKUP = Kind(
     computes=True,
     lack=_lack_of_one_tensor,
 )
-PRELU = Kind("prelu", modules=(nn.PReLU,), computes=True)
+PRELU = Kind("prelu", functions=(F.prelu,), methods=("prelu",), modules=(nn.PReLU,), computes=True,
+             parameters=("weight",))  # fmt: skip
 ADD = Kind(
     "add",
     functions=(operator.add, operator.iadd, torch.add),
@@ -266,12 +267,9 @@ INDEX = Kind("index", functions=(operator.getitem,), moves_codes=True, parameter
 PAD = Kind("pad", functions=(F.pad,), modules=(nn.ZeroPad2d,), moves_codes=True, instead=_padding)
 REPEATED_PAD = Kind(
     "repeated pad",
-    modules=(
-        nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d,
-        nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d,
-    ),
+    modules=tuple(getattr(nn, f"{how}Pad{n}d") for how in ("Reflection", "Replication", "Circular") for n in (1, 2, 3)),
     moves_codes=True,
-)  # fmt: skip
+)
 LOWEST_PAD = Kind("lowest pad", moves_codes=True, lack=_lack_of_lowest_pad)
 CHANNEL_SHUFFLE = Kind("channel shuffle", modules=(nn.ChannelShuffle,), moves_codes=True)
 PIXEL_SHUFFLE = Kind("pixel shuffle", functions=(F.pixel_shuffle,), modules=(nn.PixelShuffle,), moves_codes=True)

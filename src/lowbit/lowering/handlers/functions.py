@@ -76,10 +76,15 @@ def _entries(where: str, function: Function, x: TensorType, y: TensorType | Floa
 
 
 def prelu(converter: Converter, node: fx.Node) -> Computation:
-    """nn.PReLU: one table, or one per channel."""
-    source, layer, where = converter.input_of(node), converter.modules[str(node.target)], converter.describe(node)
-    assert isinstance(layer, nn.PReLU)
-    x, slopes = converter.codes_at(source, node), layer.weight.detach().cpu()
+    """PReLU, as a layer or a function: one table, or one per channel."""
+    source, where = converter.input_of(node), converter.describe(node)
+    x = converter.codes_at(source, node)
+    if node.op == "call_module":
+        layer = converter.modules[str(node.target)]
+        assert isinstance(layer, nn.PReLU)
+        slopes = layer.weight.detach().cpu()
+    else:
+        slopes = converter.parameter(converter.arguments(node)["weight"], node).flatten()
 
     def make(name: str, y: TensorType | FloatType) -> Node:
         tables = [_entries(where, lambda v, a=a: F.prelu(v, a), x.type, y) for a in slopes.split(1)]
