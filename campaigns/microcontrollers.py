@@ -189,26 +189,28 @@ _PAGE = """# Microcontrollers
 
     python -m campaigns.microcontrollers --output docs/results
 
-MLPerf Tiny's networks with random weights, and the digits network, trained; first and last layer at 8 bits. Every network was exported
-as C99 and compiled at -O2. {machine}.
+MLPerf Tiny's networks with random weights, and the digits network, trained; first and last layer at 8 bits. Every
+network was exported as C99 and compiled at -O2. {machine}.
 
 ## Sizes
 
-Bytes of net.c compiled for Cortex-M4 without floats and self-test. "Over bits/8" is what packed weights take beyond their bits; "other
-constants" are biases, multipliers, shifts and layers; RAM is all static memory, without the caller's input and output; "stack" was
-measured below net_run's caller. Instructions are those of one inference.
+Bytes of net.c compiled for Cortex-M4 without floats and self-test. "Over bits/8" is what packed weights take beyond
+their bits; "other constants" are biases, multipliers, shifts and layers; RAM is all static memory, without the
+caller's input and output; "stack" was measured below net_run's caller. Instructions are those of one inference.
 
 {sizes}
 
 ## Instructions a multiply-accumulate
 
-QEMU's count of executed instructions (-icount) over the network's multiply-accumulates. QEMU knows no cycles; these are not times.
+QEMU's count of executed instructions (-icount) over the network's multiply-accumulates. QEMU knows no cycles; these
+are not times.
 
 {work}
 
 ## Codes that differ
 
-Of every layer, from the integer reference in "fixed": over 256 inputs on this machine (the digits' 297 test images), over 16 on a core.
+Of every layer, from the integer reference in "fixed": over 256 inputs on this machine (the digits' 297 test images),
+over 16 on a core.
 
 {differ}
 
@@ -216,11 +218,12 @@ Of every layer, from the integer reference in "fixed": over 256 inputs on this m
 
 {goals}
 
-The goals for instructions are of convolutions; the figures are of whole networks. In MobileNet and DS-CNN every second convolution takes
-every channel by itself: 9 multiply-accumulates an output, of which each output's requantization takes as many instructions as the
-products. On Cortex-M4 these layers take 9 to 13 instructions a multiply-accumulate, the others with 64 inputs and more 1.7 to 2.4, and the
-first ones of MobileNet, with 8 inputs an output, 5 to 9. Tried for them: windows copied as 16-bit numbers (22 instructions), sums of
-four channels from the tensor itself (14), requantization in rows of 16 outputs (9).
+The goals for instructions are of convolutions; the figures are of whole networks. In MobileNet and DS-CNN every
+second convolution takes every channel by itself: 9 multiply-accumulates an output, of which each output's
+requantization takes as many instructions as the products. On Cortex-M4 these layers take 9 to 13 instructions a
+multiply-accumulate, the others with 64 inputs and more 1.7 to 2.4, and the first ones of MobileNet, with 8 inputs an
+output, 5 to 9. Tried for them: windows copied as 16-bit numbers (22 instructions), sums of four channels from the
+tensor itself (14), requantization in rows of 16 outputs (9).
 """
 
 COLUMNS = (
