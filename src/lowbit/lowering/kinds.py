@@ -383,9 +383,9 @@ def kind_of_module(module: nn.Module) -> Kind | None:
 
 def is_max_pool_with_windows(node: fx.Node, modules: Modules) -> bool:
     """Whether a call is a maximum pool with a kernel: not an adaptive one, and not of a dimension."""
-    module = modules[str(node.target)] if node.op == "call_module" else None
     function = node.target if callable(node.target) else None
-    kind = kind_of_module(module) if module is not None else function and _BY_FUNCTION.get(function)
+    of_module = node.op == "call_module" and kind_of_module(modules[str(node.target)])
+    kind = of_module or (function and _BY_FUNCTION.get(function))
     return kind is MAX_POOL and "kernel_size" in arguments(node, modules)
 
 
