@@ -273,9 +273,7 @@ REPEATED_PAD = Kind(
 LOWEST_PAD = Kind("lowest pad", moves_codes=True, lack=_lack_of_lowest_pad)
 CHANNEL_SHUFFLE = Kind("channel shuffle", modules=(nn.ChannelShuffle,), moves_codes=True)
 PIXEL_SHUFFLE = Kind("pixel shuffle", functions=(F.pixel_shuffle,), modules=(nn.PixelShuffle,), moves_codes=True)
-PIXEL_UNSHUFFLE = Kind(
-    "pixel unshuffle", functions=(F.pixel_unshuffle,), modules=(nn.PixelUnshuffle,), moves_codes=True
-)
+PIXEL_UNSHUFFLE = Kind("unshuffle", functions=(F.pixel_unshuffle,), modules=(nn.PixelUnshuffle,), moves_codes=True)
 TRANSPOSE = Kind(
     "transpose",
     functions=(torch.transpose, torch.permute, torch.swapaxes, torch.swapdims, torch.movedim, torch.moveaxis),
