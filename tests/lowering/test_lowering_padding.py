@@ -56,12 +56,14 @@ def test_padding_functions(mode, tmp_path):
     [
         lambda self, x: F.max_pool2d(F.pad(x, (0, 1, 1, 2), value=-math.inf), 3, 2),
         lambda self, x: self.pool(F.pad(x, (1, 1), "constant", -math.inf)),
+        lambda self, x: self.pool(self.lowest(self.zeros(x).relu())),
         lambda self, x: F.max_pool2d(F.pad(x, (0, 1), value=-math.inf), 2, 2, ceil_mode=True),
     ],
 )
 def test_padding_that_no_maximum_takes(function, tmp_path):
     """As TensorFlow's "SAME" maximum pools have it: the pool pads in its place."""
     model = Forward(lambda self, x: finish(self, function(self, self.norm(self.first(x)))), pool=nn.MaxPool2d(2, 1))
+    model.lowest, model.zeros = nn.ConstantPad2d((1, 0, 0, 1), -math.inf), nn.ConstantPad2d((0, 1, 1, 0), 0.0)
     prepared = trained(model, X)
     network = lowbit.to_integer(prepared, X)
     assert agreement(prepared, X)[1] <= 2

@@ -264,7 +264,8 @@ SELECT = Kind(
 EXPAND = Kind("expand", functions=(torch.broadcast_to,), methods=("expand", "expand_as", "broadcast_to"), moves_codes=True,
               parameters=("other",))  # fmt: skip
 INDEX = Kind("index", functions=(operator.getitem,), moves_codes=True, parameters=("other",))
-PAD = Kind("pad", functions=(F.pad,), modules=(nn.ZeroPad2d,), moves_codes=True, instead=_padding)
+PAD = Kind("pad", functions=(F.pad,), modules=(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+           moves_codes=True, instead=_padding)  # fmt: skip
 REPEATED_PAD = Kind(
     "repeated pad",
     modules=tuple(getattr(nn, f"{how}Pad{n}d") for how in ("Reflection", "Replication", "Circular") for n in (1, 2, 3)),

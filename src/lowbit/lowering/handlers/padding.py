@@ -48,7 +48,7 @@ def lowest_pads(converter: Converter, node: fx.Node) -> list[tuple[int, int]]:
     space = len(converter.shapes[source]) - 2
     pads = [(0, 0)] * space
     if converter.kinds[source] is k.LOWEST_PAD:
-        (amounts,) = converter.options(source, "pad")
+        (amounts,) = converter.options(source, "padding" if source.op == "call_module" else "pad")
         for number in range(len(amounts) // 2):
             pads[space - 1 - number] = (amounts[2 * number], amounts[2 * number + 1])
     return pads
