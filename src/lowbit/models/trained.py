@@ -44,6 +44,12 @@ SHIPPED: dict[str, Shipped] = {
         "ship/resnet8-w2a2-integer-only-3ep-s0",
         _RESNET8,
     ),
+    "resnet8-cifar10jpeg-w3a3": Shipped(
+        "9111275d09cc08b4d7707a9da8a9e5b223899261150fef0ecbc943c3aff4e081",
+        79.63,
+        "ship/resnet8-w3a3-integer-only-3ep-s0",
+        _RESNET8,
+    ),
     "resnet8-cifar10jpeg-w4a4": Shipped(
         "fc8c44590bd434900d6e6191ab478af715f8f8f61a2da7b9949fd37ab4e6894b",
         80.50,
