@@ -150,7 +150,16 @@ def heads_in_the_batch(self, x):
     return self.head(y.permute(1, 0, 2)[:, 0])
 
 
-@pytest.mark.parametrize("function", [windows, heads_in_the_batch])
+def pooled_windows(self, x):
+    """Windows in the batch, pooled there, in types they have anyway."""
+    y = F.relu(self.first(x))[:, :, :8, :6].to(x.dtype)
+    batch, channels, height, width = y.shape
+    y = y.view(batch, channels, 2, 4, 2, 3).permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, 4, 3)
+    y = F.max_pool2d(y.type_as(x), 2, stride=1).float()
+    return self.mix(y.reshape(batch, 4, channels, -1).mean(3).flatten(1)[:, :8])
+
+
+@pytest.mark.parametrize("function", [windows, heads_in_the_batch, pooled_windows])
 def test_windows_and_heads_may_lie_in_the_batch(function):
     network = prepared_for(function, mix=nn.Linear(8, 8))
     x = images(3, 3, 9, 7)

@@ -67,7 +67,7 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
             graph.erase_node(node)  # what forward takes besides, with a default or as *args, and does not use
     for node in list(graph.nodes):
         # What stands between a layer and its activation must not hide that they belong together.
-        same = _same_as(node, modules) if kinds[node] in (ADD, UNCHANGED) else None
+        same = _same_as(node, modules) if kinds[node] in (ADD, UNCHANGED) or _is_cast(node) else None
         if same is not None:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
@@ -125,7 +125,15 @@ def _pass_on(node: fx.Node) -> None:
 
 
 def _same_as(node: fx.Node, modules: Modules) -> fx.Node | None:
-    """The node whose tensor this one gives unchanged: of an identity, and of 0 + x, with which Python's sum() begins."""
+    """The node whose tensor this one gives unchanged: of an identity, of a cast to the type it has, and of 0 + x, with which
+    Python's sum() begins.
+    """
+    if _is_cast(node):
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        before, after = source.meta.get("value"), node.meta.get("value")
+        alike = isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype == after.dtype
+        return source if alike else None
     given = arguments(node, modules)
     if node.op == "call_module":
         return given["input"] if type(modules[str(node.target)]) is nn.Identity else None
@@ -134,6 +142,11 @@ def _same_as(node: fx.Node, modules: Modules) -> fx.Node | None:
         if isinstance(summand, fx.Node) and isinstance(number, (int, float)) and number == 0:
             return summand
     return None
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """Whether it is a call that gives a tensor in a type, on a device or in a memory format."""
+    return node.op == "call_method" and node.target in ("to", "type_as", "float", "type", "cpu", "cuda")
 
 
 def _dropout_as_layer(node: fx.Node, model: nn.Module) -> None:

@@ -113,16 +113,29 @@ def max_pool(converter: Converter, node: fx.Node) -> Any:
     value, before, after = converter.value(source, node), converter.shapes[source], converter.shapes[node]
     if given.get("return_indices"):
         raise converter.refusal(node, ": the indices of pooling have no integer form")
-    if "kernel_size" in given or "output_size" in given:
-        converter.check_batch_first(node)
     if "kernel_size" in given:
-        return converter.moved(value, [_max_pool(converter, node)])
+        return converter.moved(value, _over_channels(converter, node, [_max_pool(converter, node)]))
     if "output_size" in given:
-        return converter.moved(value, _adaptive_max_pool(node.name, before[2:], after[2:]))
+        return converter.moved(
+            value, _over_channels(converter, node, _adaptive_max_pool(node.name, before[2:], after[2:]))
+        )
     if not _is_over(converter, node, list(range(2, len(before)))):
         return extremum(converter, node)
     pooled = _adaptive_max_pool(node.name, before[2:], (1,) * (len(before) - 2))
     return converter.moved(value, [*pooled, reshape_to(node.name, after[1:])] if len(after) == 2 else pooled)
+
+
+def _over_channels(converter: Converter, node: fx.Node, moves: list[Move]) -> list[Move]:
+    """Moves of every channel on its own, also where windows are folded into the batch: they are so many channels more."""
+    source = converter.input_of(node)
+    layout = converter.layout(source)
+    if layout == Layout():
+        return moves
+    if layout.axis != 0:
+        converter.check_batch_first(node)  # refuses
+    (_, channels, *positions) = converter.shapes[source]
+    before = reshape_to(f"{node.name}_channels", (layout.folded * channels, *positions))
+    return [before, *moves, reshape_to(node.name, converter.sample(node))]
 
 
 def _max_pool(converter: Converter, node: fx.Node) -> Move:
