@@ -52,6 +52,13 @@ def test_first_steps(tmp_path, monkeypatch):
     assert names["accuracy"] > 0.9
 
 
+def test_transformers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = run_blocks(ROOT / "docs" / "transformers.md")
+    assert names["report"].ok and names["report"].compared > 100_000
+
+
 def test_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_blocks(ROOT / "docs" / "data.md")

@@ -153,7 +153,7 @@ def heads_in_the_batch(self, x):
 def pooled_windows(self, x):
     """Windows in the batch, pooled there, in types they have anyway."""
     y = F.relu(self.first(x))[:, :, :8, :6].to(x.dtype)
-    batch, channels, height, width = y.shape
+    batch, channels = y.shape[:2]
     y = y.view(batch, channels, 2, 4, 2, 3).permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, 4, 3)
     y = F.max_pool2d(y.type_as(x), 2, stride=1).float()
     return self.mix(y.reshape(batch, 4, channels, -1).mean(3).flatten(1)[:, :8])
