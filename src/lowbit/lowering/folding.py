@@ -42,7 +42,7 @@ def outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
     """A layer's weight, or what lies as it does, as (out, in/groups, …): a transposed convolution has (in, out/groups, …)."""
     if not isinstance(layer, _ConvTransposeNd):
         return weight
-    grouped = weight.reshape(layer.groups, len(weight) // layer.groups, *weight.shape[1:])
+    grouped = weight.reshape(layer.groups, weight.shape[0] // layer.groups, *weight.shape[1:])
     return grouped.transpose(1, 2).flatten(0, 1)
 
 
@@ -80,7 +80,7 @@ def fold(input_step: Tensor, layer: QuantizedLayer, norm: _BatchNorm | None) -> 
     codes are to be 0.
     """
     steps = channel_steps(layer)
-    channels = len(outputs_first(layer, layer.weight))
+    channels = outputs_first(layer, layer.weight).shape[0]  # no len(), which recorders of traces warn of
     gain, shift = torch.ones(channels, dtype=torch.float64, device=steps.device), 0.0
     if norm is not None:
         gain, shift = gain_and_shift(norm)
