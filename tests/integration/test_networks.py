@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 import lowbit
 from lowbit import models
+from lowbit.train.build import prepare, recorded
+from lowbit.train.config import QuantizationConfig
 
 # Smallest sides that the networks take.
 SIDES = {"deit-tiny": 224, "squeezenext-23-2x": 64}
@@ -80,3 +82,15 @@ def test_network(name, tmp_path):
     assert report.ok and report.samples == 2, report.text()
     assert sum(row.file_differ for row in report.rows) == 0
     assert sum(row.compared for row in report.rows) > 0
+
+
+def test_a_checkpoint_of_a_transformer_loads_into_one_that_is_recorded_for_its_images():
+    config = QuantizationConfig(integer_only=True)
+    first, second = (prepare(models.create("deit-tiny", num_classes=5), config) for _ in range(2))
+    shape = models.NETWORKS["deit-tiny"].input_shape
+    state = lowbit.calibrate(recorded(first, shape), [torch.randn(1, *shape)]).state_dict()
+    with pytest.raises(lowbit.LowbitError, match="takes an example to be recorded"):
+        second.load_state_dict(state)
+    recorded(second, shape).load_state_dict(state)
+    x = torch.randn(2, *shape)
+    assert torch.equal(first.eval()(x), second.eval()(x))

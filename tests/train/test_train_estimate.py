@@ -16,7 +16,8 @@ from lowbit.recipes import get_recipe
 from lowbit.saved import saved_bytes
 from lowbit.train import DataConfig, ModelConfig, TrainConfig
 from lowbit.train.build import build_float, prepare
-from lowbit.train.estimate import StepCost, measure_step, sample_shape
+from lowbit.train.estimate import StepCost, measure_step
+from lowbit.train.shapes import sample_shape
 
 
 def measure(config: TrainConfig) -> StepCost:

@@ -14,10 +14,11 @@ from lowbit.data import training_split
 from lowbit.qat.summary import LayerRow
 from lowbit.recipes import RECIPES
 from lowbit.recipes.recipe import training_macs
-from lowbit.train.build import build_float, prepare
+from lowbit.train.build import build_float, prepare, recorded
 from lowbit.train.checks import check_classes, check_shape, resolve
 from lowbit.train.config import TrainConfig
-from lowbit.train.estimate import StepCost, measure_step, sample_shape
+from lowbit.train.estimate import StepCost, measure_step
+from lowbit.train.shapes import sample_shape
 
 
 def show(config: TrainConfig) -> None:
@@ -32,8 +33,8 @@ def show(config: TrainConfig) -> None:
         config = resolve(config)
         check_classes(config, training_split(config.data).num_classes)
     original = build_float(replace(config.model, pretrained=False))
-    model = prepare(original, config.quantization)
     shape = sample_shape(config, original)
+    model = recorded(prepare(original, config.quantization), shape)
     check_shape(config, original, shape)
     out = console(150)
     out.print_json(json.dumps(config.as_dict()))

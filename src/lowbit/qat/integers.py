@@ -57,6 +57,11 @@ def recorded(prepared: nn.Module, recording: Recording, example_input: Any) -> n
         return prepared
 
 
+def needs_example(model: nn.Module) -> bool:
+    """Whether it is a network that waits for its inputs' shapes."""
+    return hasattr(model, "recording")
+
+
 def with_first_batch(model: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
     """Record a network that waits for its inputs' shapes, in place, and refuse one that has no integer form before it is trained.
 
@@ -109,7 +114,7 @@ def become(model: nn.Module, other: nn.Module) -> None:
 
 def refuse_state(model: nn.Module, *_: object) -> None:
     """Before loading: a network that is not recorded has no place for the state of quantizers between layers."""
-    if hasattr(model, "recording"):
+    if needs_example(model):
         raise LowbitError(
             "the network takes an example to be recorded: give it to lowbit.prepare (example_input=…) before loading a checkpoint"
         )

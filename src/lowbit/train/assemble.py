@@ -15,7 +15,7 @@ from lowbit.checksum import checksum
 from lowbit.data import Splits, split_loaders
 from lowbit.errors import LowbitError
 from lowbit.processes import agreed
-from lowbit.train.build import build_float, prepare, record
+from lowbit.train.build import build_float, prepare, record, recorded
 from lowbit.train.checks import check_classes, check_shape, check_start
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import loader_place, move
@@ -58,7 +58,7 @@ def assemble(
                 f"accumulate is {config.accumulate}, but an epoch has only {len(train)} batches: lower it, or data.batch_size"
             )
         if saved:
-            models.load_weights(model, saved.weights)
+            models.load_weights(recorded(model, train.image_shape), saved.weights)
     move(model, accelerator.device, config.memory_format)
     if not saved and config.quantization is not None:
         lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import lowbit
@@ -13,8 +14,10 @@ from lowbit import models
 from lowbit.errors import LowbitError
 from lowbit.files import check_place
 from lowbit.models import saved_about
+from lowbit.qat.integers import needs_example, with_first_batch
 from lowbit.train.checkpoint import Checkpoints, Which
 from lowbit.train.config import MAY_CHANGE, ModelConfig, QuantizationConfig, TrainConfig
+from lowbit.train.shapes import sample_shape
 
 
 def build_float(config: ModelConfig) -> nn.Module:
@@ -73,6 +76,13 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
     )
 
 
+def recorded(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The network, recorded in place for images of this shape where it waits for that: before weights are loaded into it."""
+    if needs_example(model):
+        with_first_batch(model, [torch.zeros(1, *shape)])
+    return model
+
+
 def record(config: TrainConfig, *, may_change: bool = False) -> dict[str, str]:
     """What a checkpoint keeps of its run's config: every field but those of `MAY_CHANGE`, or these, as JSON by name."""
     as_read = TrainConfig.from_dict(config.as_dict())  # 1 is 1.0 where a float is meant
@@ -119,7 +129,10 @@ def load(folder: str | Path, checkpoint: Which = "best") -> tuple[nn.Module, Tra
     folder = Path(folder)
     config = read_config(folder)
     # The checkpoint has all weights: those that training started from need not be there any more.
-    model = prepare(build_float(config.model.without_weights()), config.quantization)
+    original = build_float(config.model.without_weights())
+    model = prepare(original, config.quantization)
+    if needs_example(model):
+        recorded(model, sample_shape(config, original))
     weights = Checkpoints(folder).weights(checkpoint)
     check_record(weights, config)
     models.load_weights(model, weights)
