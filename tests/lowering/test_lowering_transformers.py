@@ -170,3 +170,32 @@ def test_a_moved_tensor_on_one_grid_with_its_source_is_tried_with_the_codes_of_i
     network = lowbit.prepare(Block(), weights=4, activations=8, integer_only=True, example_input=x)
     lowbit.calibrate(network, [x]).eval()
     assert torch.allclose(lowbit.to_integer(network, x)(x), network(x), atol=1e-4)
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalization as ConvNeXt v2 has it: a norm over positions, and a quotient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.weight, self.bias = nn.Parameter(torch.full((1, 1, 1, 8), 0.3)), nn.Parameter(torch.zeros(1, 1, 1, 8))
+
+    def forward(self, x):
+        x = F.relu(self.first(x)).permute(0, 2, 3, 1)
+        of_channels = x.norm(p=2, dim=(1, 2), keepdim=True)
+        relative = of_channels / (of_channels.mean(dim=-1, keepdim=True) + 1e-6)
+        x = x + torch.addcmul(self.bias, self.weight, x * relative)
+        return self.head(x.mean((1, 2)) / self.weight.flatten())
+
+
+def test_norms_and_quotients_of_tensors(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 5)
+    model = ResponseNorm()
+    network = lowbit.prepare(model, weights=4, activations=8, integer_only=True)
+    lowbit.calibrate(network, [x]).eval()
+    assert float((network(x) - model(x)).abs().max()) < 0.2 * float(model(x).abs().max())
+    integer = lowbit.to_integer(network, x)
+    compared, differ = agreement(network, x)
+    assert differ <= 0.01 * compared
+    assert lowbit.export(integer, tmp_path / "network.onnx", batches=[x]).differ == 0

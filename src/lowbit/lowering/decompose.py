@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,6 +142,35 @@ MODULES: dict[type[nn.Module], Callable] = {
     nn.TransformerEncoder: encoder,
 }
 """By class of module: what a call of it is written out as."""
+
+
+def quotient(input: Any, other: Any) -> Any:
+    """input · (1 / other) of two tensors."""
+    return input * torch.reciprocal(other)
+
+
+def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
+    """√Σ x² along dimensions."""
+    return torch.sqrt(torch.square(input).sum(dim, keepdim))
+
+
+def _is_euclidean(args: tuple, kwargs: dict[str, Any]) -> bool:
+    given = inspect.signature(norm).bind(*args, **kwargs).arguments if not set(kwargs) - {"p", "dim", "keepdim"} else {}
+    return given.get("p", 2) in (2, 2.0, "fro") and given.get("dim") is not None
+
+
+def written_out(target: Any, args: tuple, kwargs: dict[str, Any]) -> Callable | None:
+    """What a call is written out as, with the same arguments; None where it is recorded as it is."""
+    if target in QUOTIENTS:
+        tensors = [isinstance(getattr(each, "_value", None), torch.Tensor) for each in args]
+        return quotient if tensors == [True, True] and not kwargs else None
+    if target in NORMS:
+        return norm if _is_euclidean(args, kwargs) else None
+    return DECOMPOSED.get(target)
+
+
+QUOTIENTS = (operator.truediv, torch.div, torch.true_divide, "div", "true_divide", "divide")
+NORMS = (torch.norm, "norm")
 
 DECOMPOSED: dict[Callable, Callable] = {
     F.scaled_dot_product_attention: attention,

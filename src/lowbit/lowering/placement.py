@@ -25,7 +25,7 @@ from lowbit.layers.rules import Setting
 from lowbit.lowering import kinds as k
 from lowbit.lowering.calls import REMEDY, Modules, arguments, describe, outputs_of
 from lowbit.lowering.checks import check_float_layers
-from lowbit.lowering.decompose import DECOMPOSED, MODULES
+from lowbit.lowering.decompose import DECOMPOSED, MODULES, NORMS, QUOTIENTS
 from lowbit.lowering.folding import IntegerNorm, bias_on_grid, channel_values, follow, function_bias_on_grid
 from lowbit.lowering.kinds import Kind, Kinds
 from lowbit.lowering.shapes import named_examples
@@ -74,7 +74,7 @@ def integer_form(
         graph = trace(prepared, examples)
     except LowbitError as error:
         raise error if examples is not None else NeedsExample from error
-    if examples is None and any(node.target in (*DECOMPOSED, *FUNCTIONS) for node in graph.nodes):
+    if examples is None and _takes_shapes(graph, dict(prepared.named_modules(remove_duplicate=False))):
         raise NeedsExample
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for module in modules.values():
@@ -144,6 +144,20 @@ def integer_form(
     model.recompile()
     streams.train(model.training)
     return model
+
+
+def _takes_shapes(graph: fx.Graph, modules: Modules) -> bool:
+    """Whether there are calls that are written out where shapes are known."""
+    kinds = k.kinds_of(graph, modules)
+
+    def of_tensors(node: fx.Node) -> bool:
+        return len(node.all_input_nodes) == 2 and all(kinds[each] is not k.SHAPE for each in node.all_input_nodes)
+
+    calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
+    return any(
+        node.target in (*DECOMPOSED, *FUNCTIONS, *NORMS) or (node.target in QUOTIENTS and of_tensors(node))
+        for node in calls
+    )
 
 
 def _functions_as_modules(

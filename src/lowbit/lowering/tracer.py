@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.calls import arguments
-from lowbit.lowering.decompose import DECOMPOSED, MODULES
+from lowbit.lowering.decompose import MODULES, written_out
 from lowbit.lowering.folding import IntegerNorm
 from lowbit.lowering.kinds import LOOKUP, UNCHANGED, is_library_module, is_norm
 from lowbit.quantizer.module import Quantizer
@@ -128,8 +128,10 @@ class Tracer(fx.Tracer):
             if self.known is None or target not in self.known:
                 return args[0]
             args = ()
-        if self.shapes is not None and kind == "call_function" and target in DECOMPOSED:
-            return DECOMPOSED[target](*args, **kwargs)
+        if self.shapes is not None and kind in ("call_function", "call_method"):
+            whole = written_out(target, args, kwargs)
+            if whole is not None:
+                return whole(*args, **kwargs)
         return super().create_proxy(kind, target, args, kwargs, *more, **options)
 
     def create_arg(self, a: Any) -> Any:
