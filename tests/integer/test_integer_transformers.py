@@ -11,15 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.format_graphs import grids, normalizations, over_the_range, softmaxes
-from tests.integer.test_integer_tensors import all_values, quantized
+from tests.format_graphs import grids, normalizations, softmaxes
+from tests.integer.test_integer_tensors import all_values, check_files, quantized
 from tests.integer.test_integer_tolerance import excess
 from tests.integer_graphs import f32
 from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
-from lowbit.formats import json as json_format
-from lowbit.integer import file
 from lowbit.integer.graph import Graph, Node, TensorType
 from lowbit.integer.ops import MatMul, Normalize, Quantize, Softmax, Transpose
 from lowbit.integer.ops.normalize import integer_root
@@ -217,15 +215,7 @@ def test_softmax_is_that_of_torch(length, scale, rounding):
 @SETTINGS
 @given(st.one_of(normalizations(), softmaxes()))
 def test_files(tmp_path_factory, b):
-    folder, graph = tmp_path_factory.mktemp("files", numbered=True), b.graph()
-    x = over_the_range(b)
-    for write, load in ((file.save, file.load), (json_format.write, json_format.load)):
-        write(graph, folder / "one")
-        again = load(folder / "one")
-        for rounding in ("float", "fixed"):
-            assert all(torch.equal(p, q) for (_, p), (_, q) in zip(run(graph, x, rounding), run(again, x, rounding)))
-        write(again, folder / "two")
-        assert (folder / "one").read_bytes() == (folder / "two").read_bytes()
+    check_files(tmp_path_factory.mktemp("files", numbered=True), b)
 
 
 @pytest.mark.parametrize("rounding", ["float", "fixed"])

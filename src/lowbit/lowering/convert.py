@@ -79,7 +79,6 @@ class _Behind(LowbitError):
 
 
 _REFUSED = object()
-_ON_POSITIONS = (k.NORM, k.UPSAMPLE, k.LINEAR_RESIZE, k.CHANNEL_SHUFFLE)
 
 
 class Converter:
@@ -127,8 +126,6 @@ class Converter:
                 elif kind is k.CONSTANT:
                     self._values[node] = None  # computed when it is taken
                 elif kind is not k.SHAPE and kind is not k.INPUT:
-                    if kind in _ON_POSITIONS:
-                        self.check_batch_first(node)
                     self._values[node] = HANDLERS[kind](self, node)
             except LowbitError as error:
                 if self._refused is None:

@@ -28,14 +28,19 @@ def attention(
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+    if is_causal:  # without a mask beside it
+        attn_mask = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # what is to be seen
+        attn_mask = attn_mask.logical_not()
+    return torch.matmul(F.dropout(_weights(query, key, scale, attn_mask), dropout_p), value)
+
+
+def _weights(query: Any, key: Any, scale: float, mask: Any) -> Any:
+    """softmax(scale · q·kᵀ + mask); of a boolean mask, what is hidden."""
     scores = torch.matmul(query, key.transpose(-2, -1)) * scale
-    if is_causal:
-        allowed = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool).tril()
-        scores = scores.masked_fill(~allowed, -math.inf)
-    if attn_mask is not None:
-        boolean = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(attn_mask.logical_not(), -math.inf) if boolean else scores + attn_mask
-    return torch.matmul(F.dropout(scores.softmax(-1), dropout_p), value)
+    if mask is not None:
+        scores = scores.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
 
 
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
@@ -77,13 +82,9 @@ def multihead_attention(
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = _projected(layer, query, key, value)
     q, k, v = (x.unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2) for x in (q, k, v))
-    scores = torch.matmul(q, k.transpose(-2, -1)) * layer.head_dim**-0.5
-    if attn_mask is not None:
-        if attn_mask.dim() == 3:
-            attn_mask = attn_mask.unflatten(0, (-1, layer.num_heads))
-        masked = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(attn_mask, -math.inf) if masked else scores + attn_mask
-    weights = scores.softmax(-1)
+    if attn_mask is not None and attn_mask.dim() == 3:
+        attn_mask = attn_mask.unflatten(0, (-1, layer.num_heads))
+    weights = _weights(q, k, layer.head_dim**-0.5, attn_mask)
     y = torch.matmul(F.dropout(weights, layer.dropout), v).transpose(1, 2).flatten(2)
     y = layer.out_proj(y)
     if need_weights and average_attn_weights:

@@ -74,9 +74,9 @@ def integer_form(
         graph = trace(prepared, examples)
     except LowbitError as error:
         raise error if examples is not None else NeedsExample from error
-    if examples is None and _takes_shapes(graph, dict(prepared.named_modules(remove_duplicate=False))):
-        raise NeedsExample
     modules = dict(prepared.named_modules(remove_duplicate=False))
+    if examples is None and _takes_shapes(graph, modules):
+        raise NeedsExample
     for module in modules.values():
         if isinstance(module, QuantizedLayer):
             steps = as_quantizer(module.weight_quantizer).raw_step
@@ -84,7 +84,7 @@ def integer_form(
     _functions_as_modules(prepared, graph, modules, function_setting)
     modules = dict(prepared.named_modules(remove_duplicate=False))
     kinds = _kinds(graph, modules, refuse=examples is None)
-    state = {name for name, _ in prepared.state_dict().items()}
+    state = set(prepared.state_dict())
     model = fx.GraphModule(prepared, graph, class_name=f"IntegerOnly{type(prepared).__name__}")
     for name in list(model._buffers):  # tensors that forward makes are no part of a checkpoint
         if name not in state:

@@ -39,7 +39,6 @@ from lowbit.lowering import kinds as k
 from lowbit.lowering.calls import arguments
 from lowbit.lowering.codes import type_of
 from lowbit.lowering.constants import constant
-from lowbit.lowering.kinds import kinds_of
 from lowbit.lowering.trained import Places, in_order, trained_runner
 from lowbit.quantizer.module import Quantizer, as_quantizer
 
@@ -180,13 +179,13 @@ class _ExactNetwork:
             if isinstance(module, QuantizedLayer):
                 with torch.no_grad():
                     weights[module] = module.weight_quantizer(module.used_weight()).double()
-        kinds = kinds_of(self.model.graph, modules)
+        self._kinds = k.kinds_of(self.model.graph, modules)
         self._weights: dict[str, Tensor] = {}
         for node in self.model.graph.nodes:
             function = modules.get(str(node.target)) if node.op == "call_module" else None
             if isinstance(function, QuantizedFunction):
                 with torch.no_grad():
-                    weight = function.parameter_quantizer(constant(node.args[1], kinds, {}, modules))
+                    weight = function.parameter_quantizer(constant(node.args[1], self._kinds, {}, modules))
                 self._weights[node.name] = weight.double()
         self.model.double()
         for module in self.model.modules():
@@ -227,7 +226,7 @@ class _ExactNetwork:
             (place.node, place.of_input): place.layout.from_samples(dequantize(codes[name], self.grids[name]).double())
             for place, name in self.places.items()
         }
-        outer, modules, kinds = self, self._modules, k.kinds_of(self.model.graph, self._modules)
+        outer, modules, kinds = self, self._modules, self._kinds
 
         class Interpreter(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:

@@ -30,7 +30,7 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
     """
     for example in examples.values():
         check_example(example)
-    wanted = [str(node.target) for node in model.graph.nodes if node.op == "placeholder" and node.users]
+    wanted = _input_names(model)
     missing = [name for name in wanted if name not in examples]
     if missing:
         raise LowbitError(
@@ -76,10 +76,7 @@ def named_examples(model: torch.nn.Module, example: Any) -> dict[str, Tensor]:
     Raises:
         LowbitError: more tensors than arguments, or names that forward does not have.
     """
-    if isinstance(model, fx.GraphModule):
-        names = [str(node.target) for node in model.graph.nodes if node.op == "placeholder" and node.users]
-    else:
-        names = _argument_names(model)
+    names = _input_names(model)
     if isinstance(example, Mapping):
         given = dict(example)
         unknown = [name for name in given if name not in names]
@@ -96,7 +93,10 @@ def named_examples(model: torch.nn.Module, example: Any) -> dict[str, Tensor]:
     return dict(zip(names, given))
 
 
-def _argument_names(model: torch.nn.Module) -> list[str]:
+def _input_names(model: torch.nn.Module) -> list[str]:
+    """What the network takes: of a traced one the inputs that it uses, of another all arguments of forward."""
+    if isinstance(model, fx.GraphModule):
+        return [str(node.target) for node in model.graph.nodes if node.op == "placeholder" and node.users]
     parameters = inspect.signature(model.forward).parameters.values()
     return [
         each.name

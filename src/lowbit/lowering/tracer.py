@@ -146,10 +146,7 @@ class Tracer(fx.Tracer):
 
     def held(self, tensor: Tensor) -> Any:
         """What stands for a tensor that the network holds."""
-        if isinstance(tensor, _Made):
-            tensor = tensor.as_subclass(Tensor)
-        node = self.create_arg(tensor)
-        return self.proxy(node) if isinstance(node, fx.Node) else tensor
+        return self.proxy(self.create_arg(tensor))
 
     def proxy(self, node: fx.Node) -> Any:
         if self.shapes is None:
@@ -210,8 +207,7 @@ def _sized(name: str) -> Callable:
     def method(self: _Made, *args: Any, **kwargs: Any) -> Any:
         if not any(isinstance(size, fx.Proxy) for size in pytree.tree_leaves((args, kwargs))):
             return plain(self, *args, **kwargs)
-        held = _Made.tracers[-1].held(self.as_subclass(Tensor))
-        return getattr(held, name)(*args, **kwargs)
+        return getattr(_Made.tracers[-1].held(self), name)(*args, **kwargs)
 
     return method
 

@@ -73,7 +73,7 @@ def with_first_batch(model: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
         The same batches.
 
     Raises:
-        LowbitError: no batch, or what `Recording.of` raises; the model is as it was.
+        LowbitError: no batch, or what `Recording.of` raises; a model that waited is to be prepared anew then.
     """
     waiting = getattr(model, "recording", None)
     if waiting is None and not (isinstance(model, fx.GraphModule) and hasattr(model, "streams")):

@@ -63,6 +63,7 @@ def function(converter: Converter, node: fx.Node) -> Computation:
 
 def norm(converter: Converter, node: fx.Node) -> Computation:
     """Batch-norm: the layer before it has it; behind anything else, a depthwise 1×1 convolution."""
+    converter.check_batch_first(node)
     before, module = converter.input_of(node), converter.modules[str(node.target)]
     if folds_into(before, converter.kinds) is node:
         return converter.value(before, node)

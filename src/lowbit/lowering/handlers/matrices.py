@@ -11,11 +11,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lowbit.integer.graph import Node, TensorType
-from lowbit.integer.ops import Extremum, MatMul, Normalize, Reduce, Softmax, Transpose
+from lowbit.integer.ops import Extremum, MatMul, Normalize, Reduce, Softmax
 from lowbit.integer.ops.softmax import exponentials
 from lowbit.lowering import kinds as k
 from lowbit.lowering.handlers.alignment import aligned
-from lowbit.lowering.handlers.moves import reshape_to
+from lowbit.lowering.handlers.moves import reshape_to, transposed
 from lowbit.lowering.values import Codes, Computation, Move
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def reduction(converter: Converter, node: fx.Node, function: str) -> Computation
         assert isinstance(y, TensorType)
         return Reduce(name=name, inputs=(x.name,), type=y, axes=axes, keepdim=keepdim, function=function)
 
-    return _in_shape(converter, node, Computation(node.name, make))
+    return Computation(node.name, make)
 
 
 def extremum(converter: Converter, node: fx.Node) -> Any:
@@ -65,11 +65,6 @@ def extremum(converter: Converter, node: fx.Node) -> Any:
     function = "maximum" if name == "amax" else "minimum"
     move = Move(node.name, lambda n, x: Extremum(name=n, inputs=(x,), axes=axes, keepdim=keepdim, function=function))
     return converter.moved(value, [move, reshape_to(node.name, converter.sample(node) or (1,))])
-
-
-def _in_shape(converter: Converter, node: fx.Node, value: Computation) -> Any:
-    """A reduction of every dimension of a sample leaves one number, which the integer graph has as a tensor of one element."""
-    return value
 
 
 def softmax(converter: Converter, node: fx.Node) -> Computation:
@@ -120,16 +115,16 @@ def _l2_normalized(converter: Converter, node: fx.Node, x: Codes) -> Any:
         raise converter.refusal(node, ": only the L2 norm along one dimension has an integer form")
     place, rank = converter.place(axis, source, node), len(converter.sample(source))
     count = converter.shapes[source][axis]
-    order = (*(each for each in range(1, rank + 1) if each != place), place)
-    back = tuple(order.index(each) + 1 for each in range(1, rank + 1))
+    back: tuple[Move, ...] = ()
+    if place != rank:
+        order = (*(each for each in range(1, rank + 1) if each != place), place)
+        inverse = tuple(order.index(each) + 1 for each in range(1, rank + 1))
+        x = converter.moved(x, [transposed(f"{node.name}_last", order)])
+        back = (transposed(f"{node.name}_back", inverse),)
     gain = torch.full((1,), count**-0.5, dtype=torch.float32, device="cpu")
     # F.normalize divides by max(‖x‖, eps): but for lengths near eps the same as adding eps² to the square.
     value = _normalized(node, x, count, False, max(eps * eps / count, 2.0**-80), gain, None)
-    if order == back == tuple(range(1, rank + 1)):
-        return value
-    x = converter.moved(x, [Move(f"{node.name}_last", lambda n, x: Transpose(name=n, inputs=(x,), order=order))])
-    value = _normalized(node, x, count, False, max(eps * eps / count, 2.0**-80), gain, None)
-    return replace(value, moves=(Move(f"{node.name}_back", lambda n, x: Transpose(name=n, inputs=(x,), order=back)),))
+    return replace(value, moves=back)
 
 
 def _affine(converter: Converter, node: fx.Node) -> tuple[Tensor | None, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -115,7 +116,7 @@ def _chosen(converter: Converter, node: fx.Node, source: fx.Node, axis: int, par
         raise converter.refusal(
             node, ": only numbers, slices and one-dimensional lists of numbers have an integer form"
         )
-    return [_taken(node.name, place, (places % size).tolist())]
+    return [taken(node.name, place, (places % size).tolist())]
 
 
 def select(converter: Converter, node: fx.Node) -> Any:
@@ -127,7 +128,7 @@ def select(converter: Converter, node: fx.Node) -> Any:
 
     def take(axis: int, places: list[int]) -> None:
         if places != list(range(before[axis])):
-            moves.append(_taken(node.name, converter.place(axis, source, node), places))
+            moves.append(taken(node.name, converter.place(axis, source, node), places))
 
     if name in ("select", "narrow"):
         axis, *more = converter.options(node, "dim", *(("index",) if name == "select" else ("start", "length")))
@@ -152,13 +153,11 @@ def select(converter: Converter, node: fx.Node) -> Any:
         take(axis % len(before), [i // repeats for i in range(before[axis] * repeats)])
     else:  # repeat, tile
         after = converter.shapes[node]
-        moves.append(
-            reshape_to(node.name, converter.layout(node).sample((*(1,) * (len(after) - len(before)), *before)))
-        )
         before = (*(1,) * (len(after) - len(before)), *before)
+        moves.append(reshape_to(node.name, converter.layout(node).sample(before)))
         for axis, (small, large) in enumerate(zip(before, after)):
             if small != large:
-                moves.append(_taken(node.name, converter.place(axis, node, node), [i % small for i in range(large)]))
+                moves.append(taken(node.name, converter.place(axis, node, node), [i % small for i in range(large)]))
     return converter.moved(value, [*moves, reshape_to(node.name, converter.sample(node))])
 
 
@@ -199,6 +198,7 @@ def pad(converter: Converter, node: fx.Node) -> Any:
 
 def channel_shuffle(converter: Converter, node: fx.Node) -> Any:
     """nn.ChannelShuffle."""
+    converter.check_batch_first(node)
     value = converter.value(converter.input_of(node), node)
     return converter.moved(value, [_shuffle(node.name, *converter.options(node, "groups"))])
 
@@ -223,9 +223,7 @@ def transpose(converter: Converter, node: fx.Node) -> Any:
             reshape_to(node.name, converter.sample(node)),
         ]
         return converter.moved(value, moves)
-    return converter.moved(
-        value, [Move(node.name, lambda n, x: Transpose(name=n, inputs=(x,), order=tuple(dimensions)))]
-    )
+    return converter.moved(value, [transposed(node.name, dimensions)])
 
 
 def _order(converter: Converter, node: fx.Node, rank: int) -> list[int]:
@@ -277,8 +275,14 @@ def _slice(name: str, axis: int, start: int, stop: int, step: int) -> Move:
     return Move(name, lambda n, x: Slice(name=n, inputs=(x,), axis=axis, start=start, stop=stop, step=step))
 
 
-def _taken(name: str, axis: int, places: list[int]) -> Move:
+def taken(name: str, axis: int, places: Sequence[int]) -> Move:
+    """The elements at these places of a dimension, counted with the batch as 0, for a node of this name."""
     return Move(name, lambda n, x: IndexSelect(name=n, inputs=(x,), axis=axis, places=tuple(places)))
+
+
+def transposed(name: str, order: Sequence[int]) -> Move:
+    """The dimensions of a sample in another order, counted with the batch as 0, for a node of this name."""
+    return Move(name, lambda n, x: Transpose(name=n, inputs=(x,), order=tuple(order)))
 
 
 def _without(shape: tuple[int, ...], place: int) -> tuple[int, ...]:

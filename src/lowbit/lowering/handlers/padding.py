@@ -25,6 +25,7 @@ _MODES = (
 
 def pad(converter: Converter, node: fx.Node) -> Any:
     """F.pad with a mode, and torch's layers for each."""
+    converter.check_batch_first(node)
     source, given = converter.input_of(node), converter.arguments(node)
     value, before = converter.value(source, node), converter.shapes[source]
     if node.op == "call_module":

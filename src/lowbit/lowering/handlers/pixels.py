@@ -27,6 +27,7 @@ def unshuffle(converter: Converter, node: fx.Node) -> Any:
 
 
 def _moved(converter: Converter, node: fx.Node, kind: type[PixelShuffle | PixelUnshuffle], factor: int) -> Any:
+    converter.check_batch_first(node)
     source = converter.input_of(node)
     value, factors = converter.value(source, node), (factor,) * (len(converter.shapes[source]) - 2)
     return converter.moved(value, [Move(node.name, lambda n, x: kind(name=n, inputs=(x,), factors=factors))])

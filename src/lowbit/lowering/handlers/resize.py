@@ -10,8 +10,9 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from lowbit.integer.ops import IndexSelect, LinearResize, Upsample
+from lowbit.integer.ops import LinearResize, Upsample
 from lowbit.lowering import kinds as k
+from lowbit.lowering.handlers.moves import taken
 from lowbit.lowering.values import Codes, Computation, Move
 
 if TYPE_CHECKING:
@@ -22,35 +23,35 @@ _DIVISOR_MAX = 1 << 23  # times the 8 bits of a code: what an accumulator holds
 
 def nearest(converter: Converter, node: fx.Node) -> Any:
     """Nearest-neighbour resizing to any size."""
+    converter.check_batch_first(node)
     source = converter.input_of(node)
     value, before, after = converter.value(source, node), converter.shapes[source][2:], converter.shapes[node][2:]
     given = converter.arguments(node)
     places = [_places(given, axis, size, count) for axis, (size, count) in enumerate(zip(before, after))]
     factors = tuple(max(count // size, 1) for size, count in zip(before, after))
-    if all(taken == [i // f for i in range(size * f)] for taken, size, f in zip(places, before, factors)):
+    if all(each == [i // f for i in range(size * f)] for each, size, f in zip(places, before, factors)):
         if all(factor == 1 for factor in factors):
             return value
         return converter.moved(value, [Move(node.name, lambda n, x: Upsample(name=n, inputs=(x,), factors=factors))])
-    changed = [axis for axis, taken in enumerate(places) if taken != list(range(before[axis]))]
+    changed = [axis for axis, each in enumerate(places) if each != list(range(before[axis]))]
     return converter.moved(value, [picked(node.name, axis + 2, places[axis]) for axis in changed])
 
 
 def picked(name: str, axis: int, places: list[int]) -> Move:
     """The positions of one dimension by their index, for a node of this name."""
-    taken = tuple(places)
-    return Move(f"{name}_{axis}", lambda n, x: IndexSelect(name=n, inputs=(x,), axis=axis, places=taken))
+    return taken(f"{name}_{axis}", axis, places)
 
 
 def _places(given: dict[str, Any], axis: int, size: int, count: int) -> list[int]:
     """Which position each one takes along a dimension, as torch computes it: in float32, so that it is asked."""
     mode, factor = given.get("mode", "nearest"), _scale_factor(given, axis)
     positions = torch.arange(size, dtype=torch.float32).reshape(1, 1, size)
-    taken = (
+    found = (
         F.interpolate(positions, count, mode=mode)
         if factor is None
         else F.interpolate(positions, scale_factor=factor, mode=mode)
     )
-    return taken.flatten().long().tolist()
+    return found.flatten().long().tolist()
 
 
 def _scale_factor(given: dict[str, Any], axis: int) -> float | None:
@@ -63,6 +64,7 @@ def _scale_factor(given: dict[str, Any], axis: int) -> float | None:
 
 def linear(converter: Converter, node: fx.Node) -> Codes | Computation:
     """Linear, bilinear and trilinear resizing."""
+    converter.check_batch_first(node)
     source = converter.input_of(node)
     x, before, after = converter.codes_at(source, node), converter.shapes[source][2:], converter.shapes[node][2:]
     given = converter.arguments(node)
