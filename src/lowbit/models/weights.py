@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowbit.checksum import checksum
 from lowbit.errors import LowbitError
 from lowbit.files import check_place, check_readable
+from lowbit.quantizer.state import QuantizerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copy the tensors of a file into a network, all of them and no others.
 
     Takes safetensors (`.safetensors`) and what `torch.save` wrote of a state dict (`.pt`, `.pth`, `.bin`; read
-    without running code from it). Only batch-norm's counters `num_batches_tracked` may be absent.
+    without running code from it), also of version 0.1.0. Only batch-norm's counters `num_batches_tracked` may be absent.
 
     A file of `save_weights` is checked against its checksum, and one of `torch.save` against those of the zip archive
     that it is; other safetensors, and what torch before 1.6 wrote, have none.
@@ -36,6 +37,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     found = _read_tensors(path)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizerState):
+            module.upgrade(found, f"{name}.")
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in found if key not in wanted]

@@ -233,7 +233,7 @@ class QuantizerState(nn.Module):
     ) -> None:
         if not any(key.startswith(prefix) for key in state_dict):
             return
-        self._rename(state_dict, prefix)
+        self.upgrade(state_dict, prefix)
         difference = self._difference(state_dict.get(f"{prefix}configuration"))
         if difference is not None:
             error_msgs.append(difference)
@@ -243,8 +243,8 @@ class QuantizerState(nn.Module):
         )
         self._read()
 
-    def _rename(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Bring the entries of a checkpoint of version 0.1.0 in line with those of this version."""
+    def upgrade(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Bring this quantizer's entries of a checkpoint of version 0.1.0 in line with those of this version, in place."""
         for old, new in _OLD_NAMES.items():
             if f"{prefix}{old}" in state_dict:
                 state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}").float()
