@@ -4,6 +4,7 @@ float model → prepare → calibrate → train → to_integer → run, verify, 
 """
 
 from lowbit.deployment import export, to_integer, verify
+from lowbit.diagnosis import Diagnosis, diagnose
 from lowbit.errors import LowbitError
 from lowbit.grid import Grid
 from lowbit.integer.network import IntegerNetwork
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Balance",
+    "Diagnosis",
     "Grid",
     "IntegerNetwork",
     "LowbitError",
@@ -38,6 +40,7 @@ __all__ = [
     "UnquantizedWarning",
     "calibrate",
     "dampening_loss",
+    "diagnose",
     "export",
     "fake_quantize",
     "layer_table",
