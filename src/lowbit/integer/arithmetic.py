@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,11 +29,16 @@ class Multiplier:
     Attributes:
         single: float32, rounded as the operation states it.
         exact: float64, before any rounding to float32.
+        unit: float64, the real value of one unit of the accumulator as TFLite's kernels compute it, from the float32 numbers of
+            a file; their multiplier is unit / s_y.
+        count: by which TFLite's kernels divide the integer multiplier of a mean.
         through: float64, the magnitude of a product of scales that `single` is rounded through, where there is one.
     """
 
     single: Tensor
     exact: Tensor
+    unit: Tensor
+    count: int = 1
     through: Tensor | None = None
 
     def along(self, axis: int, rank: int) -> Multiplier:
@@ -42,7 +47,13 @@ class Multiplier:
             return self
         shape = [1] * rank
         shape[axis] = -1
-        return Multiplier(self.single.reshape(shape), self.exact.reshape(shape))
+        return replace(
+            self, single=self.single.reshape(shape), exact=self.exact.reshape(shape), unit=self.unit.reshape(shape)
+        )
+
+    def negated(self) -> Multiplier:
+        """−M."""
+        return replace(self, single=-self.single, exact=-self.exact)
 
 
 def f32(value: float) -> Tensor:
@@ -86,7 +97,8 @@ def _exact(value: float) -> Tensor:
 
 def accumulator_scale(x: TensorType, weight: Weight) -> Multiplier:
     """f(s_x · s_w): the real value of one unit of a layer's accumulator."""
-    return Multiplier(f32(x.scale) * weight.scale, x.scale * weight.scale.to(torch.float64))
+    exact = x.scale * weight.scale.to(torch.float64)
+    return Multiplier(f32(x.scale) * weight.scale, exact, exact)
 
 
 def layer_multiplier(x: TensorType, weight: Weight, y: TensorType | FloatType) -> Multiplier:
@@ -94,32 +106,34 @@ def layer_multiplier(x: TensorType, weight: Weight, y: TensorType | FloatType) -
     scale = accumulator_scale(x, weight)
     if isinstance(y, FloatType):
         return scale
-    return Multiplier(scale.single / f32(y.scale), scale.exact / y.scale, scale.exact.abs())
+    return replace(scale, single=scale.single / f32(y.scale), exact=scale.exact / y.scale, through=scale.exact.abs())
 
 
 def ratio(x: TensorType, y: TensorType) -> Multiplier:
     """M = f(s_x / s_y)."""
-    return Multiplier(f32(x.scale) / f32(y.scale), _exact(x.scale / y.scale))
+    return Multiplier(f32(x.scale) / f32(y.scale), _exact(x.scale / y.scale), _exact(x.scale))
 
 
 def product_multiplier(a: TensorType, b: TensorType, y: TensorType | FloatType) -> Multiplier:
     """M = f(f(s_a · s_b) / s_y); for a float output f(s_a · s_b)."""
-    through = a.scale * b.scale
+    single, exact = f32(a.scale) * f32(b.scale), _exact(a.scale * b.scale)
     if isinstance(y, FloatType):
-        return Multiplier(f32(a.scale) * f32(b.scale), _exact(through))
-    return Multiplier(f32(a.scale) * f32(b.scale) / f32(y.scale), _exact(through / y.scale), _exact(through))
+        return Multiplier(single, exact, exact)
+    return Multiplier(single / f32(y.scale), exact / y.scale, exact, through=exact)
 
 
 def window_mean_multiplier(x: TensorType, count: int, y: TensorType) -> Multiplier:
     """M = f(f(s_x · f(1 / c)) / s_y), for the sum over a window of c elements."""
-    single = f32(x.scale) * (1 / f32(count)) / f32(y.scale)
-    return Multiplier(single, _exact(x.scale / (count * y.scale)), _exact(x.scale / count))
+    share = 1 / f32(count)
+    single = f32(x.scale) * share / f32(y.scale)
+    unit = x.scale * share.to(torch.float64)
+    return Multiplier(single, _exact(x.scale / (count * y.scale)), unit, through=_exact(x.scale / count))
 
 
 def global_mean_multiplier(x: TensorType, count: int, y: TensorType) -> Multiplier:
     """M = f(s_x / f(s_y · c)), for the sum over all c positions of a channel."""
-    single = f32(x.scale) / (f32(y.scale) * count)
-    return Multiplier(single, _exact(x.scale / (count * y.scale)), _exact(count * y.scale))
+    single, through = f32(x.scale) / (f32(y.scale) * count), _exact(count * y.scale)
+    return Multiplier(single, _exact(x.scale / (count * y.scale)), _exact(x.scale), count, through)
 
 
 # ---------------------------------------------------------------- float32
@@ -144,26 +158,59 @@ def sum_constants(types: Sequence[TensorType], y: TensorType) -> tuple[Tensor, T
 # ---------------------------------------------------------------- fixed point
 
 
-def mantissa_and_shift(m: Tensor) -> tuple[Tensor, Tensor]:
-    """(mantissa, shift) of |m|: int64 mantissa = rint(|m| · 2^shift) with 2^30 <= mantissa < 2^31, elementwise.
+def mantissa_and_shift(m: Tensor, bits: int = 31) -> tuple[Tensor, Tensor]:
+    """(mantissa, shift) of |m|: int64 mantissa = rint(|m| · 2^shift) with 2^(bits−1) <= mantissa < 2^bits, elementwise.
 
-    m: float64, finite, not 0, |m| < 2^30 (so that shift >= 1).
+    m: float64, finite, not 0; |m| < 2^(bits−1) where shift is to be 1 or more.
     """
     fraction, exponent = torch.frexp(m.abs())  # |m| = fraction · 2^exponent, fraction in [1/2, 1)
-    shift = 31 - exponent.to(torch.int64)
-    mantissa = torch.round(fraction * 2.0**31).to(torch.int64)
-    carried = mantissa == 1 << 31  # a fraction just below 1 rounds up to 1
+    shift = bits - exponent.to(torch.int64)
+    mantissa = torch.round(fraction * 2.0**bits).to(torch.int64)
+    carried = mantissa == 1 << bits  # a fraction just below 1 rounds up to 1
     return torch.where(carried, mantissa >> 1, mantissa), torch.where(carried, shift - 1, shift)
 
 
 def shift_half_away(n: Tensor, shift: Tensor) -> Tensor:
-    """sign(n) · ((|n| + 2^(shift−1)) >> shift) of int64 n; 0 where shift > 62."""
+    """sign(n) · ((|n| + 2^(shift−1)) >> shift) of int64 n; 0 where shift > 62, n where it is 0."""
     k = shift.clamp(max=62)
-    rounded = (n.abs() + (torch.ones_like(k) << (k - 1))) >> k
+    rounded = (n.abs() + (torch.ones_like(k) << k >> 1)) >> k
     return torch.where(shift > 62, 0, n.sign() * rounded)
 
 
-def common_shift(factors: Sequence[Tensor]) -> tuple[list[int], Tensor]:
-    """(mantissas, shift) of 0-dim float64 factors with one shift: the largest magnitude's mantissa in 2^30 … 2^31 − 1."""
-    _, shift = mantissa_and_shift(torch.stack([factor.abs() for factor in factors]).max())
+def significand_and_exponent(m: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """(significand, exponent) of |m| / count as TFLite's kernels have it: int64, |m| ≈ significand · 2^(exponent − 31), elementwise.
+
+    significand = |m| · 2^(31 − exponent), halves away from zero, 2^30 <= significand < 2^31; (0, 0) where exponent < −31. For a
+    mean over `count` elements the significand times 2^h is divided, cutting off, and the exponent is h less:
+    h = min(⌊log2 count⌋, 31 + exponent).
+
+    m: float64, finite, not 0.
+    """
+    fraction, exponent = torch.frexp(m.abs())
+    significand, exponent = torch.floor(fraction * 2.0**31 + 0.5).to(torch.int64), exponent.to(torch.int64)
+    carried = significand == 1 << 31
+    significand, exponent = torch.where(carried, significand >> 1, significand), exponent + carried
+    lost = exponent < -31
+    significand, exponent = significand.masked_fill(lost, 0), exponent.masked_fill(lost, 0)
+    if count > 1:
+        h = (31 + exponent).clamp(max=count.bit_length() - 1)
+        significand, exponent = (significand << h) // count, exponent - h
+    return significand, exponent
+
+
+def shift_half_up(n: Tensor, shift: Tensor | int) -> Tensor:
+    """(n + 2^(shift−1)) >> shift of int64 n, for shifts from 1 to 62."""
+    one = torch.ones((), dtype=torch.int64, device="cpu")
+    return (n + (one << (shift - 1))) >> shift
+
+
+def product_half_up(n: Tensor, m: Tensor, shift: Tensor) -> Tensor:
+    """(n · m + 2^(shift−1)) >> shift of int64 n of up to 47 bits and m of up to 31, for shifts from 17 to 62: half by half of n."""
+    low = (n & 0xFFFF) * m + (torch.ones_like(shift) << (shift - 1))
+    return ((n >> 16) * m + (low >> 16)) >> (shift - 16)
+
+
+def common_shift(factors: Sequence[Tensor], bits: int = 31) -> tuple[list[int], Tensor]:
+    """(mantissas, shift) of 0-dim float64 factors with one shift: the largest magnitude's mantissa has `bits` bits."""
+    _, shift = mantissa_and_shift(torch.stack([factor.abs() for factor in factors]).max(), bits)
     return [round(math.ldexp(float(factor), int(shift))) for factor in factors], shift

@@ -37,7 +37,7 @@ class IntegerNetwork:
 
         Args:
             x: one tensor, or tensors by name where the network has several inputs.
-            requantize: the name of a rounding, "float" or "fixed" (`integer.roundings`).
+            requantize: the name of a rounding, "float", "fixed", … (`integer.roundings`).
 
         Returns:
             One tensor, or tensors by name where the network has several outputs.

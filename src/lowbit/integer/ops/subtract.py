@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from lowbit.integer.arithmetic import Multiplier, ratio
@@ -27,7 +27,7 @@ class Subtract(Elementwise):
 
     def multipliers(self, inputs: Sequence[TensorType]) -> list[Multiplier]:
         a, b = (ratio(x, self.codes_of()) for x in inputs)
-        return [a, replace(b, single=-b.single, exact=-b.exact)]
+        return [a, b.negated()]
 
     def in_floats(self, floats: Floats[Value], steps: Sequence[Value], types: Sequence[TensorType]) -> Value:
         a, b = (floats.multiply(n, floats.constant(float(m.single))) for n, m in zip(steps, self.multipliers(types)))
