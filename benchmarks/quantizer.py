@@ -44,7 +44,7 @@ def quantizer_for(method: str, granularity: str, bits: int, x: Tensor) -> lowbit
     else:
         made = lowbit.Quantizer(bits, method=row, signed=True, step_shape=(len(x), *[1] * (x.dim() - 1)))
     made = made.to(x.device)
-    made.start(x.detach())
+    made.initialize(x.detach())
     return made
 
 

@@ -109,7 +109,7 @@ def prepared(name: str, bits: int) -> tuple[nn.Module, Tensor]:
             nn.init.normal_(module.bias, 0.0, 0.3)
     lowbit.reestimate_batchnorm(model, [x])
     model = lowbit.prepare(model, weights=bits, activations=bits, method="lsq+", integer_only=True)
-    return lowbit.snap_offsets(lowbit.calibrate(model, [x])).eval(), x
+    return lowbit.round_zero_points(lowbit.calibrate(model, [x])).eval(), x
 
 
 # ---------------------------------------------------------------- mutations

@@ -62,8 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fractional = trained(copy.deepcopy(prepared), train, options.lr)
         row = {"bits": f"W{bits}A{bits}", "images": sum(len(y) for _, y in test)}
         row["fractional"] = f"{accuracy(fractional, test):.2f}"
-        row["snapped after training"] = f"{accuracy(lowbit.snap_offsets(fractional), test):.2f}"
-        row["trained on snapped"] = f"{accuracy(trained(lowbit.snap_offsets(prepared), train, options.lr), test):.2f}"
+        row["snapped after training"] = f"{accuracy(lowbit.round_zero_points(fractional), test):.2f}"
+        row["trained on snapped"] = (
+            f"{accuracy(trained(lowbit.round_zero_points(prepared), train, options.lr), test):.2f}"
+        )
         rows.append(row)
     harness.print_table(rows)
 

@@ -266,7 +266,7 @@ def test_qonnx_takes_fractional_offsets(fractional, tmp_path):
 
 def test_fractional_offsets_anywhere_else_are_refused(fractional, tmp_path, monkeypatch):
     for call, words in (
-        (lambda: lowbit.to_integer(fractional, X), "snap_offsets"),
+        (lambda: lowbit.to_integer(fractional, X), "round_zero_points"),
         (lambda: lowbit.export(fractional, tmp_path / "f.onnx", batches=[X]), "takes the integer network"),
         (lambda: lowbit.export(fractional, tmp_path / "f.onnx", "qonnx"), "give at least one"),
     ):

@@ -39,7 +39,7 @@ def test_adding_a_method():
             del lowbit.METHODS[name]
     first = names["quantized"][0]
     assert first.weight_quantizer.method.name == "cosine"
-    assert float(first.weight_quantizer.slope_value) == pytest.approx(0.5)
+    assert float(first.weight_quantizer.surrogate_value) == pytest.approx(0.5)
     assert first.input_quantizer.method.name == "lsq"
     assert first.weight.grad.abs().sum() > 0
     assert first.weight_quantizer.raw_step.grad.abs() > 0

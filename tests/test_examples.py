@@ -54,7 +54,7 @@ def test_huggingface_trainer(tmp_path):
     again = prepared(module.network())
     again.load_state_dict(load_file(last / "model.safetensors"))
     quantizers = [quantizer for _, quantizer in lowbit.quantizers(again)]
-    assert all(quantizer.started for quantizer in quantizers)
+    assert all(quantizer.initialized for quantizer in quantizers)
     assert any(quantizer.shared for quantizer in quantizers)  # the ResNet's shortcut and its first layer share an input
     assert all(not torch.equal(quantizer.step, quantizer.initial_step) for quantizer in quantizers)
     evaluated = module.trainer(again, tmp_path / "again", epochs=1).evaluate()
@@ -79,7 +79,7 @@ def test_lightning(tmp_path):
 
     (checkpoint,) = (tmp_path / "low-bit").rglob("*.ckpt")
     again = module.Classifier.load_from_checkpoint(checkpoint, network=prepared(module.network()), lr=0.02)
-    assert all(quantizer.started for _, quantizer in lowbit.quantizers(again))
+    assert all(quantizer.initialized for _, quantizer in lowbit.quantizers(again))
     (evaluated,) = module.trainer(tmp_path / "again", epochs=1).validate(again, module.test_data, verbose=False)
     assert evaluated["accuracy"] == pytest.approx(accuracies["3 bits, trained"], abs=1e-6)
 

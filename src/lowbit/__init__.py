@@ -3,6 +3,7 @@
 float model → prepare → calibrate → train → to_integer → run, verify, export
 """
 
+from lowbit._deprecated import renamed_in_module
 from lowbit.deployment import export, to_integer, verify
 from lowbit.diagnosis import Diagnosis, diagnose
 from lowbit.errors import LowbitError
@@ -16,7 +17,7 @@ from lowbit.qat.calibrate import calibrate
 from lowbit.qat.oscillation import OscillationFreezer, dampening_loss
 from lowbit.qat.prepare import prepare
 from lowbit.qat.summary import layer_table, model_size_bits
-from lowbit.qat.training import parameter_groups, set_progress, snap_offsets
+from lowbit.qat.training import parameter_groups, round_zero_points, set_progress
 from lowbit.qat.transition import TransitionRate
 from lowbit.quantizer.functional import fake_quantize
 from lowbit.quantizer.methods import METHODS, Method
@@ -49,8 +50,10 @@ __all__ = [
     "prepare",
     "quantizers",
     "reestimate_batchnorm",
+    "round_zero_points",
     "set_progress",
-    "snap_offsets",
     "to_integer",
     "verify",
 ]
+
+__getattr__ = renamed_in_module(__name__, {"snap_offsets": "round_zero_points"})

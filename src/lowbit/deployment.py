@@ -44,7 +44,7 @@ def to_integer(model: nn.Module, example_input: Any, *, allow_diverged: bool = F
 
     Raises:
         LowbitError: the network was prepared otherwise or is not started, a step is not finite or has run out of its bounds
-            (training has diverged), an offset is not snapped (`lowbit.snap_offsets`), an operation has no integer form, an accumulator can overflow, or the integer
+            (training has diverged), a zero point is not an integer (`lowbit.round_zero_points`), an operation has no integer form, an accumulator can overflow, or the integer
             network would compute something else than the trained one; the message names the layer or node.
     """
     proof = Proof(*_converted(model, example_input, allow_diverged=allow_diverged))
@@ -68,7 +68,7 @@ def export(
 
     Args:
         network: from `to_integer`. For "qonnx" also the trained network itself, from `lowbit.prepare(…, integer_only=True)`,
-            if its offsets (LSQ+) are not snapped: they stay the fractions they are. No integers compute that, so the file is
+            if its zero points (LSQ+) are not rounded: they stay the fractions they are. No integers compute that, so the file is
             compared with the trained network and kept if at most one code in twenty differs, by float32's rounding at ties.
         path: the file to write. Its folder must exist.
         format: a name in `lowbit.formats.FORMATS`: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic,
@@ -128,9 +128,9 @@ def export(
 
 
 def _has_fractions(network: Any) -> bool:
-    """Whether it is a trained network with offsets that are not snapped."""
+    """Whether it is a trained network with zero points that are not integers."""
     return isinstance(network, nn.Module) and any(
-        isinstance(module, Quantizer) and module.has_fraction for module in network.modules()
+        isinstance(module, Quantizer) and not module.integer_zero_point for module in network.modules()
     )
 
 

@@ -337,11 +337,13 @@ def test_rows_of_the_parts_differ_from_lsq_in_what_their_names_say() -> None:
     assert rows["lsq"] == lsq and len(set(rows.values())) == len(rows)
     for name, method in rows.items():
         weights, activations = method, method.for_activations
-        assert (weights.slope is not None) == (
+        assert (weights.surrogate_gradient is not None) == (
             name.startswith("lg") or name in ("asr-weights", "asr-both", "asr5-weights", "ssg-slope")
         )
-        assert (activations.slope is not None) == (name in ("asr-activations", "asr-both"))
-        assert (weights.pull is not None) == (name.startswith("lg") or name == "mde") and activations.pull is None
+        assert (activations.surrogate_gradient is not None) == (name in ("asr-activations", "asr-both"))
+        assert (weights.gradient_scaling is not None) == (
+            name.startswith("lg") or name == "mde"
+        ) and activations.gradient_scaling is None
         for side in (weights, activations):
             assert (side.step_gradient.balance is not None) == ("magnitude" in name)
             assert (side.init, side.offset, side.signed) == (lsq.init, lsq.offset, lsq.signed)

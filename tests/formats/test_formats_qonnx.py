@@ -186,7 +186,7 @@ def test_fractional_zero_point():
     b.quantize(4, signed=False)
     b.nodes[0] = replace(b.nodes[0], type=TensorType(f32(0.3), 2.625, 4, False))
     graph = Graph(inputs={"image": (2, 6, 6)}, nodes=tuple(b.nodes), outputs=(b.last,))
-    with pytest.raises(LowbitError, match="snap the offset"):
+    with pytest.raises(LowbitError, match="round it before conversion"):
         validate(graph)
     graph = validate(graph, fractional_zero_points=True)
     x = b.input(2)

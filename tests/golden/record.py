@@ -103,7 +103,7 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     for _ in range(2):
         model(x + 0.1 * torch.randn_like(x))
     prepared = lowbit.calibrate(lowbit.prepare(model, integer_only=True, **options), [x])
-    lowbit.snap_offsets(prepared)
+    lowbit.round_zero_points(prepared)
     optimizer = torch.optim.SGD(lowbit.parameter_groups(prepared, weight_decay=1e-4), lr=1e-3, momentum=0.9)
     prepared.train()
     for _ in range(3):

@@ -92,7 +92,7 @@ BROKEN = {
     "scale 0.0": (convolution(type=TensorType(0.0, 0, 4, False)),),
     "scale -1.0": (convolution(type=TensorType(-1.0, 0, 4, False)),),
     "scale 0.1 is not a float32": (convolution(type=TensorType(0.1, 0, 4, False)),),
-    "snap the offset": (convolution(type=TensorType(0.5, 1.5, 4, False)),),
+    "round it before conversion": (convolution(type=TensorType(0.5, 1.5, 4, False)),),
     "does not fit the byte": (convolution(type=TensorType(0.5, -1, 4, False)),),
     "do not fit 3 bits": (
         convolution(weight=Weight(torch.full((3, 4, 3, 3), 4).to(torch.int8), torch.tensor(1.0), 3)),

@@ -22,7 +22,7 @@ def trained(model: nn.Module, x: torch.Tensor, **options) -> nn.Module:
     for _ in range(3):
         model(x + 0.1 * torch.randn_like(x))
     prepared = lowbit.calibrate(lowbit.prepare(model, integer_only=True, **options), [x])
-    return lowbit.snap_offsets(prepared).eval()
+    return lowbit.round_zero_points(prepared).eval()
 
 
 def images(*shape: int) -> torch.Tensor:

@@ -54,7 +54,7 @@ def test_a_step_that_ran_away_is_refused_unless_told(place, factor, words, granu
 @pytest.mark.parametrize("what", ["raw_step", "offset"])
 def test_what_is_not_finite_is_refused_always(what, value):
     model, x = network("lsq+4")
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     with torch.no_grad():
         getattr(model.get_submodule("3.input_quantizer"), what).fill_(value)
     words = rf"the input of layer '3' \(Linear\) has a {what.removeprefix('raw_')} that is not finite: training has diverged"
@@ -112,7 +112,7 @@ def test_steps_around_an_average_make_no_ties(pool, method):
     model = Padded() if pool is None else nn.Sequential(*layers)
     x = torch.randn(6, 3, 8, 8)
     prepared = lowbit.calibrate(lowbit.prepare(model, method=method, integer_only=True), [x]).eval()
-    lowbit.snap_offsets(prepared)
+    lowbit.round_zero_points(prepared)
     assert differing(prepared, x) == 0
     pairs = {float(q.step) for name, q in lowbit.quantizers(prepared) if name.startswith("streams") or "input" in name}
     if method == "lsq" and pool is not None:

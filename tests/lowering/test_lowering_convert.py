@@ -152,7 +152,7 @@ def test_snapping_makes_zero_points_whole_and_they_stay_so_in_training():
     prepared = lowbit.calibrate(lowbit.prepare(model, method="lsq+", first_last=4), [x])
     quantizer = prepared[2].input_quantizer
     assert quantizer.uses_offset and float(quantizer.zero_point) != round(float(quantizer.zero_point))
-    lowbit.snap_offsets(prepared)
+    lowbit.round_zero_points(prepared)
     before = quantizer.offset.clone()
     optimizer = torch.optim.SGD(lowbit.parameter_groups(prepared, weight_decay=0.0), lr=0.05)
     for _ in range(5):
@@ -408,7 +408,7 @@ def test_an_offset_far_from_zero_says_what_to_do():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten(), nn.Linear(4 * 36, 3))
     nn.init.constant_(model[1].bias, 6.0)  # nothing near 0
     prepared = lowbit.prepare(model, method="lsq+4", first_last=4, integer_only=True)
-    lowbit.snap_offsets(lowbit.calibrate(prepared, [x]))
+    lowbit.round_zero_points(lowbit.calibrate(prepared, [x]))
     with pytest.raises(LowbitError, match=r"input of layer '4' .* has the zero point -.*by a rule"):
         lowbit.to_integer(prepared, x)
 
@@ -418,7 +418,7 @@ def test_a_fractional_offset_says_how_to_snap():
     prepared = lowbit.prepare(model, method="lsq+", first_last=4, integer_only=True)
     x = images(64, 16)
     lowbit.calibrate(prepared, [x])
-    with pytest.raises(LowbitError, match="snap_offsets"):
+    with pytest.raises(LowbitError, match="round_zero_points"):
         lowbit.to_integer(prepared, x)
 
 

@@ -190,7 +190,7 @@ def test_a_float_checkpoint_loads_and_its_weights_are_started_from():
 def test_a_part_of_a_checkpoint_leaves_the_other_layers_started():
     model = lowbit.calibrate(lowbit.prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))), [torch.randn(3, 4)])
     model.load_state_dict({"1.weight": torch.randn(4, 4), "1.bias": torch.randn(4)}, strict=False)
-    assert [q.started for _, q in lowbit.quantizers(model)] == [True, True, False, False]
+    assert [q.initialized for _, q in lowbit.quantizers(model)] == [True, True, False, False]
 
 
 def test_calibration_leaves_batch_norm_and_modes_alone():
@@ -284,7 +284,7 @@ def test_bad_calibration_starts_nothing(change, batches, words):
     change(prepared)
     with pytest.raises(LowbitError, match=words):
         lowbit.calibrate(prepared, batches)
-    assert not any(quantizer.started for _, quantizer in lowbit.quantizers(prepared))
+    assert not any(quantizer.initialized for _, quantizer in lowbit.quantizers(prepared))
     assert len(list(lowbit.quantizers(prepared))) == 8
 
 

@@ -41,7 +41,7 @@ constants = pytest.mark.filterwarnings("ignore:Converting a tensor to a Python:t
 )
 def test_a_network_recorded_by_torch_jit_is_exact_and_can_be_saved(method, options):
     model, x = network(method, **options)
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     with torch.no_grad():
         traced = torch.jit.trace(model, x)
         file = io.BytesIO()

@@ -78,13 +78,13 @@ def test_pact_moves_its_clip_as_descent_on_the_clip_itself_would():
 
 
 def test_progress_anneals_parameters_in_place():
-    model = network(Method("annealed", slope=asr(2.0, final=10.0), pull=mde(0.0, final=0.4)))
+    model = network(Method("annealed", surrogate_gradient=asr(2.0, final=10.0), gradient_scaling=mde(0.0, final=0.4)))
     quantizer = model[2].weight_quantizer
-    slope, pull = quantizer.slope_value, quantizer.pull_value
+    surrogate, scaling = quantizer.surrogate_value, quantizer.scaling_value
     for fraction, k, delta in ((0.0, 2.0, 0.0), (0.5, 6.0, 0.2), (1.0, 10.0, 0.4), (7.0, 10.0, 0.4)):
         lowbit.set_progress(model, fraction)
-        assert quantizer.slope_value is slope and quantizer.pull_value is pull
-        assert float(slope) == pytest.approx(k) and float(pull) == pytest.approx(delta)
+        assert quantizer.surrogate_value is surrogate and quantizer.scaling_value is scaling
+        assert float(surrogate) == pytest.approx(k) and float(scaling) == pytest.approx(delta)
 
 
 def test_dampening_is_the_distance_to_the_levels_and_pulls_only_inside():

@@ -37,7 +37,7 @@ def wrapped(model: nn.Module) -> nn.Module:
 def run(rank: int, folder: str) -> None:
     x = inputs()
     calibrated = {method: lowbit.calibrate(network(method), [data(rank)]) for method in METHODS}
-    checkpoint = lowbit.snap_offsets(lowbit.calibrate(network("lsq+4"), [data(0)])).state_dict()
+    checkpoint = lowbit.round_zero_points(lowbit.calibrate(network("lsq+4"), [data(0)])).state_dict()
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {}
@@ -47,7 +47,7 @@ def run(rank: int, folder: str) -> None:
         after = parallel(x)
         after.square().mean().backward()
         found[method] = {"before": before, "after": after.detach(), "grid": str(model[0].input_quantizer.grid)}
-        lowbit.snap_offsets(model)
+        lowbit.round_zero_points(model)
         found[method]["rounded"] = parallel(x).detach()
 
     model = network("lsq+4")

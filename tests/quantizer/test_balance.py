@@ -58,8 +58,8 @@ def test_the_gradient_of_a_step_keeps_the_pace_of_its_tensor(case: str) -> None:
     for number in range(4):
         x = (x + 0.1 * torch.randn(shape, generator=generator(number + 9))).detach().requires_grad_()
         gradient = torch.randn(shape, generator=generator(number + 20))
-        quantizer.start(x)
-        plain.start(x)
+        quantizer.initialize(x)
+        plain.initialize(x)
         quantizer.zero_grad()
         plain.zero_grad()
         (of_x,) = torch.autograd.grad(plain(x), x, gradient, retain_graph=True)
@@ -212,7 +212,7 @@ def test_used_twice_before_a_backward_pass_and_computed_again() -> None:
 def test_a_pass_without_usable_gradients_is_not_counted(value: float) -> None:
     quantizer = Quantizer(3, method=balanced(), signed=True)
     x = torch.randn(64, generator=generator(), requires_grad=True)
-    quantizer.start(x)
+    quantizer.initialize(x)
     quantizer(x).backward(torch.full_like(x, value))
     assert not bool(quantizer.relative_gradients.any())
     quantizer(x).backward(torch.randn(64, generator=generator(1)))
@@ -224,7 +224,7 @@ def test_a_pass_without_usable_gradients_is_not_counted(value: float) -> None:
 def test_nothing_is_measured_where_the_step_is_not_learned() -> None:
     quantizer = Quantizer(3, method=balanced(), signed=True)
     x = torch.randn(64, generator=generator(), requires_grad=True)
-    quantizer.start(x)
+    quantizer.initialize(x)
     quantizer.raw_step.requires_grad_(False)
     quantizer(x).sum().backward()
     with torch.no_grad():
@@ -233,8 +233,8 @@ def test_nothing_is_measured_where_the_step_is_not_learned() -> None:
     quantizer.raw_step.requires_grad_(True)
     quantizer(x).backward(torch.randn(64, generator=generator(1)))
     assert bool(quantizer.relative_gradients.all())
-    quantizer.restart()
-    quantizer.start(x)
+    quantizer.reset()
+    quantizer.initialize(x)
     assert not bool(quantizer.relative_gradients.any())  # a new start
 
 

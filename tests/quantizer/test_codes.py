@@ -35,9 +35,9 @@ def quantizers(draw) -> tuple[Quantizer, torch.Tensor]:
     quantizer = Quantizer(
         bits, method=method, signed=signed, narrow=narrow, view=view, step_shape=step_shape, name="a quantizer"
     )
-    quantizer.start(x + draw(st.sampled_from([0.0, 1.0])))
+    quantizer.initialize(x + draw(st.sampled_from([0.0, 1.0])))
     if draw(st.booleans()):
-        quantizer.snap()
+        quantizer.round_zero_point()
     with torch.no_grad():
         quantizer.raw_step.mul_(draw(st.sampled_from([1.0, 0.37, 1.9])))
         if quantizer.offset is not None and quantizer.uses_offset:
@@ -57,7 +57,7 @@ def test_the_quantized_tensor_is_step_times_code_plus_offset(drawn):
     viewed = q if quantizer.view is None else q.reshape(quantizer.view)
     x_hat = viewed * step
     if quantizer.uses_offset:
-        x_hat = x_hat + (quantizer.offset if quantizer.has_fraction else -(quantizer.zero_point * step))
+        x_hat = x_hat + (quantizer.offset if not quantizer.integer_zero_point else -(quantizer.zero_point * step))
     assert torch.equal(quantizer(x), x_hat.reshape(x.shape))
 
 
@@ -75,7 +75,7 @@ def test_an_integer_network_stores_the_code_itself(drawn):
 def test_codes_are_the_nearest_levels(grid):
     """By the book, ties and both ends included."""
     quantizer = Quantizer(grid.bits, signed=grid.signed, narrow=grid.narrow)
-    quantizer.start(torch.ones(4))
+    quantizer.initialize(torch.ones(4))
     with torch.no_grad():
         quantizer.raw_step.fill_(0.5)
         quantizer.initial_step.fill_(0.5)
@@ -92,7 +92,7 @@ def test_codes_need_a_step():
 @pytest.mark.parametrize("x", [torch.rand(3, 6, dtype=torch.float64), torch.rand(3, 6).to(torch.bfloat16)])
 def test_codes_of_other_types(x):
     quantizer = Quantizer(3)
-    quantizer.start(torch.rand(9))
+    quantizer.initialize(torch.rand(9))
     assert torch.equal(quantizer.codes(x), (x.double() / quantizer.step.double()).round().clamp(0, 7).int())
 
 

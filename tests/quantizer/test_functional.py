@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lowbit import METHODS, Grid, LowbitError, Method, fake_quantize
 from lowbit.quantizer.methods import lg_lsq
-from lowbit.quantizer.rounding import Factor, asr, mde
+from lowbit.quantizer.rounding import GradientFunction, asr, mde
 from lowbit.quantizer.step import StepGradient, size_scale, soft_value_inside, ssg_inside, unit_scale
 from tests.quantizer import oracle
 
@@ -46,7 +46,7 @@ OWN = {
     "pact activations": METHODS["pact"].activations,
     "asr only": lg_lsq(ssg=False, asr_k=7.0, mde_delta=None),
     "mde only": lg_lsq(ssg=False, asr_k=None, mde_delta=0.5),
-    "ssg + asr": Method("custom", slope=asr(2.0), step_gradient=StepGradient(inside=ssg_inside)),
+    "ssg + asr": Method("custom", surrogate_gradient=asr(2.0), step_gradient=StepGradient(inside=ssg_inside)),
     "soft value": Method("custom", step_gradient=StepGradient(inside=soft_value_inside(3.0))),
     "g = 1/sqrt(N)": Method("custom", step_gradient=StepGradient(scale=size_scale)),
     "g = 1": Method("custom", step_gradient=StepGradient(scale=unit_scale)),
@@ -191,7 +191,7 @@ def test_a_users_own_row_takes_a_few_lines():
     def half(position, value):
         return torch.full_like(position, 0.5) * value
 
-    mine = Method("mine", slope=Factor(half, value=3.0))
+    mine = Method("mine", surrogate_gradient=GradientFunction(half, value=3.0))
     x = torch.linspace(-0.9, 0.9, 7, requires_grad=True)
     fake_quantize(x, torch.tensor(1.0), Grid(3, signed=True), method=mine).sum().backward()
     assert x.grad.tolist() == [1.5] * 7

@@ -119,7 +119,7 @@ def test_small_tensors_run_plain():
 
 
 def test_a_backward_pass_can_be_differentiated(fused):
-    """The pull of EWGS is linear in |G|: its second derivative to the gradient is not zero."""
+    """The scaling of EWGS is linear in |G|: its second derivative to the gradient is not zero."""
     x = torch.randn(50, requires_grad=True)
     loss = fake_quantize(x, torch.tensor(0.4), Grid(3, signed=True), method="ewgs").pow(3).sum()
     (grad,) = torch.autograd.grad(loss, x, create_graph=True)

@@ -20,7 +20,7 @@ from lowbit.quantizer.methods import lsq_plus
 
 def started(bits=4, *, data=None, **options) -> Quantizer:
     quantizer = Quantizer(bits, **options)
-    quantizer.start(torch.linspace(-1, 2, 101) if data is None else data)
+    quantizer.initialize(torch.linspace(-1, 2, 101) if data is None else data)
     return quantizer
 
 
@@ -117,18 +117,18 @@ def test_least_squares_start_is_no_worse_than_a_fine_scan(seed, bits, with_offse
 def test_data_that_gives_no_step_is_refused(data, words):
     quantizer = Quantizer(4, name="the weight of layer 'conv1'")
     with pytest.raises(LowbitError, match=f"conv1.*{words}"):
-        quantizer.start(data)
-    assert not quantizer.started
+        quantizer.initialize(data)
+    assert not quantizer.initialized
 
 
 def test_a_grid_that_cannot_hold_the_data_is_refused():
     for method in ("lsq", "minmax", "dorefa"):
         with pytest.raises(LowbitError, match=r"input of layer 'fc'.* all negative"):
-            Quantizer(4, method=METHODS[method].for_activations, signed=False, name="the input of layer 'fc'").start(
-                -torch.rand(5)
-            )
+            Quantizer(
+                4, method=METHODS[method].for_activations, signed=False, name="the input of layer 'fc'"
+            ).initialize(-torch.rand(5))
     with pytest.raises(LowbitError, match="no positive step"):
-        Quantizer(4).start(torch.rand(5) * 1e-40)  # its lower bound would not be a number above zero
+        Quantizer(4).initialize(torch.rand(5) * 1e-40)  # its lower bound would not be a number above zero
 
 
 def test_a_pruned_channel_gets_a_step_from_the_others():
@@ -146,7 +146,7 @@ def test_not_started_says_what_to_do():
 def test_starts_once():
     quantizer = started(data=torch.ones(4))
     before = quantizer.step
-    quantizer.start(100 * torch.ones(4))
+    quantizer.initialize(100 * torch.ones(4))
     assert torch.equal(quantizer.step, before)
 
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_starts_the_quantizer_and_it_never_starts_again():
     with torch.no_grad():
         source.raw_step.mul_(1.5)  # as if trained
     target.load_state_dict(source.state_dict())
-    target.start(torch.randn(100) * 50)
+    target.initialize(torch.randn(100) * 50)
     assert target.grid == source.grid and torch.equal(target.step, source.step)
 
 

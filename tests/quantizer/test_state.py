@@ -54,7 +54,7 @@ def test_zero_points_rounded_later_are_rounded_everywhere(ranks):
 
 
 def test_a_checkpoint_that_one_process_loads_reaches_the_other(ranks):
-    model = lowbit.snap_offsets(lowbit.calibrate(data_parallel_job.network("lsq+4"), [data_parallel_job.data(0)]))
+    model = lowbit.round_zero_points(lowbit.calibrate(data_parallel_job.network("lsq+4"), [data_parallel_job.data(0)]))
     expected = model(data_parallel_job.inputs())
     for found in ranks:
         assert torch.equal(found["loaded"]["after"], expected)
@@ -77,17 +77,17 @@ def test_a_copy_made_before_zero_points_were_rounded_follows(copied):
     average = copy.deepcopy(model)
     assert torch.equal(average(x), model(x))
     exact = model(x)
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     copied(average, model)
     assert torch.equal(average(x), model(x)) and not torch.equal(model(x), exact)
-    assert not any(quantizer.has_fraction for _, quantizer in lowbit.quantizers(average))
+    assert not any(not quantizer.integer_zero_point for _, quantizer in lowbit.quantizers(average))
 
 
 def test_torchs_average_follows_too():
     model, x = calibrated(), data()
     average = AveragedModel(model, use_buffers=True)
     assert torch.equal(average(x), model(x))
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     average.update_parameters(model)
     assert torch.equal(average(x), model(x))
 
@@ -96,7 +96,7 @@ def test_a_copy_of_a_calibrated_network_initializes_one_that_is_not():
     model, other, x = calibrated(), network(), data()
     by_hand(other, model)
     assert torch.equal(other(x), model(x))
-    assert all(quantizer.started for _, quantizer in lowbit.quantizers(other))
+    assert all(quantizer.initialized for _, quantizer in lowbit.quantizers(other))
     grids = [str(quantizer.grid) for _, quantizer in lowbit.quantizers(model)]
     assert [str(quantizer.grid) for _, quantizer in lowbit.quantizers(other)] == grids
 
@@ -115,15 +115,15 @@ def test_an_average_takes_over_rounding_when_most_of_it_is_rounded():
     model = calibrated()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
     average.update_parameters(model)
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     for _ in range(3):
         average.update_parameters(model)
     assert torch.equal(average(data()), model(data()))
 
 
 def test_progress_of_the_rounding_is_copied_whole():
-    """The slope's norm goes with its sharpness, whoever copies."""
-    method = lowbit.Method("annealed", slope=asr(2.0, final=8.0))
+    """The surrogate gradient's norm goes with its sharpness, whoever copies."""
+    method = lowbit.Method("annealed", surrogate_gradient=asr(2.0, final=8.0))
     model, x = calibrated(method), data()
     average = copy.deepcopy(model)
     lowbit.set_progress(model, 0.7)
@@ -139,7 +139,7 @@ def test_progress_of_the_rounding_is_copied_whole():
 def test_loading_by_assignment(method, rounded):
     model, other, x = calibrated(method), network(method), data()
     if rounded:
-        lowbit.snap_offsets(model)
+        lowbit.round_zero_points(model)
     expected = model(x)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     other.load_state_dict(state, assign=True)
@@ -151,7 +151,7 @@ def test_loading_by_assignment(method, rounded):
 
 def test_another_buffer_that_was_written_as_often_is_read():
     model, other, x = calibrated(), calibrated(), data()
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     for _, quantizer in lowbit.quantizers(other):
         quantizer.shared = 0
     pair = model[0].input_quantizer, other[0].input_quantizer
@@ -174,7 +174,7 @@ def as_in_0_1_0(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         if name.endswith("configuration"):
             old[name.replace("configuration", "layout")] = value.to(torch.int32)
-        elif not name.endswith("slope_norm"):
+        elif not name.endswith("surrogate_norm"):
             old[name.replace("initial_step", "start_step")] = value
     return old
 
@@ -183,7 +183,7 @@ def as_in_0_1_0(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("method", ["lsq", "lsq+4", "lg-lsq", lg_lsq(asr_k=5.0)])
 def test_a_checkpoint_of_0_1_0_loads(method, assign):
     model, x = calibrated(method), data()
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     old = as_in_0_1_0(model.state_dict())
     assert old.keys() != model.state_dict().keys()
     other = network(method)
@@ -200,7 +200,7 @@ def test_a_compiled_network_is_compiled_anew_when_it_changes():
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     exact = compiled(x).detach()
     torch.testing.assert_close(exact, model(x))
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     torch.testing.assert_close(compiled(x), model(x))
     assert not torch.allclose(compiled(x), exact)
     compiled(x).square().sum().backward()
@@ -218,7 +218,7 @@ def test_compiling_reads_the_buffers_as_they_are():
     """Copied by hand and looked at by nobody since."""
     torch._dynamo.reset()
     model, other, x = calibrated(), network(), data()
-    lowbit.snap_offsets(model)
+    lowbit.round_zero_points(model)
     by_hand(other, model)
     torch.testing.assert_close(torch.compile(other, fullgraph=True, backend="aot_eager")(x), model(x))
 
@@ -235,14 +235,14 @@ def test_copies_and_pickles_have_a_state_of_their_own():
     model, x = calibrated(), data()
     exact = model(x)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        lowbit.snap_offsets(other)
+        lowbit.round_zero_points(other)
         assert not torch.equal(other(x), exact) and torch.equal(model(x), exact)
 
 
 def test_a_state_made_in_inference_mode_is_read():
     with torch.inference_mode():
         quantizer = Quantizer(4)
-        quantizer.start(torch.rand(9))
+        quantizer.initialize(torch.rand(9))
         assert str(quantizer.grid) == "4-bit unsigned [0, 15]"
-        quantizer.restart()
+        quantizer.reset()
         assert quantizer.grid is None

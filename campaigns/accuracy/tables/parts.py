@@ -24,8 +24,8 @@ _SOFT = StepGradient(inside=soft_value_inside(2.0))
 ROWS: dict[str, Method] = {
     "lsq": _LSQ,
     "asr-weights": lg_lsq(ssg=False, mde_delta=None),
-    "asr-activations": replace(_LSQ, activations=replace(_LSQ, slope=asr(2.0))),
-    "asr-both": replace(_LSQ, slope=asr(2.0)),
+    "asr-activations": replace(_LSQ, activations=replace(_LSQ, surrogate_gradient=asr(2.0))),
+    "asr-both": replace(_LSQ, surrogate_gradient=asr(2.0)),
     "asr5-weights": lg_lsq(ssg=False, asr_k=5.0, mde_delta=None),
     "mde": lg_lsq(ssg=False, asr_k=None),
     "ssg-slope": lg_lsq(mde_delta=None),

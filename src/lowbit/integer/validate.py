@@ -160,7 +160,9 @@ def _check_codes(y: TensorType, fractional: bool) -> None:
     if not isinstance(zero, int | float) or not math.isfinite(zero):
         raise LowbitError(f"zero point {zero!r} is no number")
     if not fractional and type(zero) is not int:
-        raise LowbitError(f"zero point {zero!r} is not an integer; snap the offset before conversion")
+        raise LowbitError(
+            f"zero point {zero!r} is not an integer: round it before conversion (lowbit.round_zero_points)"
+        )
     carrier = 8 if y.bits <= 8 else 16
     if not 0 <= zero + y.carrier_offset <= (1 << carrier) - 1:
         what = "byte" if carrier == 8 else "16 bits"

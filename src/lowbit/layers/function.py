@@ -66,7 +66,7 @@ class QuantizedFunction(nn.Module):
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x_hat, w_hat = self.input_quantizer(input), self.parameter_quantizer(weight)
-        if bias is not None and self.bias_rounding is not None and getattr(self.input_quantizer, "started", False):
+        if bias is not None and self.bias_rounding is not None and getattr(self.input_quantizer, "initialized", False):
             bias = self.bias_rounding(self, weight, bias)
         return product(self._compute, x_hat, w_hat, bias)
 

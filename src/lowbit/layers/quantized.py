@@ -53,7 +53,7 @@ class QuantizedLayer(nn.Module):
 
     def used_bias(self) -> Tensor | None:
         """The bias that the layer computes with."""
-        if self.bias is None or self.bias_rounding is None or not getattr(self.input_quantizer, "started", False):
+        if self.bias is None or self.bias_rounding is None or not getattr(self.input_quantizer, "initialized", False):
             return self.bias
         return self.bias_rounding(self)
 

@@ -63,9 +63,9 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diver
             raise LowbitError(
                 f"{where} {_run_away(module)}: {_DIVERGED}, or convert it all the same with allow_diverged=True"
             )
-        if module.has_fraction and not fractional_zero_points:
+        if not module.integer_zero_point and not fractional_zero_points:
             raise LowbitError(
-                f"{module.name} has a fractional offset, which integers can't express: call lowbit.snap_offsets(model) "
+                f"{module.name} has a fractional offset, which integers can't express: call lowbit.round_zero_points(model) "
                 "first, best before the last epochs of training"
             )
         offset = 1 << (module.bits - 1) if grid.signed else 0

@@ -28,6 +28,6 @@ def type_of(quantizer: Quantizer) -> TensorType:
     grid = quantizer.grid
     assert grid is not None  # `check_quantizers`
     zero_point = float(quantizer.zero_point)
-    if not quantizer.has_fraction:
+    if quantizer.integer_zero_point:
         zero_point = int(zero_point)
     return TensorType(float(quantizer.step.item()), zero_point, grid.bits, grid.signed, grid.narrow)

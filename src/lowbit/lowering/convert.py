@@ -46,7 +46,7 @@ def convert(
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated or trained. It is not changed.
         example_input: a batch of inputs, as `named_examples` takes them; shapes without the batch become those of the graph's
             inputs.
-        fractional_zero_points: take offsets that are not snapped as they are. No integers compute such a graph.
+        fractional_zero_points: take zero points that are not integers as they are. No integers compute such a graph.
         allow_diverged: take steps that training has driven out of their bounds, with the bound as the step.
 
     Raises:

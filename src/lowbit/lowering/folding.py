@@ -158,7 +158,7 @@ class IntegerNorm(_BatchNorm):
         (source,) = self.folded_into
         behind_layer = isinstance(source, QuantizedLayer)
         quantizers = (source.input_quantizer, source.weight_quantizer) if behind_layer else (source,)
-        if self.training or not all(isinstance(q, Quantizer) and q.started for q in quantizers):
+        if self.training or not all(isinstance(q, Quantizer) and q.initialized for q in quantizers):
             return super().forward(input)
         input_step = as_quantizer(quantizers[0]).step
         gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_as_depthwise(input_step, self)

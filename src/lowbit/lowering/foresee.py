@@ -35,12 +35,12 @@ def check_convertible(model: fx.GraphModule, example_input: Any) -> None:
     for module in trial.modules():
         if isinstance(module, QuantizedLayer) and isinstance(module.weight_quantizer, Quantizer):
             weight = module.used_weight().detach()
-            module.weight_quantizer.start(weight if bool((weight != 0).any()) else torch.ones_like(weight))
+            module.weight_quantizer.initialize(weight if bool((weight != 0).any()) else torch.ones_like(weight))
         if isinstance(module, QuantizedFunction):
-            module.parameter_quantizer.start(torch.ones(module.shape, device=inputs.device))
+            module.parameter_quantizer.initialize(torch.ones(module.shape, device=inputs.device))
     for module in trial.modules():
         if isinstance(module, Quantizer):
-            module.start(inputs)
+            module.initialize(inputs)
     nodes = dict(zip(model.graph.nodes, trial.graph.nodes))
     refused: list[str] = []
     Converter(trial, {nodes[node]: shape for node, shape in shapes.items()}, refused).graph()

@@ -48,10 +48,10 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
         raise LowbitError("the model has no quantizers: lowbit.prepare comes before lowbit.calibrate")
     if isinstance(model, fx.GraphModule):
         check_norms(model)
-    waiting = [site for site in sites if not site.quantizer.started]
+    waiting = [site for site in sites if not site.quantizer.initialized]
     found = []
     for layer in layers.values():
-        if isinstance(layer.weight_quantizer, Quantizer) and not layer.weight_quantizer.started:
+        if isinstance(layer.weight_quantizer, Quantizer) and not layer.weight_quantizer.initialized:
             found.append((layer.weight_quantizer, find_initial(layer.weight_quantizer, layer.used_weight().detach())))
 
     shared: list[list[Site]] = []
@@ -65,7 +65,7 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
             found += [(quantizer, find_initial(quantizer, o.statistics)) for quantizer, o in observers.items()]
 
     for quantizer, initial in _without_ties(model, dict(found), shared).items():
-        quantizer.initialize(initial)
+        quantizer.set_initial(initial)
     number = max((site.quantizer.shared for site in sites), default=0)
     for group in shared:
         number += 1
@@ -84,7 +84,7 @@ def _without_ties(
         return found
     alike = {site.quantizer: [each.quantizer for each in group] for group in shared for site in group}
     for before, behind in averages(model):
-        if behind in found and (before.started or before in found):
+        if behind in found and (before.initialized or before in found):
             initial = found[behind]
             step = apart(initial.step, found[before].step if before in found else before.step)
             found |= {each: found[each]._replace(step=step) for each in alike.get(behind, [behind])}

@@ -143,6 +143,6 @@ def learned_layers(model: nn.Module) -> Iterator[QuantizedLayer]:
     for name, layer in quantized_layers(model):
         quantizer = layer.weight_quantizer
         if isinstance(quantizer, Quantizer):
-            if not quantizer.started:
+            if not quantizer.initialized:
                 raise LowbitError(f"the weight of layer {name!r} has no step yet: run lowbit.calibrate first")
             yield layer

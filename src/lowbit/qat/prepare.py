@@ -158,7 +158,7 @@ def _forget_with_float_weights(model: nn.Module, state_dict: dict, prefix: str, 
         holder = (prefix + name).rpartition(".")[0]
         of_layer = holder in inside or holder == f"{prefix}streams"  # what stands between layers goes with them
         if state_dict and of_layer and prefix + name not in inside:
-            quantizer.restart()
+            quantizer.reset()
 
 
 def _share_as_saved(model: nn.Module, incompatible_keys: object) -> None:

@@ -154,7 +154,7 @@ def _side(module: nn.Module | None) -> tuple[int | None, str]:
     """(bits, grid) of a layer's weights or activations."""
     if not isinstance(module, Quantizer):
         return None, "float"
-    if module.started:
+    if module.initialized:
         return module.bits, str(module.grid)
     signed = module.method.signed if module.signed is None else module.signed
     if signed is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lowbit._deprecated import renamed_in_module
 from lowbit.layers.sites import quantizers
 
 
@@ -44,11 +45,14 @@ def set_progress(model: nn.Module, fraction: float) -> None:
         quantizer.set_progress(fraction)
 
 
-def snap_offsets(model: nn.Module) -> nn.Module:
-    """Make every learned offset (LSQ+) compute as its nearest integer zero point, in place; returns the model.
+def round_zero_points(model: nn.Module) -> nn.Module:
+    """Round the zero point of every learned offset (LSQ+) to an integer from now on, in place; returns the model.
 
-    An integer network has integer zero points only. Offsets stay learnable: training may go on with them snapped.
+    An integer network has integer zero points only. Offsets stay learnable: training may go on with rounded zero points.
     """
     for _, quantizer in quantizers(model):
-        quantizer.snap()
+        quantizer.round_zero_point()
     return model
+
+
+__getattr__ = renamed_in_module(__name__, {"snap_offsets": "round_zero_points"})

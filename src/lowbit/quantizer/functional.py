@@ -2,9 +2,10 @@
 
     v = (x − β) / s      c = clip(v, qn, qp)      q = round_half_even(c)      x̂ = s·q + β          (methods.md §1)
 
-With G = ∂L/∂x̂ arriving, "inside" meaning qn < v < qp, and a method giving slope d, pull and `inside_step`:
+With G = ∂L/∂x̂ arriving, "inside" meaning qn < v < qp, and a method giving its surrogate gradient d, gradient scaling e
+and `inside_step`:
 
-    ∂L/∂x = G · [inside] · d(c) · pull(c − q, G)
+    ∂L/∂x = G · [inside] · d(c) · e(c − q, G)
     ∂L/∂s = g · Σ G · (inside_step(q, v, d) if inside; qn if v ≤ qn; qp if v ≥ qp)
     ∂L/∂β = g · Σ G · [not inside]                         (LSQ+, Eq. 6)
 
@@ -44,17 +45,17 @@ class Parameters(NamedTuple):
         step: s, as it is learned.
         initial_step: the value around which the step is bounded, or None to take the step as it is.
         offset: β, or None for zero.
-        slope: the parameter of the method's slope.
-        slope_norm: the factor that goes with that parameter.
-        pull: the parameter of the method's pull.
+        surrogate_value: the parameter of the method's surrogate gradient.
+        surrogate_norm: the factor that goes with that parameter.
+        scaling_value: the parameter of the method's gradient scaling.
     """
 
     step: Tensor
     initial_step: Tensor | None
     offset: Tensor | None
-    slope: Tensor | None
-    slope_norm: Tensor | None
-    pull: Tensor | None
+    surrogate_value: Tensor | None
+    surrogate_norm: Tensor | None
+    scaling_value: Tensor | None
 
     def bounded(self) -> Parameters:
         """The same with the step within its bounds.
@@ -145,12 +146,12 @@ def fake_quantize(
         if not isinstance(value, Tensor) and not (name == "offset" and value is None):
             raise LowbitError(f"{name} must be a tensor, got {type(value).__name__}: torch.tensor({value}) is one")
     method = get_method(method)
-    slope = norm = None
-    if method.slope is not None:
-        slope = step.new_tensor(method.slope.value)
-        norm = method.slope.norm_of(slope)
-    pull = None if method.pull is None else step.new_tensor(method.pull.value)
-    parameters = Parameters(step, None, offset, slope, norm, pull)
+    value = norm = None
+    if method.surrogate_gradient is not None:
+        value = step.new_tensor(method.surrogate_gradient.value)
+        norm = method.surrogate_gradient.norm_of(value)
+    scaling = None if method.gradient_scaling is None else step.new_tensor(method.gradient_scaling.value)
+    parameters = Parameters(step, None, offset, value, norm, scaling)
     check_supported(x)
     return FakeQuantize.apply(x, *parameters, Settings.of(x.shape, parameters, grid, method, batch_dim=batch_dim))
 
@@ -197,13 +198,13 @@ class FakeQuantize(torch.autograd.Function):
         wanted = (wants_x, learned and wants_step, learned and wants_offset)
         g = method.step_gradient.scale(sharing, grid.qp) if learned else 1.0
         x, gradient = ctx.settings.viewed(x), ctx.settings.viewed(gradient)
-        step, _, offset, slope, norm, pull = Parameters(*tensors).bounded()
+        step, _, offset, value, norm, scaling = Parameters(*tensors).bounded()
         found = kernels.fused_gradients(
-            gradients, x, step, offset, slope, norm, pull, gradient, g, grid, method, wanted
+            gradients, x, step, offset, value, norm, scaling, gradient, g, grid, method, wanted
         )
         if found is None:
             found = gradients(
-                x, step, offset, slope, norm, pull, gradient, g, grid.qn, grid.qp, grid=grid, method=method,
+                x, step, offset, value, norm, scaling, gradient, g, grid.qn, grid.qp, grid=grid, method=method,
                 wanted=wanted, total=lambda each: each.sum_to_size(step.shape),
             )  # fmt: skip
         grad_x, grad_step, grad_offset = found
@@ -298,9 +299,9 @@ def gradients(
     x: Tensor,
     step: Tensor,
     offset: Tensor | None,
-    slope_value: Tensor | None,
-    slope_norm: Tensor | None,
-    pull_value: Tensor | None,
+    surrogate_value: Tensor | None,
+    surrogate_norm: Tensor | None,
+    scaling_value: Tensor | None,
     gradient: Tensor,
     g: Bound,
     qn: Bound,
@@ -319,25 +320,25 @@ def gradients(
     # G inside the range and 0 elsewhere. Selected twice, and products instead of a selection below: on a processor half
     # the time of one mask.
     inside = torch.where(c > qn, torch.where(c < qp, G, 0), 0)
-    slope = None
-    if method.slope is not None:
-        assert slope_value is not None
-        slope = method.slope.function((c - qn) / grid.spacing, slope_value.to(s.dtype))
-        if slope_norm is not None:
-            slope = slope * slope_norm.to(s.dtype)
+    derivative = None
+    if method.surrogate_gradient is not None:
+        assert surrogate_value is not None
+        derivative = method.surrogate_gradient.function((c - qn) / grid.spacing, surrogate_value.to(s.dtype))
+        if surrogate_norm is not None:
+            derivative = derivative * surrogate_norm.to(s.dtype)
 
     grad_x = grad_step = grad_offset = None
     wants_x, wants_step, wants_offset = wanted
     if wants_x:
-        grad_x = inside if slope is None else inside * slope
-        if method.pull is not None:
-            assert pull_value is not None
-            grad_x = grad_x * method.pull.function((c - q) / grid.spacing, G, pull_value.to(s.dtype))
+        grad_x = inside if derivative is None else inside * derivative
+        if method.gradient_scaling is not None:
+            assert scaling_value is not None
+            grad_x = grad_x * method.gradient_scaling.function((c - q) / grid.spacing, G, scaling_value.to(s.dtype))
         grad_x = grad_x.to(x.dtype)
     if wants_step:
         assert method.step_gradient is not None
         # Outside, c is the bound itself; inside, c is v.
-        toward = method.step_gradient.inside(q, c, 1.0 if slope is None else slope)
+        toward = method.step_gradient.inside(q, c, 1.0 if derivative is None else derivative)
         grad_step = (total(inside * toward + (G - inside) * c) * g).to(step.dtype)
     if wants_offset:
         assert offset is not None

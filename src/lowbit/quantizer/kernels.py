@@ -52,9 +52,9 @@ def fused_gradients(
     x: Tensor,
     step: Tensor,
     offset: Tensor | None,
-    slope: Tensor | None,
-    slope_norm: Tensor | None,
-    pull: Tensor | None,
+    surrogate_value: Tensor | None,
+    surrogate_norm: Tensor | None,
+    scaling_value: Tensor | None,
     gradient: Tensor,
     g: float,
     grid: Grid,
@@ -70,7 +70,7 @@ def fused_gradients(
     grad_x = torch.empty_like(x) if wanted[0] else None
     sums = _run(
         _gradients_kernel(function, _any_of(grid), method, wanted, _variant(x, groups)), None if grad_x is None else _flat(grad_x, groups),
-        _flat(x, groups), _column(step, groups), _column(offset, groups), slope, slope_norm, pull,
+        _flat(x, groups), _column(step, groups), _column(offset, groups), surrogate_value, surrogate_norm, scaling_value,
         _flat(gradient, groups), _number(g, x.device), *_bounds(grid, x.device),
     )  # fmt: skip
     if sums is None:

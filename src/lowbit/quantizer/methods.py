@@ -1,11 +1,11 @@
 """The table of methods: one entry per published method, made of the parts in this package.
 
-A method combines a rounding gradient (`slope`, `pull`), a step gradient, an initialization and an offset choice. A new
-one is
+A method combines a surrogate gradient of rounding, a gradient scaling, a step gradient, an initialization and a choice of
+offset. A new one is
 
-    METHODS["mine"] = Method("mine", slope=Factor(my_slope, value=3.0), activations=METHODS["lsq"])
+    METHODS["mine"] = Method("mine", surrogate_gradient=GradientFunction(my_derivative, 3.0), activations=METHODS["lsq"])
 
-where `my_slope(position, value)` is any elementwise function of tensors. See docs/add-a-method.md.
+where `my_derivative(position, value)` is any elementwise function of tensors. See docs/add-a-method.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowbit._deprecated import renamed_arguments, renamed_property
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.grid import Grid
 from lowbit.quantizer.initialization import (
@@ -28,18 +29,20 @@ from lowbit.quantizer.initialization import (
     three_sigma_init,
     unit_init,
 )
-from lowbit.quantizer.rounding import Factor, asr, dsq, ewgs, mde
+from lowbit.quantizer.rounding import GradientFunction, asr, dsq, ewgs, mde
 from lowbit.quantizer.step import Balance, StepGradient, clip_inside, clip_scale, lsq_inside, ssg_inside
 
 
+@renamed_arguments(slope="surrogate_gradient", pull="gradient_scaling")
 @dataclass(frozen=True)
 class Method:
     """One entry of the table: how a tensor is quantized and how its step and offset are learned.
 
     Args:
         name: what the method is called in messages and files.
-        slope: the derivative of a soft round in the backward pass; None is the straight-through estimator's 1.
-        pull: the factor of the backward pass that looks at the rounding error; None is 1.
+        surrogate_gradient: the derivative of a soft round that replaces that of round() in the backward pass; None is the
+            straight-through estimator's 1.
+        gradient_scaling: a factor of the gradient that depends on the rounding error, as in EWGS; None is 1.
         step_gradient: how the step is learned; None keeps its initial value.
         init: the initialization of step and offset.
         signed: the activation grid; None decides from data (unsigned where nothing is negative, or with an offset).
@@ -50,8 +53,8 @@ class Method:
     """
 
     name: str
-    slope: Factor | None = None
-    pull: Factor | None = None
+    surrogate_gradient: GradientFunction | None = None
+    gradient_scaling: GradientFunction | None = None
     step_gradient: StepGradient | None = StepGradient()
     init: Init = lsq_init
     signed: bool | None = None
@@ -59,6 +62,9 @@ class Method:
     range: Callable[[Tensor, Grid, tuple[int, ...]], Tensor] | None = None
     transform: Callable[[Tensor], Tensor] | None = None
     activations: Method | None = None
+
+    slope = renamed_property("Method", "slope", "surrogate_gradient")
+    pull = renamed_property("Method", "pull", "gradient_scaling")
 
     @property
     def for_activations(self) -> Method:
@@ -160,8 +166,8 @@ def lg_lsq(
     method = replace(
         method,
         name="lg-lsq" if base == "lsq" else f"lg-{base}",
-        slope=None if asr_k is None else asr(asr_k),
-        pull=None if mde_delta is None else mde(mde_delta),
+        surrogate_gradient=None if asr_k is None else asr(asr_k),
+        gradient_scaling=None if mde_delta is None else mde(mde_delta),
         step_gradient=StepGradient(inside=ssg_inside if ssg else lsq_inside),
         activations=method.for_activations,
     )
@@ -199,9 +205,9 @@ METHODS: dict[str, Method] = {
         activations=Method("minmax", step_gradient=None, init=max_init),
     ),
     # Lee et al., CVPR 2021, arXiv 2104.00903
-    "ewgs": Method("ewgs", pull=ewgs()),
+    "ewgs": Method("ewgs", gradient_scaling=ewgs()),
     # Gong et al., ICCV 2019, arXiv 1908.05033
-    "dsq": Method("dsq", slope=dsq()),
+    "dsq": Method("dsq", surrogate_gradient=dsq()),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lowbit._deprecated import renamed_method
 from lowbit.errors import LowbitError
 from lowbit.quantizer import functional
 from lowbit.quantizer.balance import balanced
@@ -22,8 +23,8 @@ class Quantizer(QuantizerState):
     """Fake quantization x ↦ x̂ with a learned step, and a learned offset where the method has one.
 
     `forward` is `fake_quantize` with this module's state (see `QuantizerState`), and every quantized tensor of a
-    network goes through it. A quantizer must be initialized from data once (`start`, or `lowbit.calibrate` for a whole
-    network); until then `forward` raises. Loading the state dict of an initialized quantizer initializes it.
+    network goes through it. A quantizer must be initialized from data once (`initialize`, or `lowbit.calibrate` for a
+    whole network); until then `forward` raises. Loading the state dict of an initialized quantizer initializes it.
 
     Args:
         bits: 1 to 8.
@@ -113,10 +114,12 @@ class Quantizer(QuantizerState):
             viewed = x if self.view is None else x.reshape(self.view)
             step, initial_step = method.range(viewed, grid, tuple(self.raw_step.shape)), None
         offset = self.offset if self.uses_offset else None
-        if offset is not None and not self.has_fraction:
+        if offset is not None and self.integer_zero_point:
             trained = not functional.is_recorded(self)
             offset = functional.with_integer_zero_point(offset, self.step, trained=trained)
-        parameters = Parameters(step, initial_step, offset, self.slope_value, self.slope_norm, self.pull_value)
+        parameters = Parameters(
+            step, initial_step, offset, self.surrogate_value, self.surrogate_norm, self.scaling_value
+        )
         settings = Settings.of(x.shape, parameters, grid, method, batch_dim=self.batch_dim, view=self.view)
         return x, parameters, settings
 
@@ -145,14 +148,16 @@ class Quantizer(QuantizerState):
         assert grid is not None  # a quantizer with steps
         return self.method.range(self.transform(x.detach()), grid, tuple(self.raw_step.shape))
 
-    def start(self, data: Tensor | Statistics) -> None:
-        """Initialize grid, step and offset from data, by the method's rule. Nothing happens if that was done before.
+    def initialize(self, data: Tensor | Statistics) -> None:
+        """Initialize grid, step and offset from data, by the method's rule. An initialized quantizer stays as it is.
 
         Raises:
             LowbitError: the data is empty, holds NaN or infinity, or is all zero, so that no step can be found.
         """
-        if not self.started:
-            self.initialize(find_initial(self, data))
+        if not self.initialized:
+            self.set_initial(find_initial(self, data))
+
+    start = renamed_method("Quantizer", "start", "initialize")
 
     def extra_repr(self) -> str:
         grid = f"{self.bits}-bit, not initialized" if self.grid is None else str(self.grid)

@@ -1,12 +1,12 @@
 """What stands in for the derivative of round() in the backward pass.
 
 round() has derivative zero almost everywhere, so every method of quantization-aware training replaces it. The straight-
-through estimator (STE) takes 1. The others are a product of at most two factors, each a `Factor` of this module:
+through estimator (STE) takes 1. The others are a product of at most two factors, each a `GradientFunction`:
 
-- a *slope* d(c): the derivative of a soft round, a function of the position c on the grid alone (ASR, DSQ);
-- a *pull* 1 ± …: depends on the rounding error c − q and the arriving gradient G (MDE, EWGS).
+- a *surrogate gradient* d(c): the derivative of a soft round, a function of the position c on the grid alone (ASR, DSQ);
+- a *gradient scaling* e(c − q, G): it depends on the rounding error c − q and the arriving gradient G (MDE, EWGS).
 
-    ∂L/∂c = G · d(c) · pull(c − q, G)
+    ∂L/∂c = G · d(c) · e(c − q, G)
 
 Positions are in units of the grid's spacing, so that a cell (the interval between two neighbouring levels) has length 1
 and |c − q| ≤ ½.
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowbit._deprecated import renamed_in_module
 from lowbit.errors import LowbitError
 
 
@@ -30,15 +31,16 @@ def annealed(value: float, final: float | None, fraction: float) -> float:
 
 
 @dataclass(frozen=True)
-class Factor:
-    """One factor of the backward pass: a function of tensors and one parameter, which may change over training.
+class GradientFunction:
+    """One factor of the backward pass: a function of tensors and of one parameter, which may change over training.
 
     Args:
-        function: `slope(position, value)` or `pull(error, gradient, value)`; elementwise; `value` is a 0-dim tensor.
+        function: elementwise, `value` being a 0-dim tensor: of a surrogate gradient `function(position, value)`, of a gradient
+            scaling `function(error, gradient, value)`.
         value: the parameter (ASR's k, MDE's δ) at the start of training.
         final: the parameter at the end of training; linear in between. None keeps it as it is.
         bounds: the open-below, open-above range the parameter must stay in.
-        norm: a function of `value` alone that multiplies a slope, so that its integral over a cell is 1. Apart from
+        norm: a function of `value` alone that multiplies a surrogate gradient, so that its integral over a cell is 1. Apart from
             `function`, because it is the same for every element and computed once. None is 1.
     """
 
@@ -59,11 +61,11 @@ class Factor:
         return annealed(self.value, self.final, fraction)
 
     def norm_of(self, value: Tensor) -> Tensor | None:
-        """The slope's norm for a value of the parameter, 0-dim; None is 1."""
+        """The norm for a value of the parameter, 0-dim; None is 1."""
         return None if self.norm is None else self.norm(value)
 
 
-def arctan_slope(position: Tensor, k: Tensor) -> Tensor:
+def arctan_derivative(position: Tensor, k: Tensor) -> Tensor:
     """ASR: the derivative of the arctangent soft round but for `arctan_norm` (methods.md §4; LG-LSQ, reconstructed).
 
         soft(c)  = ⌊c⌋ + ½ + arctan(k·u) / (2·arctan(k/2)),   u = c − ⌊c⌋ − ½
@@ -81,12 +83,12 @@ def arctan_norm(k: Tensor) -> Tensor:
 
 
 def arctan_value(position: Tensor, k: float) -> Tensor:
-    """soft(c) = ⌊c⌋ + ½ + arctan(k·u)/(2·arctan(k/2)), the arctangent soft round whose slope is `arctan_slope`."""
+    """soft(c) = ⌊c⌋ + ½ + arctan(k·u)/(2·arctan(k/2)), the arctangent soft round whose derivative is `arctan_derivative`."""
     cell = torch.floor(position) + 0.5
     return cell + torch.atan(k * (position - cell)) / (2 * math.atan(k / 2))
 
 
-def tanh_slope(position: Tensor, k: Tensor) -> Tensor:
+def tanh_derivative(position: Tensor, k: Tensor) -> Tensor:
     """DSQ: the derivative of the hyperbolic-tangent soft round but for `tanh_norm`.
 
     Gong et al., ICCV 2019, arXiv 1908.05033, Eq. 3–5:
@@ -106,7 +108,7 @@ def tanh_norm(k: Tensor) -> Tensor:
     return k / (2 * torch.tanh(k / 2))
 
 
-def error_pull(error: Tensor, gradient: Tensor, delta: Tensor) -> Tensor:
+def error_scaling(error: Tensor, gradient: Tensor, delta: Tensor) -> Tensor:
     """MDE and EWGS: 1 + δ·sign(G)·(c − q).
 
     A descent step that brings c nearer to its level is made longer, one that takes it away shorter. EWGS (Lee et al.,
@@ -116,21 +118,32 @@ def error_pull(error: Tensor, gradient: Tensor, delta: Tensor) -> Tensor:
     return 1 + delta * torch.sign(gradient) * error
 
 
-def asr(k: float = 2.0, final: float | None = None) -> Factor:
+def asr(k: float = 2.0, final: float | None = None) -> GradientFunction:
     """Arctangent soft round with sharpness k > 0."""
-    return Factor(arctan_slope, k, final, bounds=(1e-3, float("inf")), norm=arctan_norm)
+    return GradientFunction(arctan_derivative, k, final, bounds=(1e-3, float("inf")), norm=arctan_norm)
 
 
-def dsq(k: float = 2.197) -> Factor:
+def dsq(k: float = 2.197) -> GradientFunction:
     """Differentiable soft quantization; the default k is DSQ's α = 0.2."""
-    return Factor(tanh_slope, k, bounds=(1e-3, float("inf")), norm=tanh_norm)
+    return GradientFunction(tanh_derivative, k, bounds=(1e-3, float("inf")), norm=tanh_norm)
 
 
-def mde(delta: float = 0.05, final: float | None = None) -> Factor:
+def mde(delta: float = 0.05, final: float | None = None) -> GradientFunction:
     """Minimising the discretization error with strength 0 ≤ δ < 2."""
-    return Factor(error_pull, delta, final, bounds=(0.0, 2.0))
+    return GradientFunction(error_scaling, delta, final, bounds=(0.0, 2.0))
 
 
-def ewgs(delta: float = 1e-3) -> Factor:
+def ewgs(delta: float = 1e-3) -> GradientFunction:
     """Element-wise gradient scaling with strength 0 ≤ δ < 2 (1e-3 is the paper's fixed value)."""
-    return Factor(error_pull, delta, bounds=(0.0, 2.0))
+    return GradientFunction(error_scaling, delta, bounds=(0.0, 2.0))
+
+
+__getattr__ = renamed_in_module(
+    __name__,
+    {
+        "Factor": "GradientFunction",
+        "arctan_slope": "arctan_derivative",
+        "tanh_slope": "tanh_derivative",
+        "error_pull": "error_scaling",
+    },
+)

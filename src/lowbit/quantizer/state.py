@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lowbit._deprecated import renamed_method, renamed_property
 from lowbit.grid import Grid, check_bits
 from lowbit.quantizer.functional import bounded_step
 from lowbit.quantizer.initialization import Initial
@@ -26,7 +27,13 @@ from lowbit.quantizer.step import Balance
 _NO_OFFSET, _OFFSET, _INTEGER_ZERO_POINT = range(3)
 
 # The names that buffers had in version 0.1.0.
-_OLD_NAMES = {"layout": "configuration", "start_step": "initial_step"}
+_OLD_NAMES = {
+    "layout": "configuration",
+    "start_step": "initial_step",
+    "slope_value": "surrogate_value",
+    "slope_norm": "surrogate_norm",
+    "pull_value": "scaling_value",
+}
 
 
 class Configuration(NamedTuple):
@@ -61,7 +68,9 @@ class QuantizerState(nn.Module):
         offset: β, a parameter of the same shape, or None.
         initial_step: the step that the quantizer was initialized with.
         configuration: see `Configuration`. It is float32 so that an average of equal values is that value.
-        slope_value, slope_norm, pull_value: the parameters of the method's rounding gradient, or None.
+        surrogate_value, surrogate_norm: the parameter of the method's surrogate gradient and the factor that goes with it,
+            or None.
+        scaling_value: the parameter of the method's gradient scaling, or None.
         relative_gradients, balance_ratio: where the method balances its step (see `balance`), the running mean squares
             of the relative gradients of tensor and step, zero until measured, and the ratio to hold; else None.
     """
@@ -70,9 +79,9 @@ class QuantizerState(nn.Module):
     offset: nn.Parameter | None
     initial_step: Tensor
     configuration: Tensor
-    slope_value: Tensor | None
-    slope_norm: Tensor | None
-    pull_value: Tensor | None
+    surrogate_value: Tensor | None
+    surrogate_norm: Tensor | None
+    scaling_value: Tensor | None
     relative_gradients: Tensor | None
     balance_ratio: Tensor | None
 
@@ -87,11 +96,13 @@ class QuantizerState(nn.Module):
         self.register_parameter("offset", None if self.method.offset == "never" else offset)
         self.register_buffer("initial_step", torch.ones(shape))
         self.register_buffer("configuration", torch.zeros(5))
-        for side in ("slope", "pull"):
-            factor = getattr(self.method, side)
-            self.register_buffer(f"{side}_value", None if factor is None else torch.tensor(float(factor.value)))
+        for name, function in (
+            ("surrogate_value", self.method.surrogate_gradient),
+            ("scaling_value", self.method.gradient_scaling),
+        ):
+            self.register_buffer(name, None if function is None else torch.tensor(float(function.value)))
         # Kept, because a compiler would put its computation into the loop over elements.
-        self.register_buffer("slope_norm", self._norm_of(self.slope_value))
+        self.register_buffer("surrogate_norm", self._norm_of(self.surrogate_value))
         balance = self.balance
         self.register_buffer("relative_gradients", None if balance is None else torch.zeros(2, *shape))
         self.register_buffer("balance_ratio", None if balance is None else torch.tensor(balance.ratio))
@@ -127,8 +138,8 @@ class QuantizerState(nn.Module):
         return self._current().grid
 
     @property
-    def started(self) -> bool:
-        """Whether the quantizer is initialized: step and offset hold values from data."""
+    def initialized(self) -> bool:
+        """Whether grid, step and offset hold values from data (or from a checkpoint)."""
         return self.grid is not None
 
     @property
@@ -137,9 +148,9 @@ class QuantizerState(nn.Module):
         return self._current().offset > 0
 
     @property
-    def has_fraction(self) -> bool:
-        """Whether `zero_point` may not be an integer: there is an offset, and its zero point is not rounded."""
-        return self._current().offset == _OFFSET
+    def integer_zero_point(self) -> bool:
+        """Whether `zero_point` is an integer: there is no offset, or its zero point is rounded."""
+        return self._current().offset != _OFFSET
 
     @property
     def shared(self) -> int:
@@ -158,7 +169,7 @@ class QuantizerState(nn.Module):
     @property
     def diverged(self) -> bool:
         """Whether a learned step has left its bounds or is not finite, so that `step` is not what was learned."""
-        if not self.started or self.method.range is not None:
+        if not self.initialized or self.method.range is not None:
             return False
         return bool((self.raw_step.detach() != self.step).any())
 
@@ -169,15 +180,15 @@ class QuantizerState(nn.Module):
             return torch.zeros_like(self.raw_step)
         assert self.offset is not None
         exact = -self.offset.detach() / self.step
-        return exact if self.has_fraction else exact.round()
+        return exact.round() if self.integer_zero_point else exact
 
-    def snap(self) -> None:
-        """Round the zero point to an integer from now on, and compute with its offset; nothing without offset."""
+    def round_zero_point(self) -> None:
+        """Quantize with an integer zero point from now on: with the offset of the rounded one; nothing without offset."""
         if self.uses_offset:
             self._configure(self._current()._replace(offset=_INTEGER_ZERO_POINT))
 
     @torch.no_grad()
-    def initialize(self, initial: Initial) -> None:
+    def set_initial(self, initial: Initial) -> None:
         """Set grid, step and offset."""
         self.raw_step.copy_(initial.step)
         if self.relative_gradients is not None:
@@ -187,9 +198,22 @@ class QuantizerState(nn.Module):
             self.offset.copy_(initial.offset)
         self._configure(Configuration(initial.grid, _OFFSET if initial.uses_offset else _NO_OFFSET))
 
-    def restart(self) -> None:
-        """Forget what it was initialized with: it has to be initialized again."""
+    def reset(self) -> None:
+        """Return to the state before initialization: the quantizer must be initialized again."""
         self._configure(Configuration())
+
+    started = renamed_property("Quantizer", "started", "initialized")
+    has_fraction = renamed_property(
+        "Quantizer",
+        "has_fraction",
+        "integer_zero_point (its opposite)",
+        lambda quantizer: not quantizer.integer_zero_point,
+    )
+    slope_value = renamed_property("Quantizer", "slope_value", "surrogate_value")
+    slope_norm = renamed_property("Quantizer", "slope_norm", "surrogate_norm")
+    pull_value = renamed_property("Quantizer", "pull_value", "scaling_value")
+    snap = renamed_method("Quantizer", "snap", "round_zero_point")
+    restart = renamed_method("Quantizer", "restart", "reset")
 
     @property
     def balance(self) -> Balance | None:
@@ -199,19 +223,22 @@ class QuantizerState(nn.Module):
     @torch.no_grad()
     def set_progress(self, fraction: float) -> None:
         """Set what changes over training to its value when `fraction` of it is done, in place."""
-        for factor, value in ((self.method.slope, self.slope_value), (self.method.pull, self.pull_value)):
-            if factor is not None and value is not None and factor.final is not None:
-                value.fill_(factor.at(fraction))
-        norm = self._norm_of(self.slope_value)
-        if self.slope_norm is not None and norm is not None:
-            self.slope_norm.copy_(norm)
+        for function, value in (
+            (self.method.surrogate_gradient, self.surrogate_value),
+            (self.method.gradient_scaling, self.scaling_value),
+        ):
+            if function is not None and value is not None and function.final is not None:
+                value.fill_(function.at(fraction))
+        norm = self._norm_of(self.surrogate_value)
+        if self.surrogate_norm is not None and norm is not None:
+            self.surrogate_norm.copy_(norm)
         if self.balance is not None and self.balance_ratio is not None and self.balance.final is not None:
             self.balance_ratio.fill_(self.balance.at(fraction))
 
-    def _norm_of(self, slope_value: Tensor | None) -> Tensor | None:
-        """The slope's norm for a value of its parameter; None is 1."""
-        slope = self.method.slope
-        return None if slope is None or slope_value is None else slope.norm_of(slope_value)
+    def _norm_of(self, value: Tensor | None) -> Tensor | None:
+        """The norm of the surrogate gradient for a value of its parameter; None is 1."""
+        surrogate = self.method.surrogate_gradient
+        return None if surrogate is None or value is None else surrogate.norm_of(value)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -248,9 +275,9 @@ class QuantizerState(nn.Module):
         for old, new in _OLD_NAMES.items():
             if f"{prefix}{old}" in state_dict:
                 state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}").float()
-        slope, norm = state_dict.get(f"{prefix}slope_value"), f"{prefix}slope_norm"
-        if self.slope_norm is not None and slope is not None and norm not in state_dict:
-            state_dict[norm] = self._norm_of(slope)
+        value, norm = state_dict.get(f"{prefix}surrogate_value"), f"{prefix}surrogate_norm"
+        if self.surrogate_norm is not None and value is not None and norm not in state_dict:
+            state_dict[norm] = self._norm_of(value)
 
     def _difference(self, saved: Tensor | None) -> str | None:
         """In what a saved configuration differs from what this quantizer was made for, in words; None if in nothing."""

@@ -1,7 +1,7 @@
 """The gradient of the step: its form inside the range, and how it is scaled.
 
-Outside the range every method agrees: ∂x̂/∂s is the bound itself, qn or qp. Inside, `inside(q, v, slope)` gives it from
-the level q, the real position v = (x − β)/s and the slope d of the rounding (1 for STE).
+Outside the range every method agrees: ∂x̂/∂s is the bound itself, qn or qp. Inside, `inside(q, v, derivative)` gives it from
+the level q, the real position v = (x − β)/s and the surrogate gradient d of rounding (1 for STE).
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from lowbit.errors import LowbitError
 from lowbit.quantizer.rounding import annealed, arctan_value
 
 
-def lsq_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
+def lsq_inside(q: Tensor, v: Tensor, derivative: Tensor | float) -> Tensor:
     """q − v: the derivative of s·round(x/s) with the straight-through estimator (LSQ, Eq. 3)."""
     return q - v
 
 
-def ssg_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
+def ssg_inside(q: Tensor, v: Tensor, derivative: Tensor | float) -> Tensor:
     """q − v·d: the derivative of the soft quantizer s·soft(x/s) (LG-LSQ's SSG; a reconstruction, methods.md §4).
 
-    A pull factor must not enter d: it would add −δ·Σ|G|·d·(c − q)², negative always, and the step would only grow.
+    Gradient scaling must not enter d: it would add −δ·Σ|G|·d·(c − q)², negative always, and the step would only grow.
     """
-    return q - v * slope
+    return q - v * derivative
 
 
 @cache
 def soft_value_inside(k: float) -> Callable[[Tensor, Tensor, Tensor | float], Tensor]:
-    """soft_k(v) − v: the soft round's value in place of its slope (another reading of LG-LSQ's SSG, methods.md §4).
+    """soft_k(v) − v: the soft round's value in place of its derivative (another reading of LG-LSQ's SSG, methods.md §4).
 
     Zero in the middle between two levels and at each level; q − v as k → ∞. For grids whose levels are 1 apart.
     """
 
-    def inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
+    def inside(q: Tensor, v: Tensor, derivative: Tensor | float) -> Tensor:
         return arctan_value(v, k) - v
 
     return inside
 
 
-def clip_inside(q: Tensor, v: Tensor, slope: Tensor | float) -> Tensor:
+def clip_inside(q: Tensor, v: Tensor, derivative: Tensor | float) -> Tensor:
     """0: only clipped elements move the range (PACT, Choi et al. 2018, arXiv 1805.06085, Eq. 3)."""
     return torch.zeros_like(q)
 
@@ -108,7 +108,7 @@ class StepGradient:
     """How a method learns its step.
 
     Args:
-        inside: ∂x̂/∂s for elements strictly inside the range, from (q, v, slope).
+        inside: ∂x̂/∂s for elements strictly inside the range, from (q, v, derivative).
         scale: g from (N, qp); multiplies the gradients of step and offset.
         balance: how the step's gradient is held at the pace of a tensor (SSG's magnitude) instead of scaled by g alone.
         decayed: whether weight decay applies to the step (PACT's regulariser on the clip).

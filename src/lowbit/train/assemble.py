@@ -63,7 +63,7 @@ def assemble(
     if not saved and config.quantization is not None:
         lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))
         if config.quantization.integer_only:
-            lowbit.snap_offsets(model)
+            lowbit.round_zero_points(model)
             _warn_unless_integer(model, train.image_shape, say)
     return Trainer(config, model, task, accelerator, say, saved.trainer if saved else None), splits, origin
 
