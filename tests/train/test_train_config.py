@@ -88,6 +88,7 @@ def test_broken_file_is_named(text: str, tmp_path) -> None:
         (lambda: QuantizationConfig(calibration_batches=0), "quantization.calibration_batches"),
         (lambda: QuantizationConfig(dampening=-1), "quantization.dampening"),
         (lambda: QuantizationConfig(freezing=0), "quantization.freezing"),
+        (lambda: QuantizationConfig(scales="powers"), "quantization.scales.*power-of-two"),
         (lambda: QuantizationConfig(balance=0.0), "quantization.balance"),
         (lambda: QuantizationConfig(init_weights="least-square"), "quantization.init_weights.*'least-squares'"),
         (lambda: QuantizationConfig(init_activations="unit"), "quantization.init_activations"),

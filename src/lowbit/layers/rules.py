@@ -40,6 +40,7 @@ class Rule:
         method: a name in `lowbit.METHODS` or a `Method`.
         granularity: "tensor", "channel", "group:N" or "channels:N".
         narrow: symmetric signed grids.
+        scales: which steps are powers of two, as `lowbit.prepare` takes it.
         skip: leave the layer in full precision altogether.
     """
 
@@ -49,6 +50,7 @@ class Rule:
     method: str | Method = _KEEP
     granularity: str = _KEEP
     narrow: bool = _KEEP
+    scales: str = _KEEP
     skip: bool = False
 
     def apply(self, setting: Setting) -> Setting:
@@ -57,6 +59,8 @@ class Rule:
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not _KEEP}
         if "method" in changes:
             changes["method"] = get_method(changes["method"])
+        if self.scales is not _KEEP:
+            changes["method"] = changes.get("method", setting.method).varied(scales=self.scales)
         return replace(setting, **changes, skip=self.skip)
 
 

@@ -80,7 +80,7 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diver
 
 def _run_away(quantizer: Quantizer) -> str:
     """What a step that has left its bounds was and is."""
-    raw, used, initial = (x.detach().flatten() for x in (quantizer.raw_step, quantizer.step, quantizer.initial_step))
+    raw, used, initial = (x.detach().flatten() for x in (quantizer.raw_step, quantizer.bounded, quantizer.initial_step))
     at = int((raw != used).nonzero()[0])
     return (
         f"was initialized with the step {float(initial[at]):.3g}, which training has driven to {float(raw[at]):.3g}, beyond the bound "

@@ -7,10 +7,13 @@ layer's bias b amount to  gain·(n·s_x·s_w + b) + shift.  An integer network c
 
 The rounding of the bias is what evaluation must see, or its codes differ from the integer network's: the grid of an
 accumulator is coarse where steps are. Training keeps batch statistics and the bias as it is.
+
+Behind a weight whose steps are powers of two the gain is rounded to one as well, in training too (`gain_rounding`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 import torch
@@ -23,19 +26,36 @@ from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QUANTIZED, QuantizedLayer, float_class
 from lowbit.quantizer.functional import is_recorded
 from lowbit.quantizer.module import Quantizer, as_quantizer
+from lowbit.quantizer.powers import codes_of_bits, nearest_power_of_two, nearest_with_bits
 
 
-def gain_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Batch-norm with running statistics as y = gain·x + shift, float64."""
+def gain_and_shift(norm: _BatchNorm, rounding: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Batch-norm with running statistics as y = gain·x + shift, float64, with a gain that is rounded where a rounding is given."""
     assert norm.running_mean is not None and norm.running_var is not None  # else it is no `kinds.NORM`
     gain = 1 / torch.sqrt(norm.running_var.detach().double() + norm.eps)
     shift = -gain * norm.running_mean.detach().double()
     if norm.affine:
-        gain, shift = (
-            gain * norm.weight.detach().double(),
-            norm.weight.detach().double() * shift + norm.bias.detach().double(),
-        )
-    return gain, shift
+        gain, shift = gain * norm.weight.detach().double(), norm.weight.detach().double() * shift
+    if rounding is not None:
+        gain = rounding(gain)
+        shift = -gain * norm.running_mean.detach().double()
+    return gain, shift + norm.bias.detach().double() if norm.affine else shift
+
+
+def gain_rounding(source: QuantizedLayer | Quantizer) -> Callable[[Tensor], Tensor] | None:
+    """How the gain of a batch-norm behind it, a layer or a quantizer, is rounded so that integers are shifted; None if it is not.
+
+    Behind a layer with power-of-two steps to a power of two, because the gain becomes a part of the weight's scale. Behind a
+    quantizer the gain becomes a weight of its own, whose code has seven bits beside that scale.
+    """
+    if isinstance(source, QuantizedLayer):
+        return nearest_power_of_two if as_quantizer(source.weight_quantizer).method.power_of_two else None
+    return _seven_bits if source.method.power_of_two else None
+
+
+def _seven_bits(gain: Tensor) -> Tensor:
+    """The nearest number code·2^e with a code of 64 to 127."""
+    return nearest_with_bits(gain, 7)
 
 
 def outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
@@ -65,7 +85,8 @@ def _per_channel(layer: nn.Module, quantizer: Quantizer, weight: Tensor, values:
         return values.reshape(1)
     view = weight.shape if quantizer.view is None else quantizer.view
     per_channel = outputs_first(layer, values.expand(view).reshape(weight.shape)).flatten(1)
-    if not bool((per_channel == per_channel[:, :1]).all()):
+    # `prepare` has looked, and a compiler can't.
+    if not torch.compiler.is_compiling() and not bool((per_channel == per_channel[:, :1]).all()):
         raise LowbitError(
             f"{quantizer.name} has several steps within an output channel, which one integer accumulator can't sum: use "
             "granularity 'tensor', 'channel' or 'channels:N'"
@@ -83,7 +104,7 @@ def fold(input_step: Tensor, layer: QuantizedLayer, norm: _BatchNorm | None) -> 
     channels = outputs_first(layer, layer.weight).shape[0]  # no len(), which recorders of traces warn of
     gain, shift = torch.ones(channels, dtype=torch.float64, device=steps.device), 0.0
     if norm is not None:
-        gain, shift = gain_and_shift(norm)
+        gain, shift = gain_and_shift(norm, gain_rounding(layer))
     if layer.bias is not None:
         shift = gain * layer.bias.detach().double() + shift
     return _on_grid(input_step, steps, gain, shift + torch.zeros_like(gain), may_vanish=norm is not None)
@@ -93,10 +114,16 @@ DEPTHWISE_CODE = 127
 """The weight code of a batch-norm that becomes a depthwise 1×1 convolution. The largest: the grid of its bias is finest then."""
 
 
-def fold_as_depthwise(input_step: Tensor, norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """`fold` for a batch-norm with no layer before it: gain, scale per unit of `DEPTHWISE_CODE`, bias."""
-    gain, shift = gain_and_shift(norm)
-    return _on_grid(input_step, torch.ones_like(gain) / DEPTHWISE_CODE, gain, shift, may_vanish=True)
+def fold_as_depthwise(input_step: Tensor, norm: IntegerNorm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`fold` for a batch-norm with no layer before it: weight codes int8 [channels], and gain, scale and bias as `fold` has them."""
+    rounding = gain_rounding(*norm.folded_into)
+    gain, shift = gain_and_shift(norm, rounding)
+    codes = torch.full_like(gain, DEPTHWISE_CODE)
+    if rounding is not None:  # the scale is to be a power of two, and then the code is what is left of the gain
+        codes = codes_of_bits(gain, 7)
+    codes = torch.where(gain == 0, torch.ones_like(codes), codes)
+    gain, scale, bias = _on_grid(input_step, 1 / codes, gain, shift, may_vanish=True)
+    return torch.where(gain == 0, torch.zeros_like(codes), codes).to(torch.int8), gain, scale, bias
 
 
 def _on_grid(
@@ -154,18 +181,35 @@ class IntegerNorm(_BatchNorm):
 
     folded_into: tuple[QuantizedLayer | Quantizer]
 
+    def _in_training(
+        self, input: Tensor, rounding: Callable[[Tensor], Tensor] | None, shape: tuple[int, ...]
+    ) -> Tensor:
+        """Batch-norm with the batch's statistics.
+
+        Where the gain will be rounded, γ is what makes it the rounded one with running statistics: γ·r, for the ratio r of
+        rounded and exact gain. γ is learned through it, r being 1 but for the rounding.
+        """
+        normalized = super().forward(input)
+        if rounding is None or not self.affine:
+            return normalized
+        exact, _ = gain_and_shift(self)
+        ratio = torch.where(exact == 0, torch.ones_like(exact), rounding(exact) / exact).to(input.dtype).reshape(shape)
+        return normalized * ratio + self.bias.reshape(shape) * (1 - ratio)
+
     def forward(self, input: Tensor) -> Tensor:
         (source,) = self.folded_into
         behind_layer = isinstance(source, QuantizedLayer)
         quantizers = (source.input_quantizer, source.weight_quantizer) if behind_layer else (source,)
-        if self.training or not all(isinstance(q, Quantizer) and q.initialized for q in quantizers):
+        if not all(isinstance(q, Quantizer) and q.initialized for q in quantizers):
             return super().forward(input)
+        shape = (1, -1) + (1,) * (input.dim() - 2)
+        if self.training:
+            return self._in_training(input, gain_rounding(source), shape)
         input_step = as_quantizer(quantizers[0]).step
-        gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_as_depthwise(input_step, self)
+        gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_as_depthwise(input_step, self)[1:]
         shift = bias * (input_step * scale).double()
         if behind_layer and source.bias is not None:
             shift = shift - gain * source.bias.detach().double()  # the layer has added it already
-        shape = (1, -1) + (1,) * (input.dim() - 2)
         return input * gain.to(input.dtype).reshape(shape) + shift.to(input.dtype).reshape(shape)
 
 

@@ -32,6 +32,7 @@ def prepare(
     init_weights: str | Init | None = None,
     init_activations: str | Init | None = None,
     balance: Balance | None = None,
+    scales: str | None = None,
     first_last: int | None = 8,
     rules: Sequence[Rule] = (),
     granularity: str = "tensor",
@@ -54,6 +55,9 @@ def prepare(
         init_weights, init_activations: where steps start instead of where the method has them start: a name in
             `quantizer.initialization.INITS` or a rule. A rule's own `method` is taken as it is, here and below.
         balance: hold the gradients of steps at the pace of their weights (SSG's magnitude); None leaves the method's.
+        scales: which steps are powers of two, learned in the logarithm: "power-of-two" (all of them), "power-of-two-weights" or
+            "power-of-two-activations"; "free" is none, and None leaves the method's. With `integer_only` the gains of batch-norms
+            behind such weights are powers of two as well, so that integers are requantized by shifts.
         first_last: bits of the first and the last layer (in the order of `named_modules`), both sides; the papers use
             8. None leaves the two in full precision.
         rules: exceptions by layer name; the first that matches decides.
@@ -76,7 +80,9 @@ def prepare(
         LowbitError: nothing to quantize, a model that is prepared already, bits out of range, an unknown method, a rule
             that decides no layer, or a layer whose computation can't be reproduced; the message names it.
     """
-    method = get_method(method).varied(init_weights=init_weights, init_activations=init_activations, balance=balance)
+    method = get_method(method).varied(
+        init_weights=init_weights, init_activations=init_activations, balance=balance, scales=scales
+    )
     default = Setting(weights, activations, method, granularity, narrow)
     for name, bits in (("weights", weights), ("activations", activations), ("first_last", first_last)):
         check_bits(bits, name)
@@ -118,7 +124,8 @@ def prepare(
         if not setting.skip:
             quantize_attention(name, prepared.get_submodule(name), setting)
     if integer_only:
-        stream = Setting(None, 8, get_method("lsq"), "tensor", narrow)
+        between = replace(get_method("lsq"), power_of_two=method.for_activations.power_of_two)
+        stream = Setting(None, 8, between, "tensor", narrow)
         prepared = recorded(prepared, Recording(matching, stream, default), example_input)
     if floats:
         left = {id(weight): weight.numel() for each in floats for weight in each.weights.values()}

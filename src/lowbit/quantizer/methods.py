@@ -32,6 +32,14 @@ from lowbit.quantizer.initialization import (
 from lowbit.quantizer.rounding import GradientFunction, asr, dsq, ewgs, mde
 from lowbit.quantizer.step import Balance, StepGradient, clip_inside, clip_scale, lsq_inside, ssg_inside
 
+SCALES: dict[str, tuple[bool, bool]] = {
+    "free": (False, False),
+    "power-of-two": (True, True),
+    "power-of-two-weights": (True, False),
+    "power-of-two-activations": (False, True),
+}
+"""Whether the steps of weights and of activations are powers of two, by name."""
+
 
 @renamed_arguments(slope="surrogate_gradient", pull="gradient_scaling")
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Method:
         range: None, or a function (x, grid, step_shape) -> step that sets the step anew from x at every call.
         transform: None, or a differentiable map applied to the tensor before it is quantized.
         activations: the method that activations use instead of this one.
+        power_of_two: compute with the power of two nearest to the step, in the logarithm; the step is learned through it.
     """
 
     name: str
@@ -62,6 +71,7 @@ class Method:
     range: Callable[[Tensor, Grid, tuple[int, ...]], Tensor] | None = None
     transform: Callable[[Tensor], Tensor] | None = None
     activations: Method | None = None
+    power_of_two: bool = False
 
     slope = renamed_property("Method", "slope", "surrogate_gradient")
     pull = renamed_property("Method", "pull", "gradient_scaling")
@@ -77,15 +87,17 @@ class Method:
         init_weights: str | Init | None = None,
         init_activations: str | Init | None = None,
         balance: Balance | None = None,
+        scales: str | None = None,
     ) -> Method:
-        """The same method but for how its steps start and how fast they learn; what is None stays.
+        """The same method but for how its steps start, how fast they learn and what they may be; what is None stays.
 
         Args:
             init_weights, init_activations: a name in `INITS`, or a rule (see `initialization`).
             balance: of every step that is learned.
+            scales: a name in `SCALES`: which steps are powers of two.
 
         Raises:
-            LowbitError: an unknown rule, or a balance where no step is learned.
+            LowbitError: an unknown rule or name, or a balance where no step is learned.
         """
         sides = [
             side if init is None else replace(side, init=get_init(init))
@@ -100,6 +112,12 @@ class Method:
                 else side
                 for side in sides
             ]
+        if scales is not None:
+            if scales not in SCALES:
+                raise LowbitError(
+                    f"scales={scales!r}.{did_you_mean(str(scales), SCALES)} Known are {', '.join(SCALES)}"
+                )
+            sides = [replace(side, power_of_two=rounded) for side, rounded in zip(sides, SCALES[scales])]
         weights, activations = sides
         activations = replace(activations, activations=None)
         if replace(weights, activations=None) == activations:

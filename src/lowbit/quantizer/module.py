@@ -16,6 +16,7 @@ from lowbit.quantizer.balance import balanced
 from lowbit.quantizer.functional import FakeQuantize, Parameters, Settings
 from lowbit.quantizer.initialization import Statistics, find_initial
 from lowbit.quantizer.methods import Method
+from lowbit.quantizer.powers import power_of_two_step
 from lowbit.quantizer.state import QuantizerState
 
 
@@ -113,6 +114,9 @@ class Quantizer(QuantizerState):
         if method.range is not None:
             viewed = x if self.view is None else x.reshape(self.view)
             step, initial_step = method.range(viewed, grid, tuple(self.raw_step.shape)), None
+        if method.power_of_two:
+            trained = not functional.is_recorded(self)
+            step, initial_step = power_of_two_step(step, initial_step, trained=trained), None
         offset = self.offset if self.uses_offset else None
         if offset is not None and self.integer_zero_point:
             trained = not functional.is_recorded(self)
@@ -146,7 +150,8 @@ class Quantizer(QuantizerState):
             return self.step
         grid = self.grid
         assert grid is not None  # a quantizer with steps
-        return self.method.range(self.transform(x.detach()), grid, tuple(self.raw_step.shape))
+        step = self.method.range(self.transform(x.detach()), grid, tuple(self.raw_step.shape))
+        return power_of_two_step(step, None, trained=False) if self.method.power_of_two else step
 
     def initialize(self, data: Tensor | Statistics) -> None:
         """Initialize grid, step and offset from data, by the method's rule. An initialized quantizer stays as it is.
@@ -161,7 +166,8 @@ class Quantizer(QuantizerState):
 
     def extra_repr(self) -> str:
         grid = f"{self.bits}-bit, not initialized" if self.grid is None else str(self.grid)
-        return f"{grid}, method={self.method.name}, step_shape={tuple(self.raw_step.shape)}"
+        powers = ", steps are powers of two" if self.method.power_of_two else ""
+        return f"{grid}, method={self.method.name}{powers}, step_shape={tuple(self.raw_step.shape)}"
 
 
 def as_quantizer(module: nn.Module) -> Quantizer:

@@ -22,6 +22,7 @@ from lowbit.grid import Grid, check_bits
 from lowbit.quantizer.functional import bounded_step
 from lowbit.quantizer.initialization import Initial
 from lowbit.quantizer.methods import Method, get_method
+from lowbit.quantizer.powers import nearest_power_of_two
 from lowbit.quantizer.step import Balance
 
 _NO_OFFSET, _OFFSET, _INTEGER_ZERO_POINT = range(3)
@@ -37,26 +38,28 @@ _OLD_NAMES = {
 
 
 class Configuration(NamedTuple):
-    """What the buffer `configuration` holds: bits, signed and narrow of the grid, offset and group, in this order.
+    """What the buffer `configuration` holds: bits, signed and narrow of the grid, offset, group and power_of_two, in this order.
 
     Attributes:
         grid: the grid; None until the quantizer is initialized, when the buffer is all zero.
         offset: 0 where there is none, 1 where one is learned, 2 where its zero point is rounded to an integer as well.
         group: the number of the group of layers that share this quantizer, or 0.
+        power_of_two: whether it computes with a power of two in place of its step.
     """
 
     grid: Grid | None = None
     offset: int = _NO_OFFSET
     group: int = 0
+    power_of_two: bool = False
 
     @classmethod
     def read(cls, buffer: Tensor) -> Configuration:
-        bits, signed, narrow, offset, group = (round(number) for number in buffer.tolist())
-        return cls(Grid(bits, bool(signed), bool(narrow)) if bits else None, offset, group)
+        bits, signed, narrow, offset, group, power_of_two = (round(number) for number in buffer.tolist())
+        return cls(Grid(bits, bool(signed), bool(narrow)) if bits else None, offset, group, bool(power_of_two))
 
     def write(self, buffer: Tensor) -> None:
         grid = (0, 0, 0) if self.grid is None else (self.grid.bits, self.grid.signed, self.grid.narrow)
-        buffer.copy_(torch.tensor([*grid, self.offset, self.group], dtype=torch.float32))
+        buffer.copy_(torch.tensor([*grid, self.offset, self.group, self.power_of_two], dtype=torch.float32))
 
 
 class QuantizerState(nn.Module):
@@ -64,7 +67,8 @@ class QuantizerState(nn.Module):
 
     Parameters and buffers:
         raw_step: the learned step. `step` is what is computed with: `raw_step` kept within a factor 1024 of its initial
-            value, so positive and finite whatever an optimizer does; its gradient goes to `raw_step` unchanged.
+            value, so positive and finite whatever an optimizer does; its gradient goes to `raw_step` unchanged. Where the
+            method says so, it is the power of two nearest to that.
         offset: β, a parameter of the same shape, or None.
         initial_step: the step that the quantizer was initialized with.
         configuration: see `Configuration`. It is float32 so that an average of equal values is that value.
@@ -95,7 +99,7 @@ class QuantizerState(nn.Module):
         offset = nn.Parameter(torch.zeros(shape), requires_grad=learned)
         self.register_parameter("offset", None if self.method.offset == "never" else offset)
         self.register_buffer("initial_step", torch.ones(shape))
-        self.register_buffer("configuration", torch.zeros(5))
+        self.register_buffer("configuration", torch.zeros(6))
         for name, function in (
             ("surrogate_value", self.method.surrogate_gradient),
             ("scaling_value", self.method.gradient_scaling),
@@ -164,6 +168,12 @@ class QuantizerState(nn.Module):
     @property
     def step(self) -> Tensor:
         """The step that is computed with: float32, positive, finite; detached."""
+        step = self.bounded
+        return nearest_power_of_two(step) if self.method.power_of_two else step
+
+    @property
+    def bounded(self) -> Tensor:
+        """`raw_step` within its bounds, before it is rounded to any power of two; detached."""
         return bounded_step(self.raw_step.detach(), self.initial_step)
 
     @property
@@ -171,7 +181,7 @@ class QuantizerState(nn.Module):
         """Whether a learned step has left its bounds or is not finite, so that `step` is not what was learned."""
         if not self.initialized or self.method.range is not None:
             return False
-        return bool((self.raw_step.detach() != self.step).any())
+        return bool((self.raw_step.detach() != self.bounded).any())
 
     @property
     def zero_point(self) -> Tensor:
@@ -196,7 +206,8 @@ class QuantizerState(nn.Module):
         self.initial_step.copy_(initial.step)
         if self.offset is not None:
             self.offset.copy_(initial.offset)
-        self._configure(Configuration(initial.grid, _OFFSET if initial.uses_offset else _NO_OFFSET))
+        offset = _OFFSET if initial.uses_offset else _NO_OFFSET
+        self._configure(Configuration(initial.grid, offset, power_of_two=self.method.power_of_two))
 
     def reset(self) -> None:
         """Return to the state before initialization: the quantizer must be initialized again."""
@@ -271,10 +282,13 @@ class QuantizerState(nn.Module):
         self._read()
 
     def upgrade(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Bring this quantizer's entries of a checkpoint of version 0.1.0 in line with those of this version, in place."""
+        """Bring this quantizer's entries of a checkpoint of an earlier version in line with those of this version, in place."""
         for old, new in _OLD_NAMES.items():
             if f"{prefix}{old}" in state_dict:
                 state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}").float()
+        saved = state_dict.get(f"{prefix}configuration")
+        if saved is not None and saved.shape == (5,):  # of the time when no step was a power of two
+            state_dict[f"{prefix}configuration"] = torch.cat([saved, saved.new_zeros(1)])
         value, norm = state_dict.get(f"{prefix}surrogate_value"), f"{prefix}surrogate_norm"
         if self.surrogate_norm is not None and value is not None and norm not in state_dict:
             state_dict[norm] = self._norm_of(value)
@@ -283,9 +297,15 @@ class QuantizerState(nn.Module):
         """In what a saved configuration differs from what this quantizer was made for, in words; None if in nothing."""
         if saved is None or saved.shape != self.configuration.shape:
             return None
-        grid = Configuration.read(saved).grid
+        grid, *_, power_of_two = Configuration.read(saved)
         if grid is None:
             return None
+        if power_of_two != self.method.power_of_two:
+            forms = ("steps of any size", "steps that are powers of two")
+            return (
+                f"{self.name} has {forms[self.method.power_of_two]} but the checkpoint's has {forms[power_of_two]}: prepare the "
+                "network with the `scales` it was saved with"
+            )
         if grid.bits != self.bits:
             return (
                 f"{self.name} has {self.bits} bits but the checkpoint's has {grid.bits}: prepare the network with "

@@ -68,6 +68,7 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
         init_weights=config.init_weights,
         init_activations=config.init_activations,
         balance=None if config.balance is None else lowbit.Balance(config.balance),
+        scales=config.scales,
         first_last=config.first_last,
         rules=rules,
         granularity=config.granularity,

@@ -17,6 +17,7 @@ from lowbit.data.config import DataConfig
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.files import atomic_write, read_json
 from lowbit.quantizer.initialization import INITS
+from lowbit.quantizer.methods import SCALES
 
 
 def _check(ok: bool, what: str) -> None:
@@ -74,6 +75,8 @@ class QuantizationConfig:
     """The same for activations."""
     balance: float | None = None
     """Relative gradient of a step over that of its weight at which it is held (SSG's magnitude); none leaves LSQ's g."""
+    scales: str | None = None
+    """Which steps are powers of two: power-of-two, power-of-two-weights, power-of-two-activations or free; none leaves it to the method."""
     first_last: int | None = 8
     """Bits of the first and the last layer."""
     granularity: str = "tensor"
@@ -104,6 +107,10 @@ class QuantizationConfig:
                 rule is None or rule in INITS,
                 f"quantization.{name}: no rule {rule!r}.{did_you_mean(str(rule), INITS)} Known are {', '.join(INITS)}",
             )
+        _check(
+            self.scales is None or self.scales in SCALES,
+            f"quantization.scales: no {self.scales!r}.{did_you_mean(str(self.scales), SCALES)} Known are {', '.join(SCALES)}",
+        )
         _check(
             self.balance is None or (math.isfinite(self.balance) and self.balance > 0),
             f"quantization.balance must be positive, got {self.balance}",

@@ -24,7 +24,7 @@ from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import kinds as k
 from lowbit.lowering.accumulators import weight_and_bias
 from lowbit.lowering.codes import weight_codes
-from lowbit.lowering.folding import DEPTHWISE_CODE, as_layer, fold, fold_as_depthwise, outputs_first
+from lowbit.lowering.folding import IntegerNorm, as_layer, fold, fold_as_depthwise, outputs_first
 from lowbit.lowering.handlers import transposed
 from lowbit.lowering.handlers.moves import reshape_to
 from lowbit.lowering.handlers.padding import repeated
@@ -67,21 +67,21 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
     before, module = converter.input_of(node), converter.modules[str(node.target)]
     if folds_into(before, converter.kinds) is node:
         return converter.value(before, node)
-    assert isinstance(module, _BatchNorm)
+    assert isinstance(module, IntegerNorm)
     x, features = converter.codes_at(before, node), converter.shapes[node][1:]
     alone = len(features) == 1  # without positions, of which a convolution needs some
     if alone:
         x = converter.moved(x, [reshape_to(f"{node.name}_positions", (*features, 1, 1))])
-    gain, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), module))
+    codes, _, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), module))
     ones = (1,) * (2 if alone else len(features) - 1)
-    codes = torch.where(gain == 0, 0, DEPTHWISE_CODE).to(torch.int8).reshape(-1, 1, *ones)
+    codes = codes.reshape(-1, 1, *ones)
     where, pads = converter.describe(node), tuple((0, 0) for _ in ones)
 
     def make(name: str, y: TensorType | FloatType) -> Node:
         weight, on_grid = weight_and_bias(where, codes, scale, 8, bias, x.type, y)
         return Convolution(
             name=name, inputs=(x.name,), type=y, weight=weight, bias=on_grid, stride=ones, padding=pads, dilation=ones,
-            groups=len(gain),
+            groups=len(codes),
         )  # fmt: skip
 
     return Computation(node.name, make, moves=(reshape_to(node.name, features),) if alone else ())

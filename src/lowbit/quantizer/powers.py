@@ -1,0 +1,68 @@
+"""Steps that are powers of two: integers then change their scale by a shift."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowbit.quantizer.functional import bounded_step
+
+
+def nearest_power_of_two(x: Tensor) -> Tensor:
+    """sign(x)·2^round(log2 |x|), elementwise and exact for normal float32 and float64 numbers; 0 stays 0."""
+    kind, places = _as_bits(x)
+    # On the bits of the number, because exp2(log2 x) may be off in the last place: from √2 on, the fraction carries into
+    # the exponent, and then it is cut off.
+    carry = (2 << places) - math.isqrt(2 << (2 * places)) - 1
+    return ((x.view(kind) + carry) & -(1 << places)).view(x.dtype)
+
+
+def nearest_with_bits(x: Tensor, bits: int) -> Tensor:
+    """The number code·2^e nearest to x, elementwise, where the code's magnitude has `bits` bits, the first of them 1; 0 stays 0."""
+    kind, places = _as_bits(x)
+    cut = places - bits + 1
+    return ((x.view(kind) + (1 << (cut - 1))) & -(1 << cut)).view(x.dtype)
+
+
+def codes_of_bits(x: Tensor, bits: int) -> Tensor:
+    """The magnitudes of the codes of what `nearest_with_bits` gives; NaN for 0."""
+    kind, places = _as_bits(x)
+    below = (x.abs().view(kind) & -(1 << places)).view(x.dtype)  # the greatest power of two that is not greater
+    return x.abs() / below * 2.0 ** (bits - 1)
+
+
+def _as_bits(x: Tensor) -> tuple[torch.dtype, int]:
+    """(the integers of as many bits, the bits of a number's fraction)."""
+    return (torch.int64, 52) if x.dtype == torch.float64 else (torch.int32, 23)
+
+
+class _PowerOfTwoStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: Tensor, initial_step: Tensor | None) -> Tensor:
+        bounded = step if initial_step is None else bounded_step(step, initial_step)
+        rounded = nearest_power_of_two(bounded)
+        if ctx is not None:
+            ctx.save_for_backward(rounded / bounded)
+        return rounded
+
+    @staticmethod
+    # pyrefly: ignore[bad-override]  # torch declares one that takes any number of gradients
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (ratio,) = ctx.saved_tensors
+        return gradient * ratio, None
+
+
+def power_of_two_step(step: Tensor, initial_step: Tensor | None, *, trained: bool = True) -> Tensor:
+    """2^round(log2 s) of the step s within its bounds; the gradient goes straight through the rounding of the logarithm.
+
+    With t = log2 s and ∂round(t)/∂t = 1, ∂/∂s of 2^round(t) is 2^round(t)/s, which lies between 1/√2 and √2.
+
+    Args:
+        step, initial_step: as `Parameters` has them.
+        trained: whether a gradient is wanted; if not, no autograd function takes part.
+    """
+    apply = _PowerOfTwoStep.apply if trained else lambda *tensors: _PowerOfTwoStep.forward(None, *tensors)
+    return apply(step, initial_step)
