@@ -52,6 +52,14 @@ def test_first_steps(tmp_path, monkeypatch):
     assert names["accuracy"] > 0.9
 
 
+def test_post_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = run_blocks(ROOT / "docs" / "post-training.md")
+    assert sum(block.after for block in names["blocks"]) < sum(block.before for block in names["blocks"])
+    assert names["report"].ok
+
+
 def test_transformers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

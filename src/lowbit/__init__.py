@@ -16,6 +16,7 @@ from lowbit.qat.batchnorm import reestimate_batchnorm
 from lowbit.qat.calibrate import calibrate
 from lowbit.qat.oscillation import OscillationFreezer, dampening_loss
 from lowbit.qat.prepare import prepare
+from lowbit.qat.reconstruct import Reconstructed, reconstruct
 from lowbit.qat.summary import layer_table, model_size_bits
 from lowbit.qat.training import parameter_groups, round_zero_points, set_progress
 from lowbit.qat.transition import TransitionRate
@@ -36,6 +37,7 @@ __all__ = [
     "Method",
     "OscillationFreezer",
     "Quantizer",
+    "Reconstructed",
     "Rule",
     "TransitionRate",
     "UnquantizedWarning",
@@ -49,6 +51,7 @@ __all__ = [
     "parameter_groups",
     "prepare",
     "quantizers",
+    "reconstruct",
     "reestimate_batchnorm",
     "round_zero_points",
     "set_progress",
