@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import inference, memory, page, peers, quantizer, scaling, step
+from benchmarks import inference, memory, page, peers, quantizer, scaling, step, watch
 
 BENCHMARKS = {
     "step": step,
@@ -19,8 +19,9 @@ BENCHMARKS = {
     "scaling": scaling,
     "inference": inference,
     "peers": peers,
+    "watch": watch,
 }
-ON_A_GPU = ("step", "memory", "quantizer")
+ON_A_GPU = ("step", "memory", "quantizer", "watch")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -67,6 +67,12 @@ def test_transformers(tmp_path, monkeypatch):
     assert names["report"].ok and names["report"].compared > 100_000
 
 
+def test_diagnosis(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(ROOT / "docs" / "diagnosis.md")
+    assert (names["first"].kind, names["first"].layer) == ("calibration-data", "0.0")
+
+
 def test_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_blocks(ROOT / "docs" / "data.md")

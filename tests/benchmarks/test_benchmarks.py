@@ -293,7 +293,7 @@ def test_all_runs_each_in_a_process_of_its_own_and_reports_failures(monkeypatch,
     with pytest.raises(SystemExit) as stopped:
         main(["all", "--quick", "--output", str(tmp_path)])
     assert stopped.value.code == 1 and "failed: memory" in capsys.readouterr().err
-    assert [command[0] for command in asked] == ["step", "memory", "quantizer", "scaling", "inference"]
+    assert [command[0] for command in asked] == ["step", "memory", "quantizer", "scaling", "inference", "watch"]
     assert all(command[1:] == ["--output", str(tmp_path), "--quick"] for command in asked)
 
 
@@ -328,3 +328,12 @@ def test_positions_are_of_their_kind():
     assert (((near < grid.qn) | (near > grid.qp)) & (np.clip(np.round(near), grid.qn, grid.qp) == np.round(near))).all()
     assert ((np.round(far) < grid.qn) | (np.round(far) > grid.qp)).all()
     assert set(np.unique(ends)) == {grid.qn, grid.qp}
+
+
+def test_watch(tmp_path):
+    main(["watch", "--quick", "--networks", "digits-cnn", "--output", str(tmp_path)])
+    (row,) = read(tmp_path, "watch-cpu")
+    assert float(row["look ms"]) > 0
+    assert float(row["share of training, %"]) == pytest.approx(
+        100 * float(row["look ms"]) / (50 * float(row["step ms"])), rel=0.02
+    )

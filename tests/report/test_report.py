@@ -46,6 +46,34 @@ def test_half_a_last_line_is_ignored(tmp_path, tail):
     assert len(read_run(write_run(tmp_path / "a", tail=tail)).epochs) == 3
 
 
+def test_looks_during_training(tmp_path):
+    looks = [
+        {
+            "event": "look",
+            "epoch": 2,
+            "step": step,
+            "quantizers": {"a.weight_quantizer": {"changed": 0.1, "error": None}},
+        }
+        for step in (60, 10, 60)
+    ]
+    run = read_run(write_run(tmp_path / "a", tail="".join(json.dumps(look) + "\n" for look in looks)))
+    assert [look["step"] for look in run.looks] == [10, 60]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        {"epoch": 0},
+        {"epoch": 0, "step": 1, "quantizers": [1]},
+        {"epoch": 0, "step": 1, "quantizers": {"a": {"changed": "x"}}},
+    ],
+)
+def test_damaged_looks(tmp_path, look):
+    tail = json.dumps({"event": "look", **look}) + "\n" + '{"event": "final", "test_accuracy": 44.0}\n'
+    with pytest.raises(LowbitError, match=r"metrics\.jsonl line 6"):
+        read_run(write_run(tmp_path / "a", tail=tail))
+
+
 def test_damage_before_the_last_line_is_named(tmp_path):
     folder = write_run(tmp_path / "a", tail='{"event": "ep\n{"event": "other"}\n')
     with pytest.raises(LowbitError, match=r"metrics\.jsonl line 6"):

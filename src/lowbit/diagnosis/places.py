@@ -58,7 +58,7 @@ def places(model: nn.Module) -> list[Place]:
         for attribute, child in module.named_children():
             if not isinstance(child, Quantizer):
                 continue
-            if not child.started:
+            if not child.initialized:
                 raise LowbitError(
                     f"{child.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before a diagnosis"
                 )

@@ -12,7 +12,7 @@ from typing import Any
 from lowbit.errors import LowbitError
 from lowbit.files import check_readable, read_json
 
-_KINDS = ("start", "resume", "epoch", "final")
+_KINDS = ("start", "resume", "look", "epoch", "final")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Run:
         epochs: one dict per finished epoch, in order: epoch, train_loss, train_accuracy, test_loss, test_accuracy (in
             percent; validation_loss and validation_accuracy instead where images are held out for validation), lr,
             seconds, and steps (mean step by quantizer). A number that was not finite is None.
+        looks: what was seen of quantizers during training, in order: epoch, step (of the optimizer, over all epochs) and
+            quantizers, by name (see docs/diagnosis.md); empty in full precision and in logs of earlier versions.
         start_steps: the mean step by quantizer before the first epoch; empty where the log does not have it.
         final: the last event of a finished run, or None: its test_accuracy is that of the weights at the end, or of
             the checkpoint with the best validation accuracy.
@@ -35,6 +37,7 @@ class Run:
     config: dict[str, Any]
     versions: dict[str, Any]
     epochs: list[dict[str, Any]]
+    looks: list[dict[str, Any]]
     start_steps: dict[str, float | None]
     final: dict[str, Any] | None
 
@@ -53,11 +56,14 @@ def read_run(path: str | os.PathLike) -> Run:
         raise LowbitError(f"{path}: no run is there (it has no config.json); give a folder that training wrote")
     epochs: dict[int, dict[str, Any]] = {}
     start_steps: dict[str, float | None] = {}
+    looks: dict[int, dict[str, Any]] = {}
     final = None
     for event in read_events(path / "metrics.jsonl"):
         if event.get("event") == "epoch":
             epochs[event["epoch"]] = event
             final = None  # the end of training comes after its last epoch
+        elif event.get("event") == "look":
+            looks[event["step"]] = event
         elif event.get("event") == "start":
             start_steps = event.get("steps") or {}
         elif event.get("event") == "final":
@@ -68,6 +74,7 @@ def read_run(path: str | os.PathLike) -> Run:
         config=_read_object(path / "config.json"),
         versions=_read_object(versions) if versions.is_file() else {},
         epochs=[epochs[number] for number in sorted(epochs)],
+        looks=[looks[step] for step in sorted(looks)],
         start_steps=start_steps,
         final=final,
     )
@@ -106,6 +113,8 @@ def _problem(event: Any) -> str | None:
         return "not an event"
     if event["event"] not in _KINDS:
         return None
+    if event["event"] == "look":
+        return _problem_of_look(event)
     steps = event.get("steps") or {}
     numbers = {name: value for name, value in event.items() if name not in ("event", "steps", "epoch", "changed")}
     if event["event"] == "epoch" and type(event.get("epoch")) is not int:
@@ -114,6 +123,16 @@ def _problem(event: Any) -> str | None:
         return "its steps are not numbers by name"
     strange = next((name for name, value in (numbers | steps).items() if not _number(value)), None)
     return None if strange is None else f"its {strange} is not a number"
+
+
+def _problem_of_look(event: dict[str, Any]) -> str | None:
+    if type(event.get("epoch")) is not int or type(event.get("step")) is not int:
+        return "a look at no step"
+    found = event.get("quantizers")
+    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
+        return "its quantizers are not numbers by name"
+    strange = next((name for name, each in found.items() if not all(map(_number, each.values()))), None)
+    return None if strange is None else f"what it has of {strange} are not numbers"
 
 
 def _number(value: Any) -> bool:

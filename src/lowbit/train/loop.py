@@ -102,6 +102,8 @@ def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
                 set_seed((config.seed * 1_000_003 + epoch + 1) % 2**32, device_specific=True)
                 train.set_epoch(epoch)
                 numbers = trainer.train_epoch(epoch, train, bar.update)
+                for look in [] if trainer.watch is None else trainer.watch.take():
+                    metrics.write("look", **look)
                 chosen_by, loader = _choice(splits)
                 loss, accuracy = _evaluated(trainer, loader, chosen_by, state)
                 numbers |= {f"{chosen_by}_loss": loss, f"{chosen_by}_accuracy": accuracy}

@@ -75,7 +75,8 @@ def mean_steps(model: torch.nn.Module) -> dict[str, float]:
 class Metrics:
     """`metrics.jsonl` and the TensorBoard events of a run folder.
 
-    Every line of the log is an object with "event": "start", "resume", "epoch" or "final". Where it is not active
+    Every line of the log is an object with "event": "start", "resume", "look" (of `lowbit.diagnosis.watch`), "epoch" or
+    "final". Where it is not active
     (every process but the first) it writes nothing.
     """
 

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 
 import lowbit
 from lowbit.data import Loader
+from lowbit.diagnosis.watch import Watch
 from lowbit.errors import LowbitError
 from lowbit.processes import lost
 from lowbit.qat.oscillation import OscillationFreezer
@@ -71,6 +72,9 @@ class Trainer:
         raw = make_optimizer(config.optimizer, model, self.parallel.groups)
         self.attached = _attached(config.quantization, model, raw)
         self.initial_lr = [group["lr"] for group in raw.param_groups]
+        # One process looks for all. Divided weights have no codes as a whole.
+        watched = config.quantization is not None and accelerator.is_main_process and not self.sharded
+        self.watch = Watch(model, raw) if watched else None
         self.wrapped = self.parallel.wrap(model)
         self.optimizer = accelerator.prepare(raw)
         if saved is not None:
@@ -117,6 +121,8 @@ class Trainer:
         losses = torch.zeros(steps, device=accelerator.device)
         right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         seen, checked, looked = 0, 0, time.monotonic()
+        if self.watch is not None:
+            self.watch.begin(epoch, steps // config.accumulate, config.epochs)
         self.wrapped.train()
         for i, (images, labels) in enumerate(itertools.islice(loader, steps)):
             self._set_progress(epoch + i / steps)
