@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from tests.format_graphs import (
     upsampling,
 )
 from tests.integer_graphs import GraphBuilder, every_operation, f32, resnet_like
+from tests.lowering.test_lowering_powers import trained
 
 import lowbit
 from lowbit.errors import LowbitError
@@ -264,7 +267,7 @@ def test_halves_go_away_from_zero_at_every_shift(tmp_path):
     rows = ",\n".join(f"    {{{t}, {shift}}}" for t, shift in cases)
     main = (
         "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <string.h>\n"
-        f"{kernel('intrinsics', set())}\n{kernel('scaled', set())}\n"
+        f"{kernel('intrinsics', set())}\n{kernel('clipped', set())}\n{kernel('scaled', set())}\n"
         f"static const struct {{ int64_t t; int32_t shift; }} cases[] = {{\n{rows}\n}};\n"
         "int main(void) {\n    size_t i;\n    for (i = 0; i < sizeof cases / sizeof *cases; i++)\n"
         '        printf("%d ", (int)scaled(cases[i].t, cases[i].shift, 3, -32768, 65535));\n    return 0;\n}\n'
@@ -274,6 +277,47 @@ def test_halves_go_away_from_zero_at_every_shift(tmp_path):
         magnitude = (abs(t) + (1 << (shift - 1))) >> shift
         expected.append(min(max((magnitude if t >= 0 else -magnitude) + 3, -32768), 65535))
     assert list(map(int, program(tmp_path, main).split())) == expected
+
+
+def test_halves_go_to_even_where_sums_are_shifted(tmp_path):
+    """`shifted` at ties, beside them and at the ends of 32 bits, against fractions; far out it is only far out."""
+    cases = []
+    for shift in range(-30, 66):
+        for quotient in (0, 1, 2, 3, 127, 4096):
+            for beside in (-1, 0, 1):
+                n = (
+                    (quotient << shift if shift > 0 else quotient)
+                    + (1 << (shift - 1) if 0 < shift < 31 else 0)
+                    + beside
+                )
+                cases += [(sign * n, shift) for sign in (1, -1) if abs(n) < 1 << 31]
+        cases += [(2**31 - 1, shift), (-(2**31) + 1, shift)]
+    rows = ",\n".join(f"    {{{n}, {shift}}}" for n, shift in cases)
+    main = (
+        "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <string.h>\n"
+        f"{kernel('intrinsics', set())}\n{kernel('shifted', set())}\n"
+        f"static const struct {{ int32_t n, shift; }} cases[] = {{\n{rows}\n}};\n"
+        "int main(void) {\n    size_t i;\n    for (i = 0; i < sizeof cases / sizeof *cases; i++)\n"
+        '        printf("%ld ", (long)shifted(cases[i].n, cases[i].shift));\n    return 0;\n}\n'
+    )
+    for (n, shift), found in zip(cases, map(int, program(tmp_path, main).split()), strict=True):
+        exact = round(Fraction(n) / Fraction(2) ** shift)
+        assert found == exact if shift > 0 or abs(exact) <= 0x3FFFF else abs(found) == 0x3FFFF, (n, shift)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_power_of_two_steps_need_no_multiplier(granularity, tmp_path):
+    """The firmware computes what the trained network does, code by code, by shifts alone."""
+    prepared, x = trained(granularity)
+    integer, path = lowbit.to_integer(prepared, x[:1]), tmp_path / "net.c"
+    assert lowbit.export(integer, path, "c").ok
+    source = path.read_text()
+    assert "shifted(" in source and "shifts" in source
+    assert not re.search(r"multipliers\d|rounded\(|scaled\(", source)
+    report = lowbit.verify(prepared, path, [x])
+    assert report.ok and report.conversion_differ == 0 and report.trained_parts_at is None, report.text()
+    network = runner.CRunner(path, integer.graph, flags=SANITIZED)
+    assert compare(integer, network, [x[:4]]).ok
 
 
 def test_selftest_finds_the_first_layer_that_differs(tmp_path):

@@ -232,3 +232,34 @@ def test_a_product_wider_than_64_bits_in_a_sum_of_16_bit_codes() -> None:
     m = Multiplier(*[torch.tensor(0.5, dtype=torch.float64)] * 2, torch.tensor(kind.scale, dtype=torch.float64))
     found = ROUNDINGS["double-rounding"].weighted_sum([n, n], [m, m], y)
     assert found.tolist() == n.tolist()
+
+
+def test_powers_of_two_are_shifted_with_halves_to_even() -> None:
+    choice, shift = random.Random(0), ROUNDINGS["shift"]
+    n = numbers(choice, 200) + [sign * ((2 * k + 1) << 6) for k in range(40) for sign in (1, -1)]
+    for exponent in (-40, -32, -31, -9, -7, -1, 0, 3):
+        for sign in (1, -1):
+            factor = torch.tensor(sign * 2.0**exponent, dtype=torch.float64)
+            found = shift.requantize(torch.tensor(n, dtype=torch.int32), Multiplier(factor.float(), factor, factor), Y)
+            assert found.tolist() == [clip(round(Fraction(sign * each) * Fraction(2) ** exponent), Y) for each in n]
+
+
+def test_other_multipliers_and_distant_ones_are_those_of_fixed() -> None:
+    choice = random.Random(0)
+    n = [torch.tensor([choice.randint(-255, 255) for _ in range(300)], dtype=torch.int32) for _ in range(2)]
+
+    def factors(*values: float) -> list[Multiplier]:
+        exact = [torch.tensor(value, dtype=torch.float64) for value in values]
+        return [Multiplier(each.float(), each, each) for each in exact]
+
+    for values in ((0.3, 0.5), (2.0**-20, 2.0**-4), (0.7, -1.3)):
+        both = [ROUNDINGS[name].weighted_sum(n, factors(*values), Y) for name in ("shift", "fixed")]
+        assert torch.equal(*both)
+    a, b = (each.tolist() for each in n)
+    for values in ((0.5, 0.25), (2.0**-10, 2.0**-1), (-(2.0**-3), 2.0**-6)):
+        found = ROUNDINGS["shift"].weighted_sum(n, factors(*values), Y)
+        exact = [round(Fraction(values[0]) * p + Fraction(values[1]) * q) for p, q in zip(a, b)]
+        assert found.tolist() == [clip(each, Y) for each in exact]
+    per_channel = Multiplier(torch.tensor([0.5, 0.3]), *[torch.tensor([0.5, 0.3], dtype=torch.float64)] * 2)
+    sums = torch.stack(n, 1)
+    assert torch.equal(*(ROUNDINGS[name].requantize(sums, per_channel, Y) for name in ("shift", "fixed")))

@@ -351,7 +351,7 @@ def test_a_rounding_of_ones_own(monkeypatch):
     want = ((total * m.exact.reshape(-1, 1, 1)).trunc() + y.zero_point).clamp(y.qn, y.qp)
     assert torch.equal(mine["n1.Convolution"].double(), want)
     assert not torch.equal(mine["n1.Convolution"], theirs["n1.Convolution"])
-    with pytest.raises(LowbitError, match="there are 'float', 'fixed', .*'toward-zero'"):
+    with pytest.raises(LowbitError, match=r"there are 'float', 'fixed', .*'toward-zero'"):
         list(run(graph, x, "nearest"))
 
 

@@ -210,6 +210,39 @@ def product_half_up(n: Tensor, m: Tensor, shift: Tensor) -> Tensor:
     return ((n >> 16) * m + (low >> 16)) >> (shift - 16)
 
 
+def exponents(m: Tensor) -> Tensor | None:
+    """e of |m| = 2^e, elementwise and int64; None where not all of m are powers of two. m: float64, finite, not 0."""
+    fraction, exponent = torch.frexp(m.abs())
+    return exponent.to(torch.int64) - 1 if bool((fraction == 0.5).all()) else None
+
+
+def shift_half_even(n: Tensor, shift: Tensor) -> Tensor:
+    """n / 2^shift of int64 n below 2^32, rounded half to even; n · 2^−shift where the shift is negative, −30 at least."""
+    k = shift.clamp(1, 62)
+    floor = n >> k
+    rest, half = n - (floor << k), torch.ones_like(k) << (k - 1)
+    rounded = floor + ((rest > half) | ((rest == half) & (floor & 1 == 1)))
+    return torch.where(shift > 62, 0, torch.where(shift > 0, rounded, n << (-shift).clamp(min=0, max=30)))
+
+
+def common_exponent(factors: Sequence[Tensor]) -> tuple[list[int], int] | None:
+    """(±2^k as integers, shift) of 0-dim float64 factors ±2^(k − shift), the least k being 0.
+
+    None where one is no power of two, or where they lie more than `SPREAD_MAX` powers apart.
+    """
+    powers = exponents(torch.stack(list(factors)))
+    if powers is None:
+        return None
+    least = int(powers.min())
+    if int(powers.max()) - least > SPREAD_MAX:
+        return None
+    return [int(factor.sign()) << (int(power) - least) for factor, power in zip(factors, powers)], -least
+
+
+SPREAD_MAX = 15
+"""Powers of two that the factors of a sum may lie apart for it to be shifted: 32 bits hold it then."""
+
+
 def common_shift(factors: Sequence[Tensor], bits: int = 31) -> tuple[list[int], Tensor]:
     """(mantissas, shift) of 0-dim float64 factors with one shift: the largest magnitude's mantissa has `bits` bits."""
     _, shift = mantissa_and_shift(torch.stack([factor.abs() for factor in factors]).max(), bits)

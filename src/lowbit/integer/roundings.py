@@ -3,6 +3,7 @@
     float             clip(rint(f(f(n) · M)) + z_y)                       M a float32, rounded as the operation says
     fixed             clip(sign(n) · ((|n| · m + 2^(k−1)) >> k) + z_y)    m = rint(|M| · 2^k), 2^30 <= m < 2^31, M from float64;
                                                                           64-bit product, half away from zero; 0 where k > 62
+    shift             clip(rint(n · M) + z_y), exact                      where all M of an operation are ±2^−k; else as "fixed"
     fixed16           clip(((n · m + 2^(k−1)) >> k) + z_y)                m = rint(|M| · 2^k), 2^15 <= m < 2^16, M from float64
     double-rounding   a = (n · m + 2^30) >> 31, then                      TFLite's m and e (`significand_and_exponent`) for
                       clip(sign(a) · ((|a| + 2^(−e−1)) >> −e) + z_y)      M = unit / s_y (`Multiplier.unit`)
@@ -12,6 +13,7 @@ In all but "float" a negative M negates n first.
 
 "float" is what ONNX Runtime 1.31 computes, to the bit, with its graph optimizations on x86-64 processors that have AVX2;
 "fixed" is what processors without a float unit do, "fixed16" those that lack a product of 64 bits, too.
+"shift" is what C files do: of a network with power-of-two steps it gives the codes of "float", which the trained network has.
 "double-rounding" is what TensorFlow Lite's reference kernels, TensorFlow Lite Micro and, by default, CMSIS-NN compute on 8-bit
 tensors; "single-rounding" the same where they are compiled with TFLITE_SINGLE_ROUNDING or CMSIS_NN_USE_SINGLE_ROUNDING.
 """
@@ -27,10 +29,13 @@ from torch import Tensor
 from lowbit.errors import LowbitError
 from lowbit.integer.arithmetic import (
     Multiplier,
+    common_exponent,
     common_shift,
+    exponents,
     mantissa_and_shift,
     product_half_up,
     shift_half_away,
+    shift_half_even,
     shift_half_up,
     significand_and_exponent,
     to_codes,
@@ -89,6 +94,29 @@ class FixedRounding:
         total = sum(n.to(torch.int64) * m for n, m in zip(steps, mantissas))
         assert isinstance(total, Tensor)
         return to_codes(shift_half_away(total, shift), y)
+
+
+class ShiftRounding(FixedRounding):
+    """Shifts with halves to even where all multipliers of an operation are powers of two; "fixed" where they are not.
+
+    weighted_sum: M_i = ±2^(k_i − k), the least k_i being 0: t = Σ ±n_i · 2^k_i, shifted by k; "fixed" where a k_i passes 15.
+    """
+
+    name = "shift"
+
+    def requantize(self, n: Tensor, m: Multiplier, y: TensorType) -> Tensor:
+        powers = exponents(m.exact)
+        if powers is None:
+            return super().requantize(n, m, y)
+        return to_codes(shift_half_even(n.to(torch.int64) * m.exact.sign().to(torch.int64), -powers), y)
+
+    def weighted_sum(self, steps: Sequence[Tensor], factors: Sequence[Multiplier], y: TensorType) -> Tensor:
+        found = common_exponent([m.exact for m in factors])
+        if found is None:
+            return super().weighted_sum(steps, factors, y)
+        total = sum(n.to(torch.int64) * factor for n, factor in zip(steps, found[0]))
+        assert isinstance(total, Tensor)
+        return to_codes(shift_half_even(total, torch.tensor(found[1], device="cpu")), y)
 
 
 class Fixed16Rounding:
@@ -180,7 +208,8 @@ _SHIFT16_MAX = 47  # beyond, every product of 32 and 16 bits rounds to 0
 
 DOUBLE, SINGLE = TfliteRounding("double-rounding", single=False), TfliteRounding("single-rounding", single=True)
 ROUNDINGS: dict[str, Rounding] = {
-    rounding.name: rounding for rounding in (FloatRounding(), FixedRounding(), Fixed16Rounding(), DOUBLE, SINGLE)
+    rounding.name: rounding
+    for rounding in (FloatRounding(), FixedRounding(), ShiftRounding(), Fixed16Rounding(), DOUBLE, SINGLE)
 }
 """Every rounding there is, by name."""
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
@@ -14,6 +15,7 @@ from lowbit.formats.c.memory import is_depthwise
 from lowbit.formats.c.operations import LOWERINGS, fixed_multipliers
 from lowbit.formats.c.source import Builder
 from lowbit.formats.c.tensors import Place
+from lowbit.integer.arithmetic import exponents
 from lowbit.integer.graph import FloatType
 from lowbit.integer.ops import Convolution, Linear
 from lowbit.integer.ops.layer import Layer
@@ -153,7 +155,7 @@ def _storage(place: Place) -> str:
 
 
 def _requantization(builder: Builder, node: Layer) -> dict[str, str]:
-    """Biases, multipliers and shifts, each an array with an entry per output channel."""
+    """Biases, multipliers and shifts, each an array with an entry per output channel; no multipliers where all are powers of two."""
     number, count, fields = builder.number(node), len(node.weight.codes), {}
     if node.bias is not None:
         values = node.bias.tolist()
@@ -161,6 +163,15 @@ def _requantization(builder: Builder, node: Layer) -> dict[str, str]:
         fields["bias"] = f"bias{number}"
     if not isinstance(node.type, FloatType):
         (m,) = node.multipliers(builder.graph.input_types(node))
+        powers = exponents(m.exact.reshape(-1))
+        if powers is not None:  # 32 is added to each shift, so that its sign is free for the multiplier's
+            signs = m.exact.reshape(-1).sign().to(torch.int64)
+            builder.uses.add("shifted")
+            builder.constant(
+                f"int8_t shifts{number}", (signs * (32 - powers).clamp(max=127)).tolist() * (count // len(powers))
+            )
+            return fields | {"shifts": f"shifts{number}"}
+        builder.uses.add("multiplied")
         mantissas, shifts = fixed_multipliers(m)
         repeat = count // len(mantissas)
         builder.constant(f"int32_t multipliers{number}", mantissas * repeat)

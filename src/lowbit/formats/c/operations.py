@@ -1,4 +1,4 @@
-"""How every operation without weights is written in C: loops over codes, in the "fixed" rounding."""
+"""How every operation without weights is written in C: loops over codes, in the "shift" rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lowbit.errors import LowbitError
 from lowbit.formats.c.source import Builder
 from lowbit.formats.c.tensors import Place, index
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.arithmetic import Multiplier, common_shift, mantissa_and_shift
+from lowbit.integer.arithmetic import Multiplier, common_exponent, common_shift, exponents, mantissa_and_shift
 from lowbit.integer.graph import Node, TensorType
 from lowbit.integer.ops import (
     Add,
@@ -63,28 +63,38 @@ class Number:
         return Number(f"(-{self.text})")
 
 
-class Fixed:
-    """The rounding "fixed" as C expressions in place of tensors.
+class Shift:
+    """The rounding "shift" as C expressions in place of tensors.
 
     Args:
         builder: learns which kernels are used.
     """
 
-    name = "fixed"
+    name = "shift"
 
     def __init__(self, builder: Builder) -> None:
         self._builder = builder
 
     def requantize(self, n: Any, m: Multiplier, y: TensorType) -> Any:
+        powers = exponents(m.exact)
+        if powers is not None:
+            return self._shifted(f"-{n}" if float(m.exact) < 0 else str(n), -int(powers), y)
         mantissas, shifts = fixed_multipliers(m)
         return self._scaled(f"(int64_t){n} * {mantissas[0]}", shifts[0], y)
 
     def weighted_sum(self, steps: Sequence[Any], factors: Sequence[Multiplier], y: TensorType) -> Any:
+        found = common_exponent([m.exact for m in factors])
+        if found is not None:
+            return self._shifted(" + ".join(f"{n} * {factor}" for n, factor in zip(steps, found[0])), found[1], y)
         mantissas, common = common_shift([m.exact for m in factors])
         shift = int(common)
         if shift > _SHIFT_MAX:
             mantissas, shift = [0] * len(mantissas), 1
         return self._scaled(" + ".join(f"(int64_t){n} * {m}" for n, m in zip(steps, mantissas)), shift, y)
+
+    def _shifted(self, total: str, shift: int, y: TensorType) -> Number:
+        self._builder.uses.add("shifted")
+        return Number(f"clipped(shifted({total}, {shift}) + {y.zero_point}, {y.qn}, {y.qp})")
 
     def _scaled(self, total: str, shift: int, y: TensorType) -> Number:
         self._builder.uses.add("scaled")
@@ -110,7 +120,7 @@ def less(code: str, zero_point: int | float) -> str:
     return f"{code} {'-' if zero_point > 0 else '+'} {abs(int(zero_point))}" if zero_point else code
 
 
-def _computed(builder: Builder, node: Node, code: Callable[[Sequence[Any], Fixed], Any]) -> None:
+def _computed(builder: Builder, node: Node, code: Callable[[Sequence[Any], Shift], Any]) -> None:
     """A loop over elements that stores `code` of the steps of every input."""
     types, y = builder.graph.input_types(node), builder.place(node.name)
     inputs = [builder.place(name).with_rank(len(y.shape)) for name in node.inputs]
@@ -120,7 +130,7 @@ def _computed(builder: Builder, node: Node, code: Callable[[Sequence[Any], Fixed
     builder.declare("y", y, writable=True)
     with builder.elements(y, inputs) as (at, others):
         steps = [_steps(builder, *each) for each in zip(names, inputs, types, others)]
-        builder.store("y", y, at, str(code(steps, Fixed(builder))))
+        builder.store("y", y, at, str(code(steps, Shift(builder))))
 
 
 @LOWERINGS(Quantize)
@@ -186,7 +196,7 @@ def _lookup(builder: Builder, node: Lookup) -> None:
     table = f"table{builder.number(node)}"
     builder.constant(f"{'int8_t' if node.codes_of().signed else 'uint8_t'} {table}", node.table.tolist())
 
-    def entry(steps: Sequence[Any], _: Fixed) -> str:
+    def entry(steps: Sequence[Any], _: Shift) -> str:
         return f"{table}[{less(str(steps[0]), x.qn - x.zero_point)}]"
 
     _computed(builder, node, entry)
@@ -238,7 +248,7 @@ def _average_pool(builder: Builder, node: AveragePool) -> None:
     (m,), zero = node.multipliers(types), types[0].zero_point
     _window(
         builder, node, (1,) * len(node.kernel), "int32_t n = 0;", lambda code: f"n += {less(code, zero)};",
-        lambda builder: str(Fixed(builder).requantize("n", m, node.codes_of())),
+        lambda builder: str(Shift(builder).requantize("n", m, node.codes_of())),
     )  # fmt: skip
 
 
@@ -255,5 +265,5 @@ def _global_average_pool(builder: Builder, node: GlobalAveragePool) -> None:
         with builder.loops([(f"i{axis}", x.shape[axis]) for axis in axes]):
             at = index([("c", x.strides[0]), *((f"i{axis}", x.strides[axis]) for axis in axes)])
             builder.line(f"n += {less(builder.load('x', x, at), kind.zero_point)};")
-        code = Fixed(builder).requantize("n", m, node.codes_of())
+        code = Shift(builder).requantize("n", m, node.codes_of())
         builder.store("y", y, index([("c", y.strides[0])]), str(code))

@@ -54,7 +54,7 @@ class CRunner:
         LowbitError: no compiler, a file of another network, or one that does not compile without a warning.
     """
 
-    rounding = "fixed"
+    rounding = "shift"
 
     def __init__(
         self, path: Path, graph: Graph, command: Sequence[str] | None = None, flags: Sequence[str] = FLAGS

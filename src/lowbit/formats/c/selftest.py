@@ -48,7 +48,7 @@ def checksums(graph: Graph) -> list[int]:
                 if isinstance(node.type, FloatType):
                     values[node.name] = accumulators(node, inputs, types)
                 else:
-                    values[node.name] = executed(node, inputs, types, ROUNDINGS["fixed"])
+                    values[node.name] = executed(node, inputs, types, ROUNDINGS["shift"])
             found.append(_checksum(values[node.name]))
     return found
 

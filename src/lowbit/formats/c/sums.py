@@ -1,4 +1,4 @@
-"""Sums over elements, in C: matrix products, reductions, weighted means, softmax and normalization, in the "fixed" rounding."""
+"""Sums over elements, in C: matrix products, reductions, weighted means, softmax and normalization, in the "shift" rounding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lowbit.formats.c.operations import LOWERINGS, Fixed, less
+from lowbit.formats.c.operations import LOWERINGS, Shift, less
 from lowbit.formats.c.source import Builder
 from lowbit.formats.c.tensors import Place, index, row_major
 from lowbit.integer.graph import FloatType, known_shape
@@ -41,7 +41,7 @@ def _matmul(builder: Builder, node: MatMul) -> None:
             builder.store("y", y, _at(y), "n")
         else:
             (m,) = node.multipliers(kinds)
-            builder.store("y", y, _at(y), str(Fixed(builder).requantize("n", m, node.codes_of())))
+            builder.store("y", y, _at(y), str(Shift(builder).requantize("n", m, node.codes_of())))
 
 
 def _reduced(builder: Builder, node: Reduction, start: str, step: str, end: str) -> None:
@@ -62,7 +62,7 @@ def _reduced(builder: Builder, node: Reduction, start: str, step: str, end: str)
 @LOWERINGS(Reduce)
 def _reduce(builder: Builder, node: Reduce) -> None:
     (kind,) = kinds = builder.graph.input_types(node)
-    code = Fixed(builder).requantize("n", node.multipliers(kinds)[0], node.codes_of())
+    code = Shift(builder).requantize("n", node.multipliers(kinds)[0], node.codes_of())
     _reduced(builder, node, "int32_t n = 0;", f"n += {less('{code}', kind.zero_point)};", str(code))
 
 
@@ -95,7 +95,7 @@ def _resample(builder: Builder, node: Resample) -> None:
             code = less(builder.load("x", x, _at(x, **places)), kind.zero_point)
             builder.line(f"n += {' * '.join([*weights, f'({code})'])};")
         (m,) = node.multipliers([kind])
-        builder.store("y", y, _at(y), str(Fixed(builder).requantize("n", m, node.codes_of())))
+        builder.store("y", y, _at(y), str(Shift(builder).requantize("n", m, node.codes_of())))
 
 
 @LOWERINGS(Softmax)

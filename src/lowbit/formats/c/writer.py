@@ -151,13 +151,15 @@ def _weights(builder: Builder, upper: str) -> str:
 
 def _kernels(builder: Builder) -> list[str]:
     uses, found = builder.uses, []
-    if "codes" in uses:
+    if "multiplied" in uses:
         uses.add("scaled")
+    if uses & {"codes", "scaled", "shifted"}:
+        uses.add("clipped")
     if uses & {"y_packed"}:
         uses.add("packed")
     layered = bool(uses & {"dense", "depthwise"})
     found += [kernel("intrinsics", uses)]
-    found += [kernel(each, uses) for each in ("scaled", "packed", "root") if each in uses]
+    found += [kernel(each, uses) for each in ("clipped", "scaled", "shifted", "packed", "root") if each in uses]
     if layered:
         found += [_sizes(builder), kernel("layer", uses)]
         widths = sorted({int(use[7:]) for use in uses if use.startswith("weights")})

@@ -15,8 +15,8 @@ typedef struct {
 typedef struct {
     const uint32_t *weights;
     const plane_t *planes;
-    const int32_t *bias, *multipliers; /* NULL: none; the accumulators themselves are stored */
-    const int8_t *shifts; /* less 33 */
+    const int32_t *bias, *multipliers; /* NULL: none; all are powers of two */
+    const int8_t *shifts; /* less 33, or without multipliers 32 more, and negative if the sum is to be; NULL: the sums are stored */
     int32_t x_strides[SPACE + 1], y_strides[SPACE + 1]; /* of channels, then of positions, in elements */
     extent_t in[SPACE], out[SPACE], kernel[SPACE], stride[SPACE], dilation[SPACE], pad[SPACE];
     extent_t groups, channels, outputs;
@@ -101,7 +101,7 @@ static void finish(const layer_t *t, void *y, int32_t place, int32_t channel, in
     const int32_t *const bias = t->bias ? t->bias + channel : NULL;
     int32_t i;
 @if int32
-    if (!t->multipliers) {
+    if (!t->shifts) {
         for (i = 0; i < count; i++)
             ((int32_t *)y)[place + (channel + i) * apart] = (int32_t)(sums[i] + (bias ? (uint32_t)bias[i] : 0u));
         return;
@@ -109,24 +109,39 @@ static void finish(const layer_t *t, void *y, int32_t place, int32_t channel, in
 @end
 @if codes
     {
-        const int32_t *const multipliers = t->multipliers + channel;
+@if multiplied
+        const int32_t *const multipliers = t->multipliers ? t->multipliers + channel : NULL;
+@end
         const int8_t *const shifts = t->shifts + channel;
         const int32_t zero = t->y_zero, low = t->low, high = t->high;
         place += channel * apart;
         for (i = 0; i < count; i++, place += apart) {
             uint32_t n = sums[i] + (bias ? (uint32_t)bias[i] : 0u);
-            int32_t more = shifts[i], code;
-@if wide
-            if (t->wide) {
-                code = rounded((int64_t)(int32_t)n * multipliers[i], more);
+            int32_t more = shifts[i], code = 0;
+@if shifted
+            if (!t->multipliers) {
+                if (more < 0) {
+                    n = 0u - n;
+                    more = -more;
+                }
+                code = shifted((int32_t)n, more - 32);
             } else
 @end
             {
-                if (more < 0) { /* n has room for it */
-                    n <<= -more;
-                    more = 0;
+@if multiplied
+@if wide
+                if (t->wide) {
+                    code = rounded((int64_t)(int32_t)n * multipliers[i], more);
+                } else
+@end
+                {
+                    if (more < 0) { /* n has room for it */
+                        n <<= -more;
+                        more = 0;
+                    }
+                    code = rounded((int64_t)(int32_t)n * multipliers[i], more);
                 }
-                code = rounded((int64_t)(int32_t)n * multipliers[i], more);
+@end
             }
             code = clipped(code + zero, low, high);
 @if y_packed

@@ -1,5 +1,3 @@
-typedef char arithmetic_shift[(-1 >> 1) == -1 ? 1 : -1]; /* the compiler shifts negative numbers as all that are known do */
-
 /* t / 2^(more + 33), rounded half away from zero. |t| is below 2^62; what is beyond every code is only far away. */
 INLINE int32_t rounded(int64_t t, int32_t more)
 {
@@ -8,11 +6,6 @@ INLINE int32_t rounded(int64_t t, int32_t more)
         return (((int32_t)(t >> 32) >> more) + 1) >> 1;
     t = (t + ((int64_t)1 << (more + 32))) >> (more + 33);
     return t > 0x3ffff ? 0x3ffff : t < -0x3ffff ? -0x3ffff : (int32_t)t;
-}
-
-INLINE int32_t clipped(int32_t code, int32_t low, int32_t high)
-{
-    return code < low ? low : code > high ? high : code;
 }
 
 /* The code of t / 2^shift. */
