@@ -215,6 +215,21 @@ def test_command_line(trained_run, capsys):
     assert torch.equal(network(X), lowbit.to_integer(train.load(trained_run)[0], X)(X))
 
 
+def test_a_file_of_codes_on_the_command_line(trained_run, capsys):
+    pytest.importorskip("ai_edge_litert")
+    file = str(trained_run / "m.tflite")
+    given = ["export", str(trained_run), "--format", "litert", "--file", file, "--images", "64"]
+    assert main([*given, "--io", "codes", "--weights", "int4"]) == 0
+    shown = capsys.readouterr().out
+    assert "verified: 0 of" in shown
+    packed = (trained_run / "m.tflite").stat().st_size
+    assert main(["verify", str(trained_run), file, "--images", "50"]) == 0
+    assert "file: 0 of" in capsys.readouterr().out
+    assert main([*given, "--io", "codes"]) == 0
+    assert packed < 0.8 * (trained_run / "m.tflite").stat().st_size
+    assert main([*given, "--weights", "int4"]) == 2 and "for files of codes" in capsys.readouterr().err
+
+
 def test_a_run_that_was_not_trained_for_integers(tmp_path, capsys):
     config = get_recipe("digits-cnn")(weights=4, activations=4, method="lsq")
     config = replace(config, model=replace(config.model, from_scratch=True))

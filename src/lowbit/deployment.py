@@ -15,6 +15,7 @@ from lowbit.files import check_writable
 from lowbit.formats import get_format, open_file
 from lowbit.integer.graph import Graph
 from lowbit.integer.network import IntegerNetwork
+from lowbit.integer.outputs import output_grids, with_output_grids
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert, trained_runner
 from lowbit.lowering.proof import Proof, check_equal, random_inputs
@@ -61,6 +62,9 @@ def export(
     allow_diverged: bool = False,
     max_ram: int | None = None,
     max_flash: int | None = None,
+    io: str | None = None,
+    weights: str | None = None,
+    rounding: str | None = None,
 ) -> Report:
     """Write the network to a file, which is kept only if it computes what the network does.
 
@@ -80,6 +84,11 @@ def export(
             needs them: their shape is the input's.
         allow_diverged: of a trained network, as for `to_integer`.
         max_ram, max_flash: bytes of the microcontroller that a "c" file is for; a network that takes more is refused.
+        io: of a "litert" file. "codes" writes 8-bit operators alone, for microcontrollers (TensorFlow Lite Micro) and NPUs: inputs and
+            outputs are codes, signed bytes with the channels last, and the rounding is "double-rounding". Outputs that are floats
+            get a grid of 8 bits over the values that they have on the batches.
+        weights: "int4" stores weights of at most 4 bits two to a byte, in a "litert" file of codes.
+        rounding: of a "c" file: "fixed", "fixed16", "double-rounding" or "single-rounding" (`lowbit.integer.roundings`).
 
     Returns:
         The comparison.
@@ -95,6 +104,7 @@ def export(
             "or read it with lowbit.IntegerNetwork.load(path)"
         )
     writer = get_format(format)
+    options = writer.checked_options({"io": io, "weights": weights, "rounding": rounding})
     path = Path(path)
     check_writable(path)
     trained = None
@@ -102,15 +112,18 @@ def export(
         graph = validate(network.graph)
         writer.check_memory(graph, max_ram, max_flash)
         batches = [random_inputs(graph, 8)] if batches is None else batches
+        if options.get("io") == "codes":
+            batches = list(batches)
+            graph = with_output_grids(graph, output_grids(graph, (inputs_and_labels(batch)[0] for batch in batches)))
     else:
         first, batches = _first_of(
             () if batches is None else batches, "a trained network is exported with batches, whose shape is its input's"
         )
-        options = {"fractional_zero_points": True, "allow_diverged": allow_diverged}
-        prepared, graph, places = _converted(network, inputs_and_labels(first)[0], **options)
+        how = {"fractional_zero_points": True, "allow_diverged": allow_diverged}
+        prepared, graph, places = _converted(network, inputs_and_labels(first)[0], **how)
         trained = trained_runner(prepared, graph, places)
     with writer.staged(path) as temporary:
-        writer.checked_write(graph, temporary)
+        writer.checked_write(graph, temporary, options)
         runner = writer.checked_open(temporary, graph)
         if isinstance(network, IntegerNetwork):
             report = compare(network, runner, batches, proof=network.proof)

@@ -49,14 +49,14 @@ from lowbit.verification.compare import compare
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
 from ai_edge_litert.interpreter import Interpreter, OpResolverType  # noqa: E402
 
-from lowbit.formats import xnnpack  # noqa: E402
+from lowbit.formats import litert, xnnpack  # noqa: E402
 from lowbit.formats.litert import writer  # noqa: E402
 from lowbit.formats.litert.runner import LitertRunner  # noqa: E402
 
 
 def assert_equal(graph: Graph, x: torch.Tensor | dict[str, torch.Tensor], folder) -> None:
     """Every code of every node, and the outputs."""
-    writer.write(graph, folder / "network.tflite")
+    litert.write(graph, folder / "network.tflite")
     report = compare(IntegerNetwork(graph), folder / "network.tflite", [x])
     assert report.ok, report.text()
     assert report.compared == sum(row.compared for row in report.rows)
@@ -193,7 +193,7 @@ def test_resampling_picking_and_tables_per_channel(make, space, tmp_path) -> Non
 
 def test_sums_beyond_24_bits_are_refused(tmp_path) -> None:
     with pytest.raises(LowbitError, match=r"LinearResize.*exactly only below"):
-        writer.write(resampling(2, wide=True).graph(), tmp_path / "network.tflite")
+        litert.write(resampling(2, wide=True).graph(), tmp_path / "network.tflite")
 
 
 def test_two_inputs_and_two_outputs(tmp_path) -> None:
@@ -295,7 +295,7 @@ def test_refuses_what_it_cannot_write_exactly() -> None:
 
 def test_a_file_of_another_network_is_named(tmp_path) -> None:
     path = tmp_path / "network.tflite"
-    writer.write(_one_convolution(), path)
+    litert.write(_one_convolution(), path)
     b = GraphBuilder((3, 4, 4))
     b.conv(b.quantize(8), 5)
     with pytest.raises(LowbitError, match=r"n1.Convolution.*has shape.*export it again"):

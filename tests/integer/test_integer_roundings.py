@@ -142,7 +142,7 @@ def test_means_divide_the_multiplier(space, single) -> None:
 
 @BOTH
 def test_layers_and_windows_take_the_numbers_of_the_file(single) -> None:
-    """A linear layer with one scale multiplies scales in float32; windows have weights of f(1 / c)."""
+    """Scales are multiplied in float64; windows have weights of f(1 / c)."""
     b = GraphBuilder((3, 6, 6), seed=7)
     x = b.quantize(8, signed=False, zero=90)
     window = b.same_range(AveragePool, x, kernel=(3, 2), stride=(2, 2), padding=((1, 1), (0, 1)), zero=4)
@@ -155,12 +155,8 @@ def test_layers_and_windows_take_the_numbers_of_the_file(single) -> None:
     for name in (one, several):
         node = graph.by_name[name]
         sums = (codes[flat].double() - 90) @ node.weight.codes.double().T + node.bias
-        for row in range(7):
-            if name == one:
-                unit = f32(kind.scale * float(node.weight.scale))
-            else:
-                unit = kind.scale * float(node.weight.scale[row])
-            last = quantized(unit / node.type.scale)
+        for row, scale in enumerate(node.weight.scale.expand(7).tolist()):
+            last = quantized(kind.scale * scale / node.type.scale)
             expected = [clip(scaled(int(n), *last, single), node.type) for n in sums[:, row]]
             assert codes[name][:, row].tolist() == expected
     y = graph.by_name[window].type

@@ -31,8 +31,18 @@ def run(argv: list[str]) -> int:
     for memory in ("ram", "flash"):
         help = f"of the microcontroller that a C file is for, in bytes; a network that takes more {memory} is refused"
         parser.add_argument(f"--max-{memory}", type=int, metavar="BYTES", help=help)
+    choices: dict[str, list[str]] = {}
+    for format in FORMATS.values():
+        for name, values in format.options.items():
+            choices.setdefault(name, []).extend(value for value in values if value not in choices.get(name, ()))
+    for name, values in choices.items():
+        of = ", ".join(
+            f"{each.name} files ({each.options[name][0]})" for each in FORMATS.values() if name in each.options
+        )
+        parser.add_argument(f"--{name}", choices=values, help=f"of {of}, the default in parentheses")
     allow_remote(parser)
     options = parser.parse(argv)
+    options.chosen = {name: getattr(options, name) for name in choices}
 
     path = Path(options.file or Path(options.run) / f"model{FORMATS[options.format].suffix}")
     if options.file:
@@ -63,7 +73,7 @@ def _export(options: argparse.Namespace, path: Path) -> int:
     network = deployment.to_integer(model, batches[0][0], allow_diverged=options.allow_diverged)
     network = network.described(train.about(config))
     memory = {"max_ram": options.max_ram, "max_flash": options.max_flash}
-    report = deployment.export(network, path, options.format, batches=batches, **memory)
+    report = deployment.export(network, path, options.format, batches=batches, **memory, **options.chosen)
     print(network.summary())
     print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")
     print(f"{path}: {path.stat().st_size:,} bytes, {options.format}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ class Format:
         name: as `lowbit.export` and `--format` take it.
         suffix: of the file that `lowbit export` writes.
         extra: the extra of lowbit that installs what it needs.
-        write: writes a validated graph to a path; raises LowbitError, naming the node, for what the format can't hold.
+        write: writes a validated graph to a path, with a value for each of `options`; raises LowbitError, naming the node, for
+            what the format can't hold.
         open: the file at a path, which was written from a graph, in the runtime that it is for; raises LowbitError for a
             file that is damaged or another graph's.
         recognizes: whether a file with this content is one of the format's.
@@ -96,6 +97,7 @@ class Format:
         footprint: what the file of a graph takes of a microcontroller; None where it is for none.
         open_on: as `open`, on a board in an emulator, by its name; None where there are no boards.
         companions: suffixes of the files that `write` puts beside the one at its path.
+        options: the values that each keyword of `write` may have, by its name; the first is the default.
 
     The functions import what they need when they are called. `write`, `open` and `covers` may raise ImportError.
     """
@@ -103,13 +105,14 @@ class Format:
     name: str
     suffix: str
     extra: str
-    write: Callable[[Graph, Path], None]
+    write: Callable[..., None]
     open: Callable[[Path, Graph], Runner]
     recognizes: Callable[[Any], bool]
     covers: Callable[[type[Node]], bool]
     bits_max: int = 8
     takes_fractions: bool = False
     companions: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     footprint: Callable[[Graph], Footprint] | None = None
     open_on: Callable[[Path, Graph, str], Runner] | None = None
 
@@ -140,14 +143,25 @@ class Format:
                 for target in targets:
                     stack.enter_context(atomic_write(target)).write_bytes((Path(folder) / target.name).read_bytes())
 
-    def checked_write(self, graph: Graph, path: Path) -> None:
+    def checked_options(self, given: Mapping[str, str | None]) -> dict[str, str]:
+        """A value for each option, by default its first. Raises LowbitError for options and values that there are not."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for name, value in chosen.items():
+            if name not in self.options:
+                has = f"its options are {', '.join(self.options)}" if self.options else "it has none"
+                raise LowbitError(f"{name}={value!r} is no option of the format {self.name}: {has}")
+            if value not in self.options[name]:
+                raise LowbitError(f"{name}={value!r}: the format {self.name} has {', '.join(self.options[name])}")
+        return {name: chosen.get(name, values[0]) for name, values in self.options.items()}
+
+    def checked_write(self, graph: Graph, path: Path, options: Mapping[str, str] | None = None) -> None:
         """`write`. Raises LowbitError where a package is missing, or a tensor is wider than the format carries."""
         for node in graph.nodes:
             bits = getattr(node.type, "bits", 0)
             if bits > self.bits_max:
                 raise LowbitError(f"node {node.name!r}: {self.name} holds codes of {self.bits_max} bits, not {bits}")
         try:
-            self.write(graph, path)
+            self.write(graph, path, **(options or {}))
         except ModuleNotFoundError as error:
             raise LowbitError(
                 f"writing {self.name} needs the package {error.name!r}, which is not installed: "

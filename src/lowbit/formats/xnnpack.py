@@ -113,15 +113,29 @@ def _folded(node: Node, x: TensorType, codes: Tensor, bias: Tensor | None, **whe
             f"node {node.name!r}: one step of its accumulator is {float(m.abs().max()):g} steps of its output; XNNPACK "
             f"takes less than {_MULTIPLIER_LIMIT:g}: calibrate the network again"
         )
-    # XNNPACK's scales are positive: a negative one (batch-norm with γ < 0) changes the sign of a channel's integers.
-    sign = m.sign().to(torch.int16)
+    signed, scale, signed_bias = with_positive_scales(node, codes, m, bias)
+    return FoldedLayer(signed, scale, signed_bias, **where)
+
+
+def with_positive_scales(
+    node: Node, codes: Tensor, scale: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(codes, |scale|, bias) of the same layer: a negative scale (batch-norm with γ < 0) changes the sign of a channel's integers.
+
+    Args:
+        scale: (out,), or one value.
+
+    Raises:
+        LowbitError: the negative of a code is none; the message names the node.
+    """
+    sign = scale.sign().to(torch.int16)
     signed = codes.to(torch.int16) * sign.reshape(-1, *[1] * (codes.ndim - 1))
     if int(signed.max()) > 127:
         raise LowbitError(
             f"node {node.name!r}: a channel with a negative scale has the weight code −128, whose negative int8 does "
             "not hold; train with narrow weights"
         )
-    return FoldedLayer(signed.to(torch.int8), m.abs(), None if bias is None else bias * sign, **where)
+    return signed.to(torch.int8), scale.abs(), None if bias is None else bias * sign
 
 
 def float_layer(node: Layer, x: TensorType) -> tuple[list[Summand], Tensor]:

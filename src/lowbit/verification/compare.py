@@ -29,7 +29,8 @@ def compare(
 ) -> Report:
     """Run the integer reference in the file's rounding, the file and the trained model on the same batches.
 
-    A runner's attribute `rounding` names its rounding; it is "float" where there is none.
+    A runner's attribute `rounding` names its rounding; it is "float" where there is none. Its attribute `graph`, where there is one, is
+    what the file computes: the network's graph, or that with codes for outputs that are floats.
 
     Args:
         network: the reference.
@@ -42,8 +43,9 @@ def compare(
     Raises:
         LowbitError: the file is not one of this network, its runtime is not installed, or there is no batch.
     """
-    graph = network.graph
-    runner = file if callable(file) else open_file(file, graph)
+    runner = file if callable(file) else open_file(file, network.graph)
+    graph = getattr(runner, "graph", network.graph)
+    network = network if graph is network.graph else IntegerNetwork(graph)
     rows = {node.name: Row(node.name, not isinstance(node.type, TensorType)) for node in graph.nodes}
     samples, top1 = 0, None
     rounding = getattr(runner, "rounding", "float")

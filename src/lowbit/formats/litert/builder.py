@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flatbuffers
@@ -32,10 +32,14 @@ _OPTIONS = {Operator.ADD: schema.AddOptionsT, Operator.MUL: schema.MulOptionsT, 
 
 
 LOWERINGS = Lowerings("LiteRT")
-
-
-LOWERINGS = Lowerings("LiteRT")
 """Functions of a `Builder` and a node that write the node."""
+INTEGERS = Lowerings("LiteRT's file of codes alone")
+"""The same for files whose inputs and outputs are codes, too: LiteRT's operators on 8-bit tensors."""
+
+
+def either(*kinds: type[Node]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that registers a function in both: for operations that move codes."""
+    return lambda function: INTEGERS(*kinds)(LOWERINGS(*kinds)(function))
 
 
 class _Buffer(schema.BufferT):
@@ -83,6 +87,7 @@ class Builder:
 
     Attributes:
         values: the tensor of every input and of every node's codes (or float output), by name.
+        versions: of operators, where they are not the first.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -94,38 +99,38 @@ class Builder:
         self._constants: dict[tuple, int] = {}
         self._steps: dict[str, int] = {}
         self._plain: dict[int, int] = {}
-        self.values = {name: self.tensor(input_name(name), shape) for name, shape in graph.inputs.items()}
+        self.values: dict[str, int] = {}
+        self.versions = dict(_VERSIONS)
 
     def inputs(self, node: Node) -> list[int]:
         """The tensors of a node's inputs."""
         return [self.values[name] for name in node.inputs]
 
-    def done(self) -> bytes:
-        """The file's content, with the graph's outputs as floats in their own order of axes."""
-        results = [self._result(self.graph.by_name[name]) for name in self.graph.outputs]
-        inputs = [self.values[name] for name in self.graph.inputs]
-        subgraph = schema.SubGraphT(self._tensors, inputs, results, self._operators, "lowbit")
+    def done(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
+        """The file's content."""
+        subgraph = schema.SubGraphT(self._tensors, list(inputs), list(outputs), self._operators, "lowbit")
         codes = [
-            schema.OperatorCodeT(min(kind, 127), None, _VERSIONS.get(kind, 1), kind) for kind in self._kinds
+            schema.OperatorCodeT(min(kind, 127), None, self.versions.get(kind, 1), kind) for kind in self._kinds
         ]  # the first field is the one older runtimes read
         model = schema.ModelT(3, codes, [subgraph], "lowbit", self._buffers)
         builder = flatbuffers.Builder(1 << 16)
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
-    def _result(self, node: Node) -> int:
-        """A node's tensor as an output of the file."""
-        value, shape = self.values[node.name], node.shape_of()
-        if isinstance(node.type, TensorType):
-            real, scale = self.steps(node.name), self.constant(np.float32(node.type.scale))
-            value = self.add(Operator.MUL, [real, scale], self.tensor(f"{node.name}:real", layout(shape)))
-        return self.channels_first(value, f"{node.name}:output", shape)
-
     # ---------------------------------------------------------------- tensors
 
-    def tensor(self, name: str, shape: Sequence[int], kind: int = Type.FLOAT32, zero: int | None = None) -> int:
-        """A tensor with a batch dimension that may be resized; with a zero point, of codes."""
-        codes = None if zero is None else quantization([1.0], [zero])
+    def grid(self, y: TensorType) -> schema.QuantizationParametersT:
+        """What the bytes of a tensor of codes stand for: here code − zero point, in other files the real value."""
+        return quantization([1.0], [zero_byte(y)])
+
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int],
+        kind: int = Type.FLOAT32,
+        codes: schema.QuantizationParametersT | None = None,
+    ) -> int:
+        """A tensor with a batch dimension that may be resized."""
         self._tensors.append(schema.TensorT([1, *shape], kind, 0, name, codes, shapeSignature=[-1, *shape]))
         return len(self._tensors) - 1
 
@@ -135,12 +140,18 @@ class Builder:
         key = (value.dtype, value.shape, value.tobytes())
         if codes is None and key in self._constants:
             return self._constants[key]
-        self._buffers.append(_Buffer(np.frombuffer(value.tobytes(), np.uint8)))
-        name = f":constant{len(self._buffers)}"
-        kind, index = _TYPES[value.dtype], len(self._buffers) - 1
-        self._tensors.append(schema.TensorT(list(value.shape), kind, index, name, codes))
+        tensor = self.stored(np.frombuffer(value.tobytes(), np.uint8), value.shape, _TYPES[value.dtype], codes)
         if codes is None:
-            self._constants[key] = len(self._tensors) - 1
+            self._constants[key] = tensor
+        return tensor
+
+    def stored(
+        self, content: np.ndarray, shape: Sequence[int], kind: int, codes: schema.QuantizationParametersT | None = None
+    ) -> int:
+        """A constant tensor of these bytes."""
+        self._buffers.append(_Buffer(content))
+        name, index = f":constant{len(self._buffers)}", len(self._buffers) - 1
+        self._tensors.append(schema.TensorT(list(shape), kind, index, name, codes))
         return len(self._tensors) - 1
 
     def float_constant(self, name: str, codes: np.ndarray, scale: float) -> int:
@@ -148,10 +159,6 @@ class Builder:
         stored = self.constant(codes, quantization([scale], [0]))
         self._tensors.append(schema.TensorT(list(codes.shape), Type.FLOAT32, 0, name))
         return self.add(Operator.DEQUANTIZE, [stored], len(self._tensors) - 1, schema.DequantizeOptionsT())
-
-    def byte_constant(self, codes: np.ndarray, zero: int) -> int:
-        """A constant of signed bytes with scale 1 and this zero point."""
-        return self.constant(codes, quantization([1.0], [zero]))
 
     def integers(self, values: Sequence[int]) -> int:
         """A constant of int32."""
@@ -165,8 +172,7 @@ class Builder:
 
     def like(self, x: int, name: str, shape: Sequence[int]) -> int:
         """A tensor of x's type in another shape."""
-        codes = self._tensors[x].quantization
-        return self.tensor(name, shape, self._tensors[x].type, None if codes is None else codes.zeroPoint[0])
+        return self.tensor(name, shape, self._tensors[x].type, self._tensors[x].quantization)
 
     def rename(self, tensor: int, name: str) -> None:
         """Give a tensor another name."""
@@ -178,7 +184,7 @@ class Builder:
         codes = (node.codes + carrier(y)).numpy().astype(np.int8)
         if len(shape) > 1:
             codes = np.moveaxis(codes, 0, -1).reshape(layout(shape))
-        tensor = self.byte_constant(codes[None], zero_byte(y))
+        tensor = self.constant(codes[None], self.grid(y))
         self.rename(tensor, node.name)
         return tensor
 
@@ -226,6 +232,13 @@ class Builder:
         flat = self.reshape(self.plain(name, tensor), self.like(tensor, f"{place}:aligned{tensor}", whole))
         return self.channels_last(flat, f"{place}:layout{tensor}", whole)
 
+    def with_rank(self, x: int, rank: int, name: str) -> int:
+        """x with dimensions of size 1 before its own."""
+        shape: Shape = self.shape(x)
+        if len(shape) == rank:
+            return x
+        return self.reshape(x, self.like(x, name, (1,) * (rank - len(shape)) + shape))
+
     def channels_first(self, x: int, name: str, shape: Shape) -> int:
         """x, of the layout of `shape`, in the order of axes of `shape` itself."""
         if len(shape) == 1:
@@ -248,21 +261,36 @@ class Builder:
 
     # ---------------------------------------------------------------- codes
 
-    def codes(self, node: Node, operator: int, inputs: list[int], options: Any = None, *, clip: bool = False) -> None:
-        """The operator that makes the node's codes, and (with clip) what holds them in their range."""
-        y = node.codes_of()
+    def codes(
+        self,
+        node: Node,
+        operator: int,
+        inputs: list[int],
+        options: Any = None,
+        *,
+        clip: bool = False,
+        shape: Shape | None = None,
+    ) -> None:
+        """The operator that makes the node's codes, and (with clip) what holds them in their range; by default in its layout."""
+        y, shape = node.codes_of(), shape or layout(node.shape_of())
         ends = []
         if clip and y.qp + carrier(y) < 127:
             ends.append((Operator.MINIMUM, y.qp))
         if clip and y.qn + carrier(y) > -128:
             ends.append((Operator.MAXIMUM, y.qn))
         names = [f"{node.name}:byte{number}" for number in range(len(ends))] + [node.name]
-        made = [self.tensor(name, layout(node.shape_of()), Type.INT8, zero_byte(y)) for name in names]
+        made = [self.tensor(name, shape, Type.INT8, self.grid(y)) for name in names]
         self.add(operator, inputs, made[0], options)
         for (limit, code), before, after in zip(ends, made, made[1:]):
-            end = self.byte_constant(np.array([code + carrier(y)], np.int8), zero_byte(y))
+            end = self.constant(np.array([code + carrier(y)], np.int8), self.grid(y))
             self.add(limit, [before, end], after, schema.MaximumMinimumOptionsT())
         self.values[node.name] = made[-1]
+
+    def in_layout(self, node: Node, plain: int) -> None:
+        """The node's codes from a tensor of them in the order of axes of its shape."""
+        self.rename(plain, f"{node.name}:ordered")
+        self.values[node.name] = self.channels_last(plain, f"{node.name}:layout", node.shape_of())
+        self.rename(self.values[node.name], node.name)
 
     def quantize(self, node: Node, steps: int) -> None:
         """The node's codes from a float tensor of code − zero point: clip(rint(steps) + z)."""
@@ -294,9 +322,7 @@ class Builder:
         pads = self.constant(np.array([(0, 0), *padding, (0, 0)], np.int32))
         if fill is None:
             return self.add(Operator.PAD, [x, pads], output, schema.PadOptionsT())
-        codes = self._tensors[x].quantization
-        assert codes is not None
-        value = self.byte_constant(np.array([fill], np.int8), codes.zeroPoint[0])
+        value = self.constant(np.array([fill], np.int8), self._tensors[x].quantization)
         return self.add(Operator.PADV2, [x, pads, value], output, schema.PadV2OptionsT())
 
 

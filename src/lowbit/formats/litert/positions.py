@@ -9,7 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.schema_py_generated import BuiltinOperator as Operator
 
 from lowbit.formats import xnnpack
-from lowbit.formats.litert.builder import LOWERINGS, Builder, layout, layout_axis, plane
+from lowbit.formats.litert.builder import LOWERINGS, Builder, either, layout, layout_axis, plane
 from lowbit.integer.graph import known_shape
 from lowbit.integer.ops import PixelShuffle, PixelUnshuffle
 from lowbit.integer.ops.resample import Resample
@@ -37,7 +37,7 @@ def _resample(builder: Builder, node: Resample) -> None:
     builder.quantize(node, builder.binary(Operator.MUL, total, factor, f"{node.name}:scaled"))
 
 
-@LOWERINGS(PixelShuffle)
+@either(PixelShuffle)
 def _shuffle(builder: Builder, node: PixelShuffle) -> None:
     """Reshape, transpose, reshape: (H, W, C·r·s) to (H, W, C, r, s), (H, r, W, s, C), (H·r, W·s, C)."""
     (x,), (r, s) = builder.inputs(node), plane(node.factors, 1)
@@ -46,7 +46,7 @@ def _shuffle(builder: Builder, node: PixelShuffle) -> None:
     _rearranged(builder, node, split, (0, 3, 1, 4, 2))
 
 
-@LOWERINGS(PixelUnshuffle)
+@either(PixelUnshuffle)
 def _unshuffle(builder: Builder, node: PixelUnshuffle) -> None:
     """Reshape, transpose, reshape: (H·r, W·s, C) to (H, r, W, s, C), (H, W, C, r, s), (H, W, C·r·s)."""
     (x,), (r, s) = builder.inputs(node), plane(node.factors, 1)

@@ -8,37 +8,30 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.schema_py_generated import BuiltinOperator as Operator
 
 from lowbit.formats import xnnpack
-from lowbit.formats.litert.builder import LOWERINGS, Builder
-from lowbit.integer.graph import FloatType, Node, Shape
+from lowbit.formats.litert.builder import LOWERINGS, Builder, either
+from lowbit.integer.graph import FloatType, Node
 from lowbit.integer.ops import Constant, Extremum, MatMul, Reduce, Transpose
 
 
-@LOWERINGS(Constant)
+@either(Constant)
 def _constant(builder: Builder, node: Constant) -> None:
     builder.values[node.name] = builder.constant_codes(node)
 
 
-def _in_layout(builder: Builder, node: Node, plain: int) -> None:
-    """The node's codes from a tensor of them in the order of axes of its shape."""
-    tensor = builder.channels_last(plain, node.name, node.shape_of())
-    builder.rename(tensor, node.name)
-    builder.values[node.name] = tensor
-
-
-@LOWERINGS(Transpose)
+@either(Transpose)
 def _transpose(builder: Builder, node: Transpose) -> None:
     x = builder.plain(node.inputs[0])
     plain = builder.like(x, f"{node.name}:transposed", node.shape_of())
-    _in_layout(builder, node, builder.transpose(x, [0, *node.order], plain))
+    builder.in_layout(node, builder.transpose(x, [0, *node.order], plain))
 
 
-@LOWERINGS(Extremum)
+@either(Extremum)
 def _extremum(builder: Builder, node: Extremum) -> None:
     x = builder.plain(node.inputs[0])
     operator = Operator.REDUCE_MAX if node.function == "maximum" else Operator.REDUCE_MIN
     plain = builder.like(x, f"{node.name}:reduced", node.shape_of())
     inputs = [x, builder.integers(node.axes)]
-    _in_layout(builder, node, builder.add(operator, inputs, plain, schema.ReducerOptionsT(node.keepdim)))
+    builder.in_layout(node, builder.add(operator, inputs, plain, schema.ReducerOptionsT(node.keepdim)))
 
 
 @LOWERINGS(Reduce)
@@ -55,16 +48,9 @@ def _matrix_product(builder: Builder, node: MatMul) -> None:
     xnnpack.check_exact(node, builder.graph.input_types(node))
     a, b = (builder.plain(name, builder.steps(name)) for name in node.inputs)
     rank = len(node.shape_of())
-    a, b = (_with_rank(builder, x, rank, f"{node.name}:{side}") for side, x in zip("ab", (a, b)))
+    a, b = (builder.with_rank(x, rank, f"{node.name}:{side}") for side, x in zip("ab", (a, b)))
     total = builder.tensor(f"{node.name}:sum", node.shape_of())
     _accumulated(builder, node, builder.add(Operator.BATCH_MATMUL, [a, b], total, schema.BatchMatMulOptionsT()))
-
-
-def _with_rank(builder: Builder, x: int, rank: int, name: str) -> int:
-    shape: Shape = builder.shape(x)
-    if len(shape) == rank:
-        return x
-    return builder.reshape(x, builder.like(x, name, (1,) * (rank - len(shape)) + shape))
 
 
 def _accumulated(builder: Builder, node: Node, total: int) -> None:

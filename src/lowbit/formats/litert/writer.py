@@ -11,8 +11,6 @@ resized. The tensor that holds a node's codes carries the node's name; every oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,6 @@ from ai_edge_litert.schema_py_generated import Padding
 from ai_edge_litert.schema_py_generated import TensorType as Type
 
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write
 from lowbit.formats import pairs, xnnpack
 from lowbit.formats.litert import (
     positions,  # noqa: F401  # registers its operations
@@ -32,12 +29,15 @@ from lowbit.formats.litert.builder import (
     LOWERINGS,
     Builder,
     FloatOperators,
+    either,
+    input_name,
     layout,
     layout_axis,
     plane,
     quantization,
 )
-from lowbit.formats.xnnpack import FoldedLayer, zero_byte
+from lowbit.formats.litert.windows import weight_codes, window
+from lowbit.formats.xnnpack import FoldedLayer
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
 from lowbit.integer.ops import (
     Add,
@@ -70,18 +70,22 @@ def build(graph: Graph) -> bytes:
         LowbitError: something in it has no exact form; the message names the node.
     """
     builder = Builder(graph)
+    builder.values = {name: builder.tensor(input_name(name), shape) for name, shape in graph.inputs.items()}
     for node in graph.nodes:
         if len(node.shape_of()) > 3:
             raise LowbitError(f"node {node.name!r}: LiteRT's file holds one and two spatial dimensions, not three")
         LOWERINGS.of(node)(builder, node)
-    return builder.done()
+    results = [_result(builder, graph.by_name[name]) for name in graph.outputs]
+    return builder.done([builder.values[name] for name in graph.inputs], results)
 
 
-def write(graph: Graph, path: Path) -> None:
-    """Write a validated graph to `path`. Raises as `build`."""
-    content = build(graph)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
+def _result(builder: Builder, node: Node) -> int:
+    """A node's tensor as an output of the file: floats in their own order of axes."""
+    value, shape = builder.values[node.name], node.shape_of()
+    if isinstance(node.type, TensorType):
+        real, scale = builder.steps(node.name), builder.constant(np.float32(node.type.scale))
+        value = builder.add(Operator.MUL, [real, scale], builder.tensor(f"{node.name}:real", layout(shape)))
+    return builder.channels_first(value, f"{node.name}:output", shape)
 
 
 @LOWERINGS(Quantize)
@@ -119,64 +123,23 @@ def _layer(builder: Builder, node: Layer, where: dict[str, Any]) -> None:
 
 def _folded_layer(builder: Builder, node: Node, layer: FoldedLayer) -> None:
     """An integer convolution or fully connected layer."""
-    operator, x, axis, options = _window(builder, node, layer)
+    operator, x, axis, options = window(builder, node, layer, *builder.inputs(node))
     scale, zeros = layer.scale.tolist(), [0] * len(layer.scale)
     bias = np.zeros(len(zeros), np.int32) if layer.bias is None else layer.bias.numpy()
-    weight = builder.constant(_weight_codes(layer), quantization(scale, zeros, axis))
+    weight = builder.constant(weight_codes(layer), quantization(scale, zeros, axis))
     inputs = [x, weight, builder.constant(bias, quantization(scale, zeros))]
     builder.codes(node, operator, inputs, options, clip=True)
-
-
-def _is_depthwise(layer: FoldedLayer) -> bool:
-    return layer.groups > 1 and layer.codes.shape[1] == 1
-
-
-def _weight_codes(layer: FoldedLayer) -> np.ndarray:
-    """In the order of axes of the layer's operator: (out, in), (out, H, W, in), or depthwise (1, H, W, out)."""
-    codes = layer.codes.numpy()
-    if codes.ndim == 2:
-        return codes
-    codes = codes.reshape(*codes.shape[:2], *plane(codes.shape[2:], 1))
-    return codes.transpose(1, 2, 3, 0) if _is_depthwise(layer) else codes.transpose(0, 2, 3, 1)
-
-
-def _window(builder: Builder, node: Node, layer: FoldedLayer) -> tuple[int, int, int, object]:
-    """(operator, padded input, the weight's axis of output channels, options) of a layer."""
-    (x,) = builder.inputs(node)
-    if layer.codes.ndim == 2:
-        return Operator.FULLY_CONNECTED, x, 0, schema.FullyConnectedOptionsT()
-    kernel, pads = plane(layer.codes.shape[2:], 1), plane(layer.padding, (0, 0))
-    stride, dilation, padding = plane(layer.stride, 1), plane(layer.dilation, 1), Padding.VALID
-    if any(map(any, pads)):
-        if pads == _same(builder.shape(x)[:2], kernel, stride, dilation):
-            padding = Padding.SAME
-        else:
-            x = builder.padded(node, x, tuple(pads))
-    # The schema's fields put width before height.
-    how = {"padding": padding, "strideW": stride[1], "strideH": stride[0]}
-    how |= {"dilationWFactor": dilation[1], "dilationHFactor": dilation[0]}
-    if _is_depthwise(layer):
-        options = schema.DepthwiseConv2DOptionsT(depthMultiplier=len(layer.codes) // layer.groups, **how)
-        return Operator.DEPTHWISE_CONV_2D, x, 3, options
-    return Operator.CONV_2D, x, 0, schema.Conv2DOptionsT(**how)
-
-
-def _same(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> list:
-    """(before, after) per dimension of what LiteRT calls SAME."""
-    pads = []
-    for n, k, s, d in zip(size, kernel, stride, dilation):
-        total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-        pads.append((total // 2, total - total // 2))
-    return pads
 
 
 def _float_layer(builder: Builder, node: Layer, kind: TensorType, where: dict[str, Any]) -> None:
     """The accumulator as float32 sums of integers, times its scale."""
     summands, scale = xnnpack.float_layer(node, kind)
-    operator, x, _, options = _window(builder, node, FoldedLayer(node.weight.codes, scale, None, **where))
+    operator, x, _, options = window(
+        builder, node, FoldedLayer(node.weight.codes, scale, None, **where), *builder.inputs(node)
+    )
     steps, shape, total = builder.dequantize(x, f"{node.name}:steps"), layout(node.shape_of()), None
     for number, summand in enumerate(summands):
-        codes = _weight_codes(FoldedLayer(summand.codes, scale, None, **where))
+        codes = weight_codes(FoldedLayer(summand.codes, scale, None, **where))
         weight = builder.float_constant(f"{node.name}:weight{number}", codes, float(summand.factor))
         bias = np.zeros(len(scale)) if summand.bias is None else summand.bias.numpy()
         part = builder.tensor(f"{node.name}:sum{number}", shape)
@@ -214,18 +177,18 @@ def _requantize(builder: Builder, node: Requantize) -> None:
         builder.quantize(node, builder.binary(Operator.MUL, steps, factor, f"{node.name}:product"))
 
 
-@LOWERINGS(Lookup)
+@either(Lookup)
 def _lookup(builder: Builder, node: Lookup) -> None:
     (x,), (kind,) = builder.inputs(node), builder.graph.input_types(node)
-    table = builder.byte_constant(xnnpack.table(node, kind).numpy(), zero_byte(node.codes_of()))
+    table = builder.constant(xnnpack.table(node, kind).numpy(), builder.grid(node.codes_of()))
     builder.codes(node, Operator.GATHER, [table, builder.index(node, x)], schema.GatherOptionsT())
 
 
-@LOWERINGS(LookupPerChannel)
+@either(LookupPerChannel)
 def _lookup_per_channel(builder: Builder, node: LookupPerChannel) -> None:
     """A GATHER from all tables one after the other: a channel's begins at 256 times its number."""
     (x,), (kind,), shape = builder.inputs(node), builder.graph.input_types(node), layout(node.shape_of())
-    table = builder.byte_constant(xnnpack.tables(node, kind).numpy().reshape(-1), zero_byte(node.codes_of()))
+    table = builder.constant(xnnpack.tables(node, kind).numpy().reshape(-1), builder.grid(node.codes_of()))
     first = builder.integers([256 * channel for channel in range(len(node.tables))])
     place = builder.tensor(f"{node.name}:place", shape, Type.INT32)
     builder.add(Operator.ADD, [builder.index(node, x), first], place, schema.AddOptionsT())
@@ -235,7 +198,7 @@ def _lookup_per_channel(builder: Builder, node: LookupPerChannel) -> None:
 # ---------------------------------------------------------------- codes that move
 
 
-@LOWERINGS(Concatenate)
+@either(Concatenate)
 def _concatenate(builder: Builder, node: Concatenate) -> None:
     for name in node.inputs:
         if isinstance(builder.graph.by_name[name], Constant):
@@ -244,7 +207,7 @@ def _concatenate(builder: Builder, node: Concatenate) -> None:
     builder.codes(node, Operator.CONCATENATION, builder.inputs(node), options)
 
 
-@LOWERINGS(MaxPool)
+@either(MaxPool)
 def _max_pool(builder: Builder, node: MaxPool) -> None:
     (x,), (kind,) = builder.inputs(node), builder.graph.input_types(node)
     stride, pads, kernel = plane(node.stride, 1), plane(node.padding, (0, 0)), plane(node.kernel, 1)
@@ -257,7 +220,7 @@ def _max_pool(builder: Builder, node: MaxPool) -> None:
     builder.codes(node, Operator.MAX_POOL_2D, [x], options)
 
 
-@LOWERINGS(Reshape)
+@either(Reshape)
 def _reshape(builder: Builder, node: Reshape) -> None:
     (x,), (kind,), shape = builder.inputs(node), builder.graph.input_types(node), node.shape_of()
     plain = builder.channels_first(x, f"{node.name}:plain", known_shape(kind))
@@ -266,7 +229,7 @@ def _reshape(builder: Builder, node: Reshape) -> None:
     builder.rename(builder.values[node.name], node.name)
 
 
-@LOWERINGS(Slice)
+@either(Slice)
 def _slice(builder: Builder, node: Slice) -> None:
     (x,), (kind,) = builder.inputs(node), builder.graph.input_types(node)
     shape, axis = builder.shape(x), layout_axis(known_shape(kind), node.axis)
@@ -277,7 +240,7 @@ def _slice(builder: Builder, node: Slice) -> None:
     builder.codes(node, Operator.STRIDED_SLICE, inputs, schema.StridedSliceOptionsT(beginMask=1, endMask=1))
 
 
-@LOWERINGS(ZeroPadding)
+@either(ZeroPadding)
 def _pad(builder: Builder, node: ZeroPadding) -> None:
     channels, *space = node.sizes(known_shape(builder.graph.input_types(node)[0]))
     rank = len(layout(node.shape_of()))
@@ -285,7 +248,7 @@ def _pad(builder: Builder, node: ZeroPadding) -> None:
     builder.codes(node, Operator.PAD, [*builder.inputs(node), pads], schema.PadOptionsT())
 
 
-@LOWERINGS(ChannelShuffle)
+@either(ChannelShuffle)
 def _shuffle(builder: Builder, node: ChannelShuffle) -> None:
     """Reshape, transpose, reshape."""
     (x,) = builder.inputs(node)
@@ -300,7 +263,7 @@ def _shuffle(builder: Builder, node: ChannelShuffle) -> None:
     )
 
 
-@LOWERINGS(Take)
+@either(Take)
 def _take(builder: Builder, node: Take) -> None:
     """A GATHER per dimension of which something is taken."""
     (x,), (kind,) = builder.inputs(node), builder.graph.input_types(node)
@@ -354,7 +317,7 @@ def _sum_table(builder: Builder, node: Add) -> None:
     builder.add(Operator.MUL, [first, builder.integers([256])], high, schema.MulOptionsT())
     pair = builder.tensor(f"{node.name}:pair", shape, Type.INT32)
     builder.add(Operator.ADD, [high, second], pair, schema.AddOptionsT())
-    table = builder.byte_constant(codes.reshape(-1), zero_byte(y))
+    table = builder.constant(codes.reshape(-1), builder.grid(y))
     builder.codes(node, Operator.GATHER, [table, pair], schema.GatherOptionsT())
 
 

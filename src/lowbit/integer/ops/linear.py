@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
-from lowbit.integer.arithmetic import Multiplier
 from lowbit.integer.graph import Shape, TensorType
 from lowbit.integer.ops.layer import Index, Layer
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Layer):
-    """n[…, o] = bias[o] + Σ_i w[o,i] · (x[…, i] − z_x), over all leading dimensions; the rest as `Layer`.
-
-    TFLite's roundings take M from f(s_x · s_w) / s_y where the weight has one scale.
-    """
+    """n[…, o] = bias[o] + Σ_i w[o,i] · (x[…, i] − z_x), over all leading dimensions; the rest as `Layer`."""
 
     channel_axis: ClassVar[int] = -1
 
@@ -29,11 +25,6 @@ class Linear(Layer):
         if weight.ndim != 2 or x[-1] != weight.shape[1]:
             raise LowbitError(f"weight {tuple(weight.shape)} does not fit an input of shape {x}")
         return (*x[:-1], weight.shape[0])
-
-    def multipliers(self, inputs: Sequence[TensorType]) -> list[Multiplier]:
-        (m,) = super().multipliers(inputs)
-        one = self.weight.scale.ndim == 0
-        return [replace(m, unit=self.output_scale(inputs[0]).to(torch.float64)) if one else m]
 
     def sums(self, x: Tensor, kind: TensorType, dtype: torch.dtype) -> Iterator[tuple[Index, Tensor]]:
         yield (slice(None),), ((x.to(dtype) - kind.zero_point) @ self.weight.codes.to(dtype).T).to(torch.int32)
