@@ -73,7 +73,7 @@ def test_a_missing_package_is_named(network, tmp_path):
 def test_verify_agrees_on_what_was_exported(model, network, tmp_path):
     lowbit.export(network, tmp_path / "m.onnx")
     report = lowbit.verify(model, tmp_path / "m.onnx", [(X, torch.arange(6))])
-    assert report.ok and report.samples == 6 and report.parts_at is None
+    assert report.ok and report.samples == 6 and report.first_difference is None
     assert report.agree == {"file": 6, "trained": 6, "fixed": 6}
     assert set(report.top1) == {"reference", "file", "trained", "fixed"}
     trained = [row for row in report.rows if row.trained_differ is not None and not row.is_float]
@@ -105,7 +105,7 @@ def test_verify_sees_a_change_after_the_export(model, network, tmp_path):
     with torch.no_grad():
         changed.get_submodule("conv3").weight[:4].mul_(-1)
     report = lowbit.verify(changed, tmp_path / "m.onnx", [X])
-    assert not report.ok and report.parts_at == "conv3"
+    assert not report.ok and report.first_difference == "conv3"
 
 
 def test_verify_sees_an_altered_file(network, tmp_path):
@@ -128,7 +128,7 @@ def test_verify_sees_another_networks_file(network, tmp_path, format):
     other = lowbit.IntegerNetwork(replace(network.graph, nodes=tuple(nodes)))
     lowbit.export(other, tmp_path / "m.file", format)
     report = lowbit.verify(network, tmp_path / "m.file", [X])
-    assert not report.ok and report.parts_at == nodes[place].name
+    assert not report.ok and report.first_difference == nodes[place].name
 
 
 def test_a_file_that_computes_something_else_is_not_left(network, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from torch import nn
 
 import lowbit
 from lowbit.quantizer import rounding
+from lowbit.verification.report import Report, Row
 
 DATA = torch.linspace(-1, 2, 101)
 
@@ -77,6 +78,55 @@ def test_methods_and_properties_of_a_quantizer():
 
 @pytest.mark.parametrize(
     ("old", "new"),
+    [
+        ("parts_at", "first_difference"),
+        ("conversion_parts_at", "first_conversion_difference"),
+        ("trained_parts_at", "first_trained_difference"),
+    ],
+)
+def test_properties_of_a_report(old, new):
+    row = Row(
+        "conv", compared=9, file_differ=1, file_largest=1, trained_differ=2, trained_largest=1, conversion_differ=1
+    )
+    report = Report([row], 1, None, {})
+    with pytest.warns(DeprecationWarning, match=f"use Report.{new}"):
+        assert getattr(report, old) == getattr(report, new) == "conv"
+
+
+def residual() -> nn.Module:
+    """A sum between layers, which gets a quantizer of its own in an integer-only network."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.second(self.first(x)) + self.first(x))
+
+    torch.manual_seed(0)
+    return Residual()
+
+
+def test_quantizers_between_layers():
+    """Their submodule was called `streams`: in rules, and in the names of a checkpoint."""
+    with pytest.warns(DeprecationWarning, match=r"'streams\.…' in the rule .* use 'activation_quantizers\.…'"):
+        rules = [lowbit.Rule(r"streams\..*first.*", activations=6)]
+        old = lowbit.prepare(residual(), integer_only=True, rules=rules)
+    rules = [lowbit.Rule(r"activation_quantizers\..*first.*", activations=6)]
+    source, target = (lowbit.prepare(residual(), integer_only=True, rules=rules) for _ in range(2))
+    widths = {name: quantizer.bits for name, quantizer in lowbit.quantizers(source)}
+    assert widths == {name: quantizer.bits for name, quantizer in lowbit.quantizers(old)} and 6 in widths.values()
+    lowbit.calibrate(source, [torch.randn(8, 4)])
+    saved = {name.replace("activation_quantizers.", "streams."): value for name, value in source.state_dict().items()}
+    assert any(name.startswith("streams.") for name in saved)
+    target.load_state_dict(saved)
+    x = torch.randn(3, 4)
+    assert torch.equal(source.eval()(x), target.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
     [("slope_value", "surrogate_value"), ("slope_norm", "surrogate_norm"), ("pull_value", "scaling_value")],
 )
 def test_buffers_of_a_quantizer(old, new):
@@ -97,3 +147,12 @@ def test_buffers_of_a_checkpoint():
     assert {name: value.tolist() for name, value in target.state_dict().items()} == {
         name: value.tolist() for name, value in source.state_dict().items()
     }
+
+
+def test_metadata_of_an_integer_network():
+    model = lowbit.calibrate(lowbit.prepare(residual(), integer_only=True), [torch.randn(8, 4)])
+    integer = lowbit.to_integer(model.eval(), torch.randn(1, 4))
+    with pytest.warns(DeprecationWarning, match=r"use IntegerNetwork.with_metadata\(\)"):
+        integer = integer.described({"trained": "not at all"})
+    with pytest.warns(DeprecationWarning, match="use IntegerNetwork.metadata"):
+        assert integer.about == integer.metadata == {"trained": "not at all"}

@@ -132,7 +132,7 @@ def export(
             report = compare_with_trained(graph, runner, batches, trained)
         if not (report.ok or (fractional and report.differ <= _AT_TIES * report.compared)):
             whose = "trained network" if fractional or report.conversion_differ else "network"
-            at = report.conversion_parts_at or report.parts_at
+            at = report.first_conversion_difference or report.first_difference
             raise LowbitError(
                 f"{path}: not written, because the file would not compute what the {whose} does (it first differs at {at!r}):\n"
                 f"{report.text()}"

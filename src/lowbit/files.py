@@ -99,7 +99,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def check_readable(path: str | os.PathLike) -> None:
-    """Raise LowbitError, without opening it, for what is no file: a pipe would be waited for, a device never ends."""
+    """Raise LowbitError, without opening it, for what is not a file: a pipe would be waited for, a device never ends."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:

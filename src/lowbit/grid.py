@@ -75,7 +75,7 @@ class Grid:
 
 
 def check_bits(bits: object) -> None:
-    """Raise LowbitError where a quantizer can't have so many bits: what is no whole number from 1 to 8."""
+    """Raise LowbitError where a quantizer can't have so many bits: what is not a whole number from 1 to 8."""
     _check(bits, TRAINED_BITS_MAX)
 
 

@@ -84,23 +84,23 @@ def test_eval_of_an_integer_network(float_run: str, tmp_path: Path, monkeypatch,
         assert f"{file} (integers): test accuracy {100 * right / test.num_images:.2f} %" in capsys.readouterr().out
         assert main(["eval", file]) == 2
         assert "name the images with --data" in capsys.readouterr().err
-    assert network.about["trained"] == {
+    assert network.metadata["trained"] == {
         "recipe": "digits-cnn", "network": "digits-cnn", "epochs": 1, "seed": 0, "weights": 3, "activations": 3,
         "method": "lsq",
     }  # fmt: skip
-    assert "sklearn" not in json.dumps(network.about)  # no place of the machine that trained it
+    assert "sklearn" not in json.dumps(network.metadata)  # no place of the machine that trained it
 
-    network.described({}).save(other)
+    network.with_metadata({}).save(other)
     assert main(["eval", other, "--data", "sklearn:digits"]) == 2
     assert "does not say what its images are read as" in capsys.readouterr().err
-    network.described({"images": {**network.about["images"], "image_size": 9}}).save(other)
+    network.with_metadata({"images": {**network.metadata["images"], "image_size": 9}}).save(other)
     assert main(["eval", other, "--data", "sklearn:digits"]) == 2
     assert "says that images are read at 9x9, but it takes [(1, 8, 8)]" in capsys.readouterr().err
-    colours = {**network.about["images"], "channels": 3, "mean": [0.3], "std": [0.3]}
-    network.described({"images": colours}).save(other)
+    colours = {**network.metadata["images"], "channels": 3, "mean": [0.3], "std": [0.3]}
+    network.with_metadata({"images": colours}).save(other)
     assert main(["eval", other, "--data", "sklearn:digits"]) == 2
     assert "images of 3x8x8 in 10 classes, but the network takes 1x8x8 in 10" in capsys.readouterr().err
-    network.described({"images": {"means": 1}}).save(other)
+    network.with_metadata({"images": {"means": 1}}).save(other)
     assert main(["eval", other, "--data", "sklearn:digits"]) == 2
     assert "data.means: no such field" in capsys.readouterr().err
 
@@ -195,7 +195,7 @@ def test_dry_run_needs_neither_network_access_nor_data_nor_weights(capsys, monke
         (["--bits", "9"], "from 1 to 8, got 9"),
         (["--optimizer.lr", "fast"], "--optimizer.lr: could not convert string to float: 'fast'"),
         (["--model.name", "resnt18"], "unknown network 'resnt18'"),
-        (["--rule", "conv9", "weights=2"], "rule 'conv9' decides no layer"),
+        (["--rule", "conv9", "weights=2"], "rule 'conv9' matches no layer"),
         (["--data.channels", "3"], "digits-cnn does not take images of 3x8x8"),
         (["--data", "no-such-folder", "--model.num-classes", "None"], "no-such-folder does not exist"),
     ],
@@ -355,7 +355,7 @@ BAD = {
     "no data path": (["train", "cifar10-resnet20"], "--data"),
     "data path not there": (["train", "cifar10-resnet20", "--data", "no-such-path", "--model.from-scratch"], "no-such-path does not exist"),
     "init not there": (["train", "digits-cnn", "--init", "gone.safetensors"], "gone.safetensors"),
-    "rule for no layer": (["train", "digits-cnn", "--rule", "fc", "weights=8", "--model.from-scratch"], "rule 'fc' decides no layer"),
+    "rule for no layer": (["train", "digits-cnn", "--rule", "fc", "weights=8", "--model.from-scratch"], "rule 'fc' matches no layer"),
     "rule with an unknown key": (["train", "digits-cnn", "--rule", "fc", "weigts=8"], "Did you mean 'weights'"),
     "rule with a wrong value": (["train", "digits-cnn", "--rule", "fc", "skip=maybe"], "'maybe' is no value of skip"),
     "seed": (["train", "digits-cnn", "--seed", "-1"], "seed must be"),

@@ -49,7 +49,7 @@ def test_a_healthy_network_has_no_findings(network, integer_only, granularity):
         found = diagnose(prepared(network, granularity=granularity, integer_only=integer_only), batches())
     assert found.findings == ()
     assert found.samples == 64
-    names = [layer.name for layer in found.layers if not layer.name.startswith("streams")]
+    names = [layer.name for layer in found.layers if not layer.name.startswith("activation_quantizers")]
     assert names == ["conv1", "conv2", "conv3", "conv4", "linear"]
     assert "nothing found" in found.table()
 
@@ -213,9 +213,11 @@ def scale_step(quantizer: lowbit.Quantizer, factor: float) -> None:
 
 def test_a_clipped_residual(network):
     model = prepared(network, bits=8, integer_only=True)
-    name = next(n for n, m in model.streams.named_children() if isinstance(m, lowbit.Quantizer) and "bn2" in n)
-    scale_step(model.streams[name], 1 / 10)
-    assert first(model) == (f"streams.{name}", Kind.CLIPPED)
+    name = next(
+        n for n, m in model.activation_quantizers.named_children() if isinstance(m, lowbit.Quantizer) and "bn2" in n
+    )
+    scale_step(model.activation_quantizers[name], 1 / 10)
+    assert first(model) == (f"activation_quantizers.{name}", Kind.CLIPPED)
 
 
 def test_a_step_that_is_too_large(network):

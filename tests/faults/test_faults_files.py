@@ -49,7 +49,7 @@ def trained_run(tmp_path_factory):
 
 
 def no_file(kind: str, folder: Path) -> Path:
-    """Something at a path that is no file."""
+    """Something at a path that is not a file."""
     path = folder / "m.onnx"
     if kind == "folder":
         path.mkdir()

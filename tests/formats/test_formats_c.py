@@ -315,7 +315,7 @@ def test_power_of_two_steps_need_no_multiplier(granularity, tmp_path):
     assert "shifted(" in source and "shifts" in source
     assert not re.search(r"multipliers\d|rounded\(|scaled\(", source)
     report = lowbit.verify(prepared, path, [x])
-    assert report.ok and report.conversion_differ == 0 and report.trained_parts_at is None, report.text()
+    assert report.ok and report.conversion_differ == 0 and report.first_trained_difference is None, report.text()
     network = runner.CRunner(path, integer.graph, flags=SANITIZED)
     assert compare(integer, network, [x[:4]]).ok
 
@@ -392,7 +392,7 @@ def test_changed_files_show(tmp_path):
     text = path.read_text()
     path.write_text(text.replace(".y_zero = 0", ".y_zero = 1", 1))
     report = lowbit.verify(network, path, [b.input(1)])
-    assert not report.ok and report.parts_at == "n1.Convolution"
+    assert not report.ok and report.first_difference == "n1.Convolution"
     path.write_text(text.replace("static int run(", "static int ran("))
     with pytest.raises(LowbitError, match="does not compile it"):
         lowbit.verify(network, path, [b.input(1)])

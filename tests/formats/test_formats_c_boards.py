@@ -60,7 +60,7 @@ def test_a_changed_file_shows_on_a_board(exported, tmp_path):
     (tmp_path / "net.h").write_bytes(path.with_suffix(".h").read_bytes())
     (tmp_path / "net.c").write_text(text.replace(".y_zero = 30", ".y_zero = 31", 1))
     report = lowbit.verify(network, tmp_path / "net.c", [x], board="cortex-m4")
-    assert not report.ok and report.parts_at == "n1.Convolution"
+    assert not report.ok and report.first_difference == "n1.Convolution"
 
 
 def test_what_is_missing_is_named(exported, monkeypatch, tmp_path):

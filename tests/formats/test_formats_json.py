@@ -90,5 +90,5 @@ def test_a_changed_number_shows(tmp_path):
     del content["sha256"]
     path.write_text(json.dumps(content))
     report = lowbit.verify(IntegerNetwork(graph), path, [b.input(2)])
-    assert not report.ok and report.parts_at == "n1.Convolution"
+    assert not report.ok and report.first_difference == "n1.Convolution"
     assert open_file(path, graph)({"image": b.input(1)}).outputs[graph.outputs[0]].shape == (1, 10)

@@ -315,4 +315,4 @@ def test_an_altered_weight_is_found(tmp_path) -> None:
     assert content.count(codes) == 1
     path.write_bytes(content.replace(codes, codes[:-1] + bytes([(codes[-1] + 5) % 16])))
     report = compare(IntegerNetwork(graph), path, [torch.randn(8, 3, 4, 4)])
-    assert not report.ok and report.parts_at == "n1.Convolution"
+    assert not report.ok and report.first_difference == "n1.Convolution"

@@ -117,11 +117,11 @@ ABOUT = {"images": {"mean": [0.5], "augment": "cifar"}, "trained": {"epochs": 3,
 @pytest.mark.parametrize("inputs", [1, 2])
 def test_what_a_network_says_of_itself_is_kept(tmp_path, write, load, inputs):
     network = IntegerNetwork(resnet_like(0).graph() if inputs == 1 else two_inputs_and_two_outputs().graph())
-    assert network.about == {}
+    assert network.metadata == {}
     path = tmp_path / "network"
-    write(network.described(ABOUT).graph, path)
+    write(network.with_metadata(ABOUT).graph, path)
     again = load(path)
-    assert IntegerNetwork(again).about == ABOUT and [n.name for n in again.nodes] == [
+    assert IntegerNetwork(again).metadata == ABOUT and [n.name for n in again.nodes] == [
         n.name for n in network.graph.nodes
     ]
     altered = path.read_bytes().replace(b"81.25", b"91.25")
@@ -132,8 +132,8 @@ def test_what_a_network_says_of_itself_is_kept(tmp_path, write, load, inputs):
 
 @pytest.mark.parametrize("about", [{"x": float("nan")}, {1: 2}, {"x": {1, 2}}, {"x": (1, 2)}])
 def test_what_is_no_json_is_not_said(tmp_path, about):
-    network = IntegerNetwork(resnet_like(0).graph()).described(about)
-    with pytest.raises(LowbitError, match=r"\(about\) is no object of plain JSON"):
+    network = IntegerNetwork(resnet_like(0).graph()).with_metadata(about)
+    with pytest.raises(LowbitError, match=r"\(about\) is not an object of plain JSON"):
         network.save(tmp_path / "network")
     assert not (tmp_path / "network").exists()
 

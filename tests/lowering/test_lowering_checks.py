@@ -114,7 +114,11 @@ def test_steps_around_an_average_make_no_ties(pool, method):
     prepared = lowbit.calibrate(lowbit.prepare(model, method=method, integer_only=True), [x]).eval()
     lowbit.round_zero_points(prepared)
     assert differing(prepared, x) == 0
-    pairs = {float(q.step) for name, q in lowbit.quantizers(prepared) if name.startswith("streams") or "input" in name}
+    pairs = {
+        float(q.step)
+        for name, q in lowbit.quantizers(prepared)
+        if name.startswith("activation_quantizers") or "input" in name
+    }
     if method == "lsq" and pool is not None:
         ratios = [a / b for a in pairs for b in pairs if 1 < a / b < 1.001]
         assert ratios == [pytest.approx(1 + 2**-12, abs=1e-6)]

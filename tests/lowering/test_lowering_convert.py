@@ -131,8 +131,8 @@ def test_evaluation_sees_the_rounded_bias_and_training_does_not():
 def test_rules_reach_the_inserted_quantizers():
     x = images(2, 3, 32, 32)
     model = models.create("cifar-resnet20")
-    prepared = lowbit.prepare(model, integer_only=True, rules=[Rule(r"streams\.layer1.*", activations=6)])
-    widths = {name: module.bits for name, module in prepared.streams.named_children()}
+    prepared = lowbit.prepare(model, integer_only=True, rules=[Rule(r"activation_quantizers\.layer1.*", activations=6)])
+    widths = {name: module.bits for name, module in prepared.activation_quantizers.named_children()}
     assert {bits for name, bits in widths.items() if name.startswith("layer1")} == {6}
     assert {bits for name, bits in widths.items() if not name.startswith("layer1")} == {8}
     assert set(model.state_dict()) <= set(lowbit.calibrate(prepared, [x]).state_dict())
@@ -240,7 +240,7 @@ def test_a_channel_that_weight_decay_has_switched_off(gamma):
         prepared.norm.weight[2], prepared.norm.bias[2] = gamma, 0.5
     assert agreement(prepared, x)[1] == 0
     codes = lowbit.to_integer(prepared, x).codes(x)["first"]
-    step = prepared.get_submodule("streams.relu").step
+    step = prepared.get_submodule("activation_quantizers.relu").step
     assert bool((codes[:, 2] == torch.round(0.5 / step)).all())
 
 

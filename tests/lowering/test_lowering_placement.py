@@ -37,7 +37,7 @@ class Shared(nn.Module):
         ),
         (
             lambda self, x: self.norm(self.one(x)) + self.norm(self.two(x) + self.two(x)),
-            r"'norm' .* behind the tensor 'streams\.",
+            r"'norm' .* behind the tensor 'activation_quantizers\.",
         ),
         (
             lambda self, x: self.norm(self.one(x)) + self.one(x),

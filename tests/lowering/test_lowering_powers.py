@@ -71,9 +71,9 @@ def test_the_trained_network_is_the_integer_network(granularity, bits, tmp_path)
         path = tmp_path / f"{name}.onnx"
         assert lowbit.export(integer, path, name).ok
         report = lowbit.verify(prepared, path, [torch.rand(16, 3, 8, 8)])
-        assert report.ok and report.differ == 0 and report.conversion_differ == 0 and not report.trained_parts_at, (
-            report.text()
-        )
+        assert (
+            report.ok and report.differ == 0 and report.conversion_differ == 0 and not report.first_trained_difference
+        ), report.text()
 
 
 def test_batch_norm_behind_no_layer_keeps_seven_bits_of_its_gain():

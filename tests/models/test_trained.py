@@ -29,9 +29,9 @@ def test_the_folder_holds_what_is_named_and_nothing_else() -> None:
 def test_a_shipped_network_is_of_its_run(name: str) -> None:
     network, shipped = models.load(name), models.SHIPPED[name]
     line = results.read(results.FOLDER)[shipped.cell]
-    assert network.about["trained"]["recipe"] == f"accuracy/{shipped.cell}"
-    assert network.about["trained"]["weights"] == network.about["trained"]["activations"] == line["bits"]
-    assert network.about["trained"]["epochs"] == line["epochs"]
+    assert network.metadata["trained"]["recipe"] == f"accuracy/{shipped.cell}"
+    assert network.metadata["trained"]["weights"] == network.metadata["trained"]["activations"] == line["bits"]
+    assert network.metadata["trained"]["epochs"] == line["epochs"]
     assert line["start"]["weights"] == shipped.origin
     # The trained network with its batch-norm folded and its sums in integers: nearly the same accuracy.
     assert shipped.test == pytest.approx(line["test"], abs=0.3)
@@ -46,7 +46,7 @@ def test_a_shipped_network_is_of_its_run(name: str) -> None:
 def test_a_shipped_network_is_as_accurate_as_is_said(name: str) -> None:
     """On the first images, within three standard errors."""
     network, images = models.load(name), 256
-    config = TrainConfig.from_dict({"data": {**network.about["images"], "path": str(IMAGES)}}).data
+    config = TrainConfig.from_dict({"data": {**network.metadata["images"], "path": str(IMAGES)}}).data
     right = seen = 0
     for x, labels in eval_loader(config):
         right += int((network(x).argmax(1) == labels).sum())
@@ -61,7 +61,7 @@ def test_the_page_says_what_is_there() -> None:
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
     for name, shipped in models.SHIPPED.items():
         bits, size = (
-            models.load(name).about["trained"]["weights"],
+            models.load(name).metadata["trained"]["weights"],
             (trained._FOLDER / f"{name}.safetensors").stat().st_size,
         )
         assert f"| `{name}` | {bits} bits | {shipped.test:.2f} | {size:,} |" in page

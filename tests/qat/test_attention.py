@@ -118,7 +118,7 @@ def test_rules_and_widths():
     for options in ({"rules": [lowbit.Rule("attn", skip=True)]}, {"activations": None}):
         model = lowbit.prepare(Net(), **options)
         assert type(model.attn) is timm.layers.Attention
-    with pytest.raises(lowbit.LowbitError, match="decides no layer"):
+    with pytest.raises(lowbit.LowbitError, match="matches no layer"):
         lowbit.prepare(Net(), rules=[lowbit.Rule(r"blocks\.0\.attn", skip=True)])
 
 

@@ -172,7 +172,7 @@ def patched() -> nn.Linear:
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (PropertyWeight, "its weight is no parameter of its own"),
+        (PropertyWeight, "its weight is not a parameter of its own"),
         (lambda: OtherConvolution(3, 3, 1), "OtherConvolution with a _conv_forward of its own"),
         (lambda: OtherCall(3, 3), "OtherCall with a __call__ of its own"),
         (patched, "Linear with a forward of its own"),

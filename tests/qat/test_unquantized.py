@@ -80,7 +80,7 @@ def test_what_stays_in_full_precision_is_named_and_listed(module: nn.Module, wei
 
 def test_a_rule_that_gives_bits_to_what_cannot_have_them_decides_nothing() -> None:
     model = nn.ModuleDict({"other": nn.LSTM(8, 8), "layer": nn.Linear(8, 8)})
-    with pytest.raises(lowbit.LowbitError, match="rule 'other' decides no layer"):
+    with pytest.raises(lowbit.LowbitError, match="rule 'other' matches no layer"):
         lowbit.prepare(model, rules=[lowbit.Rule("other", weights=4)])
 
 

@@ -34,7 +34,7 @@ def test_equal(exported):
     labels[0] += 1
     report = compare(network, path, [(x[:1], labels[:1]), [x[1:], labels[1:]]], fixed=True)
     assert report.ok
-    assert report.parts_at is None
+    assert report.first_difference is None
     assert report.samples == 4
     assert report.top1 == {"reference": 3, "file": 3, "fixed": 3}
     assert report.agree == {"file": 4, "fixed": 4}
@@ -60,7 +60,7 @@ def test_first_layer_that_parts_is_named(exported, tmp_path):
     changed = change_bias(path, tmp_path, "n4.Convolution", 100_000)
     report = compare(network, changed, [x])
     assert not report.ok
-    assert report.parts_at == "n4.Convolution"
+    assert report.first_difference == "n4.Convolution"
     rows = {row.name: row for row in report.rows}
     assert rows["n3.Convolution"].file_differ == 0
     assert rows["n4.Convolution"].file_differ > 0
@@ -71,7 +71,7 @@ def test_first_layer_that_parts_is_named(exported, tmp_path):
 def test_a_difference_in_the_output_alone_counts(exported, tmp_path):
     network, path, x = exported
     report = compare(network, change_bias(path, tmp_path, "n15.Linear", 1), [x])
-    assert report.parts_at == "n15.Linear"
+    assert report.first_difference == "n15.Linear"
 
 
 def test_trained_column(exported):
@@ -93,7 +93,7 @@ def test_trained_column(exported):
         rows["n1.Convolution"].trained_differ,
     ) == (0, 1, None)
     assert rows["n5.Add"].trained_largest == 2
-    assert report.trained_parts_at == "n5.Add"
+    assert report.first_trained_difference == "n5.Add"
     assert report.agree["trained"] == int((-network(x)).argmax(1).eq(network(x).argmax(1)).sum())
     assert "trained: first differs at n5.Add" in report.text()
 

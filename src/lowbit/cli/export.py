@@ -71,7 +71,7 @@ def _export(options: argparse.Namespace, path: Path) -> int:
     model, config = train.load(options.run, options.checkpoint)
     batches = list(test_batches(config, model, options))
     network = deployment.to_integer(model, batches[0][0], allow_diverged=options.allow_diverged)
-    network = network.described(train.about(config))
+    network = network.with_metadata(train.about(config))
     memory = {"max_ram": options.max_ram, "max_flash": options.max_flash}
     report = deployment.export(network, path, options.format, batches=batches, **memory, **options.chosen)
     print(network.summary())

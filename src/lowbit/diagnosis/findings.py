@@ -42,7 +42,7 @@ class Finding:
     """Something that is wrong at one place.
 
     Attributes:
-        layer: its name: of a layer, of a batch-norm, or of a tensor between layers ("streams.…").
+        layer: its name: of a layer, of a batch-norm, or of a tensor between layers ("activation_quantizers.…").
         tensor: which of the layer's tensors ("weight", "input", …); "" where it is none.
         kind: one of `Kind`.
         severity: about how many dB it costs; they are sorted by it.

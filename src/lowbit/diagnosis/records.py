@@ -87,7 +87,7 @@ class LayerRecord:
 
     Attributes:
         alone: at the network's output, with the quantizers of this layer alone.
-        accumulated: at this layer's output, with all quantizers; None for what is no layer of the float network.
+        accumulated: at this layer's output, with all quantizers; None for what is not a layer of the float network.
         kind: class of the layer; "" between layers. `size_bits`: what its weight takes, 0 without one.
     """
 

@@ -47,7 +47,7 @@ def open_file(path: str | os.PathLike, graph: Graph, board: str | None = None) -
 
     With a board, a C file runs on that in an emulator.
 
-    Raises LowbitError where the runtime is not installed, or it is no file, or not one of this network.
+    Raises LowbitError where the runtime is not installed, or it is not a file, or not one of this network.
     """
     path = Path(path)
     check_readable(path)

@@ -106,13 +106,13 @@ def read(version: int, description: Any, tensors: Tensors) -> Graph:
 
 
 def _about(value: Any) -> dict[str, Any]:
-    """What a graph says of itself. Raises LowbitError where it is no object of plain JSON."""
+    """What a graph says of itself. Raises LowbitError where it is not an object of plain JSON."""
     try:
         same = isinstance(value, dict) and json.loads(json.dumps(value, allow_nan=False)) == value
     except (TypeError, ValueError, RecursionError):
         same = False
     if not same:
-        raise LowbitError("what the graph says of itself (about) is no object of plain JSON")
+        raise LowbitError("the metadata of the graph (about) is not an object of plain JSON")
     return value
 
 

@@ -150,7 +150,7 @@ def _graph(header: Any, tensors: dict[str, Tensor]) -> Graph:
     try:
         text = _canonical(description)
     except (ValueError, RecursionError) as error:
-        raise LowbitError(f"the graph is no plain JSON: {error}") from error
+        raise LowbitError(f"the graph is not plain JSON: {error}") from error
     if header["sha256"] != checksum(text, tensors):
         raise LowbitError("the checksum does not fit: the file was altered or damaged; export it again")
     return described.read(version, description, _Packed(dict(tensors)))

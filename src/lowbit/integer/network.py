@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit._deprecated import renamed_method, renamed_property
 from lowbit.integer import costs, file
 from lowbit.integer.arithmetic import f32
 from lowbit.integer.graph import FloatType, Graph, TensorType
@@ -62,17 +63,20 @@ class IntegerNetwork:
         return dict(run(self.graph, x, requantize))
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What the network's file says of it: under "images" what images are read as, under "trained" what it came from."""
+    def metadata(self) -> dict[str, Any]:
+        """What is stored beside the network: under "images" how images are read, under "trained" how it was trained."""
         return dict(self.graph.about)
 
-    def described(self, about: Mapping[str, Any]) -> IntegerNetwork:
-        """The same network, which says this of itself.
+    def with_metadata(self, metadata: Mapping[str, Any]) -> IntegerNetwork:
+        """The same network with other metadata.
 
         Args:
-            about: plain JSON; the formats "lowbit" and "json" keep it.
+            metadata: plain JSON; the formats "lowbit" and "json" keep it.
         """
-        return IntegerNetwork(replace(self.graph, about=dict(about)), self.proof)
+        return IntegerNetwork(replace(self.graph, about=dict(metadata)), self.proof)
+
+    about = renamed_property("IntegerNetwork", "about", "metadata")
+    described = renamed_method("IntegerNetwork", "described", "with_metadata")
 
     def costs(self) -> list[costs.LayerCost]:
         """Bits, bytes, multiply-accumulates and bit operations of every node, per sample."""
@@ -83,7 +87,7 @@ class IntegerNetwork:
         return costs.table(self.costs())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file with packed codes; see `file`. Raises LowbitError where the graph was changed and is none."""
+        """Write one safetensors file with packed codes; see `file`. Raises LowbitError where the graph was changed and is not valid."""
         file.save(validate(self.graph), path)
 
     @classmethod

@@ -30,7 +30,7 @@ def validate(graph: Graph, *, fractional_zero_points: bool = False) -> Graph:
 
     Args:
         graph: any graph.
-        fractional_zero_points: accept TensorType.zero_point that is no integer (for the QONNX writer).
+        fractional_zero_points: accept TensorType.zero_point that is not an integer (for the QONNX writer).
 
     Raises:
         LowbitError: naming the node and the rule it breaks.
@@ -158,7 +158,7 @@ def _check_codes(y: TensorType, fractional: bool) -> None:
         raise LowbitError(f"scale {scale!r} is not a float32 value; round it to float32 first")
     zero = y.zero_point
     if not isinstance(zero, int | float) or not math.isfinite(zero):
-        raise LowbitError(f"zero point {zero!r} is no number")
+        raise LowbitError(f"zero point {zero!r} is not a number")
     if not fractional and type(zero) is not int:
         raise LowbitError(
             f"zero point {zero!r} is not an integer: round it before conversion (lowbit.round_zero_points)"

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers that forward computes as functions, with a weight that is no layer's own.
+"""Convolutions and linear layers that forward computes as functions, with a weight that is not a layer's own.
 
 Weight standardization, weights shared by hand, nn.MultiheadAttention's projections: the weight is a parameter of the network or
 computed of its parameters. What is quantized is the weight that is used.

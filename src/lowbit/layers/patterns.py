@@ -42,7 +42,7 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     try:
         compiled, parsed = re.compile(pattern), _parser.parse(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise LowbitError(f"the pattern of rule {pattern!r} is no regular expression: {error}") from error
+        raise LowbitError(f"the pattern of rule {pattern!r} is not a regular expression: {error}") from error
     if _is_simple(parsed):
         return lambda name: compiled.fullmatch(name) is not None
     whole = _sequence(parsed, parsed.state.flags, pattern)

@@ -144,7 +144,7 @@ def check_layer(name: str, layer: nn.Module) -> None:
     for parameter in ("weight", "bias"):
         if parameter not in layer._parameters:
             raise LowbitError(
-                f"layer {name!r} ({spelled}): its {parameter} is no parameter of its own, so that something computes it: make it "
+                f"layer {name!r} ({spelled}): its {parameter} is not a parameter of its own, so that something computes it: make it "
                 f"an nn.Parameter, {leave}"
             )
     own = [

@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lowbit._deprecated import warn_renamed
 from lowbit.errors import LowbitError
 from lowbit.grid import check_bits as check_number
 from lowbit.layers.patterns import matcher
 from lowbit.quantizer.methods import Method, get_method
+
+INSERTED = "activation_quantizers"
+"""The submodule of an integer-only network that holds the quantizers between its layers, and the first part of their names."""
+INSERTED_IN_0_1_0 = "streams"
 
 _KEEP: Any = object()  # a rule's field that leaves the setting as it was
 
@@ -74,10 +79,10 @@ def check_bits(bits: object, where: str) -> None:
 
 
 class Rules:
-    """A list of rules, compiled, that remembers which of them decided something.
+    """A list of rules, compiled, that remembers which of them had an effect.
 
     Raises:
-        LowbitError: something that is no rule, or a pattern that is no regular expression.
+        LowbitError: something that is not a rule, or a pattern that is not a regular expression.
     """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
@@ -98,7 +103,7 @@ class Rules:
         self._names.append(name)
         setting = default
         for number, (rule, matches) in enumerate(self._rules):
-            if matches(name):
+            if matches(name) or _matches_old_name(rule, matches, name):
                 setting = rule.apply(default)
                 self._used.add(number)
                 break
@@ -109,7 +114,7 @@ class Rules:
     def skips(self, name: str) -> bool:
         """Whether the first rule that matches says that this module, which has no quantizers, is meant to have none.
 
-        A rule that gives it bits decides nothing.
+        A rule that gives it bits has no effect.
         """
         number = next((number for number, (_, matches) in enumerate(self._rules) if matches(name)), None)
         if number is None or not self._rules[number][0].skip:
@@ -118,18 +123,29 @@ class Rules:
         return True
 
     def check_used(self) -> None:
-        """Refuse rules that decided nothing: a typing error in a pattern must not go unnoticed.
+        """Refuse rules that had no effect: a typing error in a pattern must not go unnoticed.
 
         Raises:
-            LowbitError: naming the first such rule and why it decided nothing.
+            LowbitError: naming the first such rule and why it had no effect.
         """
         for number, (rule, matches) in enumerate(self._rules):
             if number in self._used:
                 continue
             decided = [name for name in self._names if matches(name)]
-            reason = (
-                f"an earlier rule already decides {', '.join(decided)}; put the more special rule first"
-                if decided
-                else f"the pattern must match a whole layer name, such as {', '.join(map(repr, self._names[:3]))}"
+            if decided:
+                raise LowbitError(
+                    f"rule {rule.pattern!r} has no effect: an earlier rule already matches {', '.join(decided)}; put the more "
+                    "specific rule first"
+                )
+            raise LowbitError(
+                f"rule {rule.pattern!r} matches no layer: the pattern must match a whole layer name, such as "
+                f"{', '.join(map(repr, self._names[:3]))}"
             )
-            raise LowbitError(f"rule {rule.pattern!r} decides no layer: {reason}")
+
+
+def _matches_old_name(rule: Rule, matches: Callable[[str], bool], name: str) -> bool:
+    """Whether a rule names a quantizer between layers as version 0.1.0 called it; it warns then."""
+    if not name.startswith(f"{INSERTED}.") or not matches(INSERTED_IN_0_1_0 + name.removeprefix(INSERTED)):
+        return False
+    warn_renamed(f"'{INSERTED_IN_0_1_0}.…' in the rule {rule.pattern!r}", f"'{INSERTED}.…'", stacklevel=6)
+    return True

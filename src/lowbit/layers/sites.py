@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from lowbit.layers.quantized import QuantizedLayer
+from lowbit.layers.rules import INSERTED, INSERTED_IN_0_1_0
 from lowbit.quantizer.module import Quantizer
 
 
@@ -43,3 +45,12 @@ def input_sites(model: nn.Module) -> Iterator[Site]:
         for attribute, child in module.named_children():
             if isinstance(child, Quantizer) and attribute != "weight_quantizer":
                 yield Site(module, attribute)
+
+
+def upgrade_names(model: nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: object) -> None:
+    """Bring the names in a checkpoint of version 0.1.0 of an integer-only network in line with this version's, in place."""
+    if not hasattr(model, INSERTED) or hasattr(model, INSERTED_IN_0_1_0):
+        return
+    old = f"{prefix}{INSERTED_IN_0_1_0}."
+    for key in [key for key in state_dict if key.startswith(old)]:
+        state_dict[f"{prefix}{INSERTED}.{key.removeprefix(old)}"] = state_dict.pop(key)

@@ -20,6 +20,7 @@ from lowbit.integer.graph import FloatType, Graph, Node, Shape, TensorType
 from lowbit.integer.ops import Concatenate, Constant, Lookup, Quantize, Requantize
 from lowbit.integer.ops.lookup import codes_at
 from lowbit.integer.validate import validate
+from lowbit.layers.rules import INSERTED
 from lowbit.lowering import kinds as k
 from lowbit.lowering.calls import REMEDY_FOR_ONE, Modules, arguments, describe, nodes_in, outputs_of
 from lowbit.lowering.checks import check_norms, check_parameters, check_quantizers, check_shapes
@@ -54,7 +55,7 @@ def convert(
             fractional offset, an example that the network does not take, or an operation in a form that has no integer
             counterpart; the message names the layer. Also what `validate` raises.
     """
-    if not isinstance(model, fx.GraphModule) or not hasattr(model, "streams"):
+    if not isinstance(model, fx.GraphModule) or not hasattr(model, INSERTED):
         raise LowbitError(
             "the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …); on the command line, "
             "lowbit train … --quantization.integer-only"

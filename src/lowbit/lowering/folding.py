@@ -133,7 +133,7 @@ def _on_grid(
 
     may_vanish: set gains to 0 that weight decay has driven so near to it that the channel is its shift alone: 2^64 times
     below 1, or with a shift of 2^30 of the accumulator's steps, beside which sums of products hardly count and which 32
-    bits may not hold. A shift that does not fit with the weight's own step either is no matter of γ, and stays.
+    bits may not hold. A shift that does not fit with the weight's own step either has nothing to do with γ, and stays.
     """
 
     def scale_and_bias(gain: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,7 +226,7 @@ class IntegerNorm3d(IntegerNorm, nn.BatchNorm3d):
 
 
 class IntegerFrozenNorm(IntegerNorm, FrozenBatchNorm2d):
-    """Computes what its integer form will in training too: its bias is no parameter."""
+    """Computes what its integer form will in training too: its bias is not a parameter."""
 
 
 class IntegerSyncNorm(IntegerNorm, nn.SyncBatchNorm):

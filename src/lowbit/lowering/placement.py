@@ -2,7 +2,7 @@
 
 A tensor that is computed (by a layer, an addition, a multiplication, an average, an activation function) must be on a
 grid before anything else computes with it; which kinds of operation compute and which move codes says `lowbit.lowering.kinds`. Where all that takes it are layers with one setting, their input quantizer
-does; otherwise a quantizer is inserted behind it, in `streams`, 8 bits unless a rule says otherwise: residual sums and
+does; otherwise a quantizer is inserted behind it, in `activation_quantizers`, 8 bits unless a rule says otherwise: residual sums and
 what feeds them, concatenations, averages, lookups. Batch-norm behind a layer and clamps (ReLU, ReLU6) behind anything
 belong to the computation before them. Maximum pooling, reshaping, slicing and padding only move codes, so a quantizer
 behind them is as good as one before. All that a concatenation joins is on one grid, with one step.
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from lowbit.errors import LowbitError
 from lowbit.layers.function import FUNCTIONS, QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
-from lowbit.layers.rules import Setting
+from lowbit.layers.rules import INSERTED, Setting
 from lowbit.lowering import kinds as k
 from lowbit.lowering.calls import REMEDY, Modules, arguments, describe, outputs_of
 from lowbit.lowering.checks import check_float_layers
@@ -53,14 +53,14 @@ def integer_form(
     function_setting: Callable[[str], Setting],
     example_input: Any = None,
 ) -> fx.GraphModule:
-    """The prepared model as a graph with the inserted quantizers in its submodule `streams`.
+    """The prepared model as a graph with the inserted quantizers in its submodule `activation_quantizers`.
 
     Args:
         prepared: a model with quantized layers, not started. It is taken over.
         function_setting: the setting of a convolution or linear layer that forward calls as a function, from its name
             ("functions.<name>").
         example_input: a batch of inputs, as `named_examples` takes them; None where shapes are not known.
-        setting_for: the settings of the inserted quantizers, from their names ("streams.<name>").
+        setting_for: the settings of the inserted quantizers, from their names ("activation_quantizers.<name>").
 
     Raises:
         LowbitError: operations without an integer form, all of them named; layers in full precision; several steps within an
@@ -115,23 +115,23 @@ def integer_form(
         elif not _is_float_output(group, kinds):
             inserted.append(group)
 
-    settings = setting_for([f"streams.{group.name}" for group in inserted])
-    streams = model.streams = nn.ModuleDict()
+    settings = setting_for([f"{INSERTED}.{group.name}" for group in inserted])
+    quantizers = model.activation_quantizers = nn.ModuleDict()
     for group, setting in zip(inserted, settings):
         if setting.activations is None or setting.skip:
-            raise LowbitError(f"'streams.{group.name}' must have bits: an integer-only network has no float tensors")
+            raise LowbitError(f"'{INSERTED}.{group.name}' must have bits: an integer-only network has no float tensors")
         device = next(prepared.parameters()).device
-        streams[group.name] = Quantizer(
+        quantizers[group.name] = Quantizer(
             setting.activations,
             method=setting.method.for_activations,
             narrow=setting.narrow,
             batch_dim=None if all(kinds[end] is k.CONSTANT for end in group.ends) else 0,
-            name=f"the tensor 'streams.{group.name}'",
+            name=f"the tensor '{INSERTED}.{group.name}'",
         ).to(device)
         for end in group.ends:
             takers = tensor_users(end, kinds)
             with graph.inserting_after(end):
-                quantized = graph.call_module(f"streams.{group.name}", (end,))
+                quantized = graph.call_module(f"{INSERTED}.{group.name}", (end,))
             end.replace_all_uses_with(quantized, delete_user_cb=takers.__contains__)
     for node in graph.nodes:
         if kinds.get(node) is not k.NORM:
@@ -142,7 +142,7 @@ def integer_form(
             _follow(node, modules, model.get_submodule(str(source.target)), f"the tensor {str(source.target)!r}")
     graph.lint()
     model.recompile()
-    streams.train(model.training)
+    quantizers.train(model.training)
     return model
 
 

@@ -35,6 +35,7 @@ from lowbit.integer.run import executed
 from lowbit.integer.settings import reference_arithmetic
 from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
+from lowbit.layers.rules import INSERTED
 from lowbit.lowering import kinds as k
 from lowbit.lowering.calls import arguments
 from lowbit.lowering.codes import type_of
@@ -197,8 +198,8 @@ class _ExactNetwork:
             if isinstance(module, QuantizedFunction):
                 _replace_forward(module.parameter_quantizer, lambda _: self._weights[self._place[0]])
                 _replace_forward(module.input_quantizer, self._quantized)
-        for name, module in self.model.get_submodule("streams").named_children():
-            own = as_quantizer(model.get_submodule(f"streams.{name}"))
+        for name, module in self.model.get_submodule(INSERTED).named_children():
+            own = as_quantizer(model.get_submodule(f"{INSERTED}.{name}"))
             _replace_forward(module, lambda x, own=own: self._quantized(x, own))
 
     @staticmethod

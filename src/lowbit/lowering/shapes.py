@@ -52,7 +52,7 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
 
 
 def check_example(example: Any) -> None:
-    """Refuse what is no batch of float32 inputs."""
+    """Refuse what is not a batch of float32 inputs."""
     if not isinstance(example, Tensor) or example.dtype != torch.float32 or example.ndim == 0:
         what = example.dtype if isinstance(example, Tensor) else type(example).__name__
         raise LowbitError(f"the example input must be a batch of float32 inputs in one tensor, not {what}")

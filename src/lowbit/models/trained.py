@@ -1,7 +1,7 @@
 """Trained integer networks: those that come with lowbit, by name, and those in a file.
 
 Each is a file of the format "lowbit" in this package, with its hash here. How it was trained is in the file
-(`IntegerNetwork.about`) and in docs/results/accuracy.md.
+(`IntegerNetwork.metadata`) and in docs/results/accuracy.md.
 """
 
 from __future__ import annotations

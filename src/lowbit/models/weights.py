@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowbit.checksum import checksum
 from lowbit.errors import LowbitError
 from lowbit.files import check_place, check_readable
+from lowbit.layers.sites import upgrade_names
 from lowbit.quantizer.state import QuantizerState
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     found = _read_tensors(path)
+    upgrade_names(model, found)
     for name, module in model.named_modules():
         if isinstance(module, QuantizerState):
             module.upgrade(found, f"{name}.")

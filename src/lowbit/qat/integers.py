@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from lowbit.errors import LowbitError
-from lowbit.layers.rules import Rules, Setting
+from lowbit.layers.rules import INSERTED, Rules, Setting
 from lowbit.lowering.foresee import check_convertible
 from lowbit.lowering.placement import NeedsExample, integer_form
 
@@ -76,7 +76,7 @@ def with_first_batch(model: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
         LowbitError: no batch, or what `Recording.of` raises; a model that waited is to be prepared anew then.
     """
     waiting = getattr(model, "recording", None)
-    if waiting is None and not (isinstance(model, fx.GraphModule) and hasattr(model, "streams")):
+    if waiting is None and not (isinstance(model, fx.GraphModule) and hasattr(model, INSERTED)):
         return batches
     rest = iter(batches)
     first = next(rest, None)

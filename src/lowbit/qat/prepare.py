@@ -13,8 +13,8 @@ from lowbit.errors import LowbitError
 from lowbit.layers.attention import is_attention, quantize_attention
 from lowbit.layers.computed import check_not_computed, copied
 from lowbit.layers.quantized import QuantizedLayer, add_quantizers, check_layer, float_class
-from lowbit.layers.rules import Rule, Rules, Setting, check_bits
-from lowbit.layers.sites import input_sites, quantizers
+from lowbit.layers.rules import INSERTED, Rule, Rules, Setting, check_bits
+from lowbit.layers.sites import input_sites, quantizers, upgrade_names
 from lowbit.layers.unquantized import UnquantizedWarning, unquantized, warning_text
 from lowbit.qat.integers import Recording, recorded, refuse_state
 from lowbit.quantizer.initialization import Init
@@ -65,7 +65,7 @@ def prepare(
         narrow: symmetric signed grids.
         integer_only: also quantize every tensor that an integer processor needs on a grid (additions, concatenations,
             pooling, lookups), so that `lowbit.to_integer` can convert the network. The result is then a
-            torch.fx.GraphModule; the inserted quantizers have 8 bits and are called "streams.…", which rules can match.
+            torch.fx.GraphModule; the inserted quantizers have 8 bits and are called "activation_quantizers.…", which rules can match.
         example_input: for `integer_only`: a batch of inputs (a tensor, a tuple of them in the order of forward's arguments, or a
             dictionary by their names). With it sizes are numbers in forward, which control flow may depend on, and what has no
             integer form is found here, all of it. Without it that is left to `lowbit.calibrate`, whose first batch serves; a
@@ -78,7 +78,7 @@ def prepare(
 
     Raises:
         LowbitError: nothing to quantize, a model that is prepared already, bits out of range, an unknown method, a rule
-            that decides no layer, or a layer whose computation can't be reproduced; the message names it.
+            that matches no layer, or a layer whose computation can't be reproduced; the message names it.
     """
     method = get_method(method).varied(
         init_weights=init_weights, init_activations=init_activations, balance=balance, scales=scales
@@ -124,14 +124,15 @@ def prepare(
         if not setting.skip:
             quantize_attention(name, prepared.get_submodule(name), setting)
     if integer_only:
-        between = replace(get_method("lsq"), power_of_two=method.for_activations.power_of_two)
-        stream = Setting(None, 8, between, "tensor", narrow)
-        prepared = recorded(prepared, Recording(matching, stream, default), example_input)
+        method_between = replace(get_method("lsq"), power_of_two=method.for_activations.power_of_two)
+        between = Setting(None, 8, method_between, "tensor", narrow)
+        prepared = recorded(prepared, Recording(matching, between, default), example_input)
     if floats:
         left = {id(weight): weight.numel() for each in floats for weight in each.weights.values()}
         share = sum(left.values()) / sum(parameter.numel() for parameter in model.parameters())
         warnings.warn(warning_text(floats, share), UnquantizedWarning, stacklevel=2)
     prepared.register_load_state_dict_pre_hook(refuse_state)
+    prepared.register_load_state_dict_pre_hook(upgrade_names)
     prepared.register_load_state_dict_pre_hook(_forget_with_float_weights)
     prepared.register_load_state_dict_post_hook(_share_as_saved)
     return prepared
@@ -163,7 +164,7 @@ def _forget_with_float_weights(model: nn.Module, state_dict: dict, prefix: str, 
     inside = {key[:dot] for key in state_dict for dot in range(len(key)) if key[dot] == "."}
     for name, quantizer in quantizers(model):
         holder = (prefix + name).rpartition(".")[0]
-        of_layer = holder in inside or holder == f"{prefix}streams"  # what stands between layers goes with them
+        of_layer = holder in inside or holder == f"{prefix}{INSERTED}"  # what stands between layers goes with them
         if state_dict and of_layer and prefix + name not in inside:
             quantizer.reset()
 

@@ -110,7 +110,7 @@ class _Reference(nn.Module):
 
 
 def _images_of(network: IntegerNetwork, data: str) -> TrainConfig:
-    images = network.about.get("images")
+    images = network.metadata.get("images")
     if not isinstance(images, dict):
         raise LowbitError(
             "the network does not say what its images are read as (mean, size, …): export its run again, with "

@@ -18,6 +18,7 @@ import lowbit
 from lowbit.data import Loader
 from lowbit.diagnosis.watch import Watch
 from lowbit.errors import LowbitError
+from lowbit.layers.sites import upgrade_names
 from lowbit.processes import lost
 from lowbit.qat.oscillation import OscillationFreezer
 from lowbit.qat.transition import TransitionRate
@@ -203,6 +204,7 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         if "param_groups" in saved["optimizer"]:
             raise LowbitError("the checkpoint is of an earlier version of lowbit; continue it with that, or train anew")
+        upgrade_names(self.network, saved["optimizer"])
         parameters = dict(self.model.named_parameters())
         if len({tuple(sorted(state)) for state in saved["optimizer"].values()}) > 1:
             raise ValueError("the optimizer keeps more of some parameters than of others")

@@ -1,20 +1,27 @@
-"""What a comparison found: a row per tensor, and what follows from them."""
+"""The result of a comparison: a row per tensor, and what follows from the rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowbit._deprecated import renamed_property
+
 
 @dataclass
 class Row:
-    """One tensor of the network: the file's (`file_…`) and the trained model's (`trained_…`) codes against the reference's.
+    """One tensor of the network: the codes of the file and of the trained model against those of the reference.
 
-    compared: codes of the reference, over all batches. differ: how many differ. largest: the largest difference, in codes (in
-    real units for a float output). Both are None where there was nothing to compare with: no trained model, or a tensor that
-    the file does not show (an ExecuTorch file shows its output alone).
-    conversion_differ: how many elements the trained network's own operations would not give, from the same codes before them; None
-    where none was found, or none was looked for.
-    is_float: the tensor is the network's float output, not codes.
+    Attributes:
+        name: the tensor's name in the integer graph.
+        is_float: whether the tensor is a float output of the network, not codes.
+        compared: the number of the reference's codes, over all batches.
+        file_differ: how many codes of the file differ; None where the file does not show the tensor (an ExecuTorch file
+            shows its output alone).
+        file_largest: the largest difference, in codes (in real units for a float output); None likewise.
+        trained_differ: how many codes of the trained model differ; None where there was no trained model.
+        trained_largest: the largest difference; None likewise.
+        conversion_differ: how many elements the trained network's own operations would not give, from the same codes
+            before them; None where there are none, or no proof was asked for.
     """
 
     name: str
@@ -29,13 +36,16 @@ class Row:
 
 @dataclass
 class Report:
-    """What a comparison found.
+    """The result of a comparison; `text` prints it.
 
-    rows: one per tensor, in the network's order; the last is the output. samples: images seen.
-    top1: per column ("reference", "file", "trained", "fixed") the images classified right, None without labels.
-    agree: per column other than the reference, on how many images the largest output is the reference's.
-    reference: what the others are compared with.
-    proved: whether every node of the reference was compared with the trained network's own operations.
+    Attributes:
+        rows: one per tensor, in the network's order; the last is the output.
+        samples: the number of samples that were compared.
+        top1: for each column ("reference", "file", "trained", "fixed") the number of samples that are classified
+            correctly; None without labels.
+        agree: for each column but the reference, the number of samples with the same top-1 as the reference.
+        reference: what the others are compared with, in words.
+        proved: whether every node of the reference was compared with the trained network's own operations.
     """
 
     rows: list[Row]
@@ -66,19 +76,23 @@ class Report:
         return sum(row.file_differ or 0 for row in self.rows)
 
     @property
-    def parts_at(self) -> str | None:
-        """The first layer at which the file parts from the reference."""
+    def first_difference(self) -> str | None:
+        """The first tensor at which the file differs from the reference."""
         return next((row.name for row in self.rows if row.file_differ), None)
 
     @property
-    def conversion_parts_at(self) -> str | None:
+    def first_conversion_difference(self) -> str | None:
         """The first tensor that the trained network's own operations would not give."""
         return next((row.name for row in self.rows if row.conversion_differ), None)
 
     @property
-    def trained_parts_at(self) -> str | None:
-        """The first layer at which the trained model parts from the reference."""
+    def first_trained_difference(self) -> str | None:
+        """The first tensor of codes at which the trained model differs from the reference."""
         return next((row.name for row in self.rows if row.trained_differ and not row.is_float), None)
+
+    parts_at = renamed_property("Report", "parts_at", "first_difference")
+    conversion_parts_at = renamed_property("Report", "conversion_parts_at", "first_conversion_difference")
+    trained_parts_at = renamed_property("Report", "trained_parts_at", "first_trained_difference")
 
     def text(self) -> str:
         """The table and what follows from it, for a terminal."""
@@ -100,17 +114,17 @@ class Report:
         hidden = sum(row.file_differ is None for row in self.rows)
         if hidden:
             out.append(f"file: does not show {hidden} of {len(self.rows)} tensors; they were not compared")
-        if self.parts_at is not None:
-            out.append(f"file: first differs at {self.parts_at}")
+        if self.first_difference is not None:
+            out.append(f"file: first differs at {self.first_difference}")
         if trained:
             # A float output differs in its last digits wherever summation order does: not a matter of codes.
             rows = [row for row in self.rows if row.trained_differ is not None and not row.is_float]
             compared, differ = sum(row.compared for row in rows), sum(row.trained_differ or 0 for row in rows)
             out.append(f"trained: {differ:,} of {compared:,} codes differ from the integer reference")
-            if self.trained_parts_at is not None:
-                out.append(f"trained: first differs at {self.trained_parts_at}")
+            if self.first_trained_difference is not None:
+                out.append(f"trained: first differs at {self.first_trained_difference}")
         if self.proved:
-            where = "" if self.conversion_parts_at is None else f", first at {self.conversion_parts_at}"
+            where = "" if self.first_conversion_difference is None else f", first at {self.first_conversion_difference}"
             out.append(
                 f"conversion: {self.conversion_differ:,} values differ from the trained network's own operations{where}"
             )

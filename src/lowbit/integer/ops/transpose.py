@@ -30,7 +30,7 @@ class Transpose(Node):
         (x,) = shapes
         if sorted(self.order) != list(range(1, len(x) + 1)):
             raise LowbitError(
-                f"order {self.order} is no order of the dimensions 1 .. {len(x)} of an input of shape {x}"
+                f"order {self.order} is not an order of the dimensions 1 .. {len(x)} of an input of shape {x}"
             )
         return tuple(x[axis - 1] for axis in self.order)
 
