@@ -52,6 +52,14 @@ def test_first_steps(tmp_path, monkeypatch):
     assert names["accuracy"] > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:.*expected to do as well:UserWarning")
+def test_bit_allocation():
+    torch.manual_seed(0)
+    names = run_blocks(ROOT / "docs" / "bit-allocation.md")
+    assert names["allocation"].costs["weights"] <= 12_000
+    assert sum(row.size_bits for row in lowbit.layer_table(names["quantized"])) <= 8 * 12_000
+
+
 def test_post_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

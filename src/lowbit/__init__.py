@@ -4,6 +4,7 @@ float model → prepare → calibrate → train → to_integer → run, verify, 
 """
 
 from lowbit._deprecated import renamed_in_module
+from lowbit.allocation import Allocation, Budget, allocate
 from lowbit.deployment import export, to_integer, verify
 from lowbit.diagnosis import Diagnosis, diagnose
 from lowbit.errors import LowbitError
@@ -29,7 +30,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Allocation",
     "Balance",
+    "Budget",
     "Diagnosis",
     "Grid",
     "IntegerNetwork",
@@ -41,6 +44,7 @@ __all__ = [
     "Rule",
     "TransitionRate",
     "UnquantizedWarning",
+    "allocate",
     "calibrate",
     "dampening_loss",
     "diagnose",

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from lowbit.errors import LowbitError
-from lowbit.layers.sites import input_sites
 from lowbit.qat.calibrate import observed
 from lowbit.quantizer.module import Quantizer
 
@@ -78,7 +77,7 @@ def places(model: nn.Module) -> list[Place]:
 def float_network(model: nn.Module, all_places: Sequence[Place]) -> Iterator[None]:
     """Within: evaluation mode, no gradients, and no quantizer in its place; some may be switched on."""
     try:
-        with observed(model, list(input_sites(model)), ()):
+        with observed(model):
             yield
     finally:  # what was switched on within is in its place again; so are shared quantizers
         for place in all_places:

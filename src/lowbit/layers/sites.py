@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,3 +55,25 @@ def upgrade_names(model: nn.Module, state_dict: dict[str, Any], prefix: str = ""
     old = f"{prefix}{INSERTED_IN_0_1_0}."
     for key in [key for key in state_dict if key.startswith(old)]:
         state_dict[f"{prefix}{INSERTED}.{key.removeprefix(old)}"] = state_dict.pop(key)
+
+
+@contextmanager
+def replaced(model: nn.Module, by: Callable[[Quantizer], nn.Module]) -> Iterator[None]:
+    """Within: something else in place of every quantizer of the model."""
+    sites = [(site, site.quantizer) for site in input_sites(model)]
+    weights = [
+        (layer, layer.weight_quantizer)
+        for _, layer in quantized_layers(model)
+        if isinstance(layer.weight_quantizer, Quantizer)
+    ]
+    try:
+        for site, quantizer in sites:
+            site.quantizer = by(quantizer)
+        for layer, quantizer in weights:
+            layer.weight_quantizer = by(quantizer)
+        yield
+    finally:
+        for site, quantizer in sites:
+            site.quantizer = quantizer
+        for layer, quantizer in weights:
+            layer.weight_quantizer = quantizer

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
-from lowbit.layers.sites import Site, input_sites, quantized_layers
+from lowbit.layers.sites import Site, input_sites, quantized_layers, replaced
 from lowbit.lowering.checks import check_norms
 from lowbit.lowering.ties import apart, averages
 from lowbit.processes import agreed
@@ -58,7 +58,7 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     if waiting:
         with agreed():  # what is gathered below waits for every process
             observers = _observe(model, sites, waiting, batches)
-        shared = _same_inputs(waiting, observers)
+        shared = same_inputs(waiting, observers)
         for observer in observers.values():
             observer.statistics.synchronise()
         with agreed():
@@ -93,10 +93,10 @@ def _without_ties(
 
 def _observe(
     model: nn.Module, sites: Sequence[Site], waiting: Sequence[Site], batches: Iterable
-) -> dict[Quantizer, _Observer]:
+) -> dict[Quantizer, Observer]:
     """Run the float network on the batches; an observer with the statistics of each waiting quantizer."""
     device = next(model.parameters()).device
-    with observed(model, sites, waiting) as observers:
+    with observed(model, waiting) as observers:
         seen = 0
         for batch in batches:
             run_batch(model, batch, device)
@@ -123,7 +123,7 @@ def _observe(
     return observers
 
 
-def _unreached(observers: Mapping[Quantizer, _Observer]) -> list[str]:
+def _unreached(observers: Mapping[Quantizer, Observer]) -> list[str]:
     return [observer.quantizer.name for observer in observers.values() if observer.statistics.count == 0]
 
 
@@ -131,7 +131,7 @@ def _some(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _in_training(model: nn.Module, sites: Sequence[Site], observers: Mapping[Quantizer, _Observer]) -> None:
+def _in_training(model: nn.Module, sites: Sequence[Site], observers: Mapping[Quantizer, Observer]) -> None:
     """Let the modules around the layers that no batch has reached be in training mode, and observe those layers alone."""
     missing = {id(each) for each in observers.values() if each.statistics.count == 0}
     names = {module: name for name, module in model.named_modules()}
@@ -145,7 +145,7 @@ def _in_training(model: nn.Module, sites: Sequence[Site], observers: Mapping[Qua
         observer.waits = id(observer) in missing
 
 
-class _Observer(nn.Module):
+class Observer(nn.Module):
     """Stands where an input quantizer will, passes its input on and keeps statistics of it."""
 
     def __init__(self, quantizer: Quantizer, tokens: _Tokens) -> None:
@@ -203,27 +203,15 @@ class _Tokens:
 
 
 @contextmanager
-def observed(model: nn.Module, sites: Sequence[Site], waiting: Sequence[Site]) -> Iterator[dict[Quantizer, _Observer]]:
+def observed(model: nn.Module, waiting: Sequence[Site] = ()) -> Iterator[dict[Quantizer, Observer]]:
     """Within: evaluation mode, no gradients, nothing quantized, an observer in place of each waiting quantizer."""
     tokens = _Tokens()
-    observers: dict[Quantizer, _Observer] = {}
+    observers: dict[Quantizer, Observer] = {}
     for site in waiting:
-        observers.setdefault(site.quantizer, _Observer(site.quantizer, tokens))
-    inputs = [site.quantizer for site in sites]
-    layers = [layer for _, layer in quantized_layers(model)]
-    weights = [layer.weight_quantizer for layer in layers]
-    with evaluation(model), torch.no_grad():
-        try:
-            for site in sites:
-                site.quantizer = observers.get(site.quantizer, nn.Identity())
-            for layer in layers:
-                layer.weight_quantizer = nn.Identity()
-            yield observers
-        finally:
-            for site, quantizer in zip(sites, inputs):
-                site.quantizer = quantizer
-            for layer, quantizer in zip(layers, weights):
-                layer.weight_quantizer = quantizer
+        observers.setdefault(site.quantizer, Observer(site.quantizer, tokens))
+    nothing = nn.Identity()
+    with evaluation(model), torch.no_grad(), replaced(model, lambda quantizer: observers.get(quantizer, nothing)):
+        yield observers
 
 
 def run_batch(model: nn.Module, batch: object, device: torch.device) -> None:
@@ -241,7 +229,7 @@ def run_batch(model: nn.Module, batch: object, device: torch.device) -> None:
     model(inputs.to(device))
 
 
-def _same_inputs(waiting: Sequence[Site], observers: Mapping[Quantizer, _Observer]) -> list[list[Site]]:
+def same_inputs(waiting: Sequence[Site], observers: Mapping[Quantizer, Observer]) -> list[list[Site]]:
     """Groups of two or more sites that took the same tensors at every call and quantize them alike."""
     groups: dict[tuple, list[Site]] = {}
     for site in waiting:

@@ -216,7 +216,7 @@ class _Learning:
         return sum(each) / max(len(each), 1)
 
     def _full_precision(self, block: Block) -> Values:
-        with observed(self.blocks.model, list(input_sites(self.blocks.model)), ()):
+        with observed(self.blocks.model):
             return self._chunks(block, self.exact)
 
     def _chunks(self, block: Block, values: Values) -> Values:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lowbit.grid import Grid
 from lowbit.layers.attention import QuantizedAttention, quantized_attentions
 from lowbit.layers.quantized import QuantizedLayer, float_class
-from lowbit.layers.sites import input_sites
 from lowbit.layers.unquantized import unquantized
 from lowbit.qat.calibrate import observed
 from lowbit.quantizer.module import Quantizer
@@ -191,7 +190,7 @@ def _count_macs(model: nn.Module, example_input: Tensor) -> dict[str, int]:
     else:
         example_input = example_input.to(next(model.parameters()).device)
     try:
-        with observed(model, list(input_sites(model)), ()):
+        with observed(model):
             torch.func.functional_call(model, tensors, (example_input,))
     finally:
         for hook in hooks:
