@@ -14,7 +14,10 @@ from lowbit.layers.quantized import QuantizedLayer
 from lowbit.qat.blocks import Blocks, gathered
 from lowbit.qat.soft_rounding import SoftRounding
 
-torch.manual_seed(0)
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(1)
 
 
 class Residual(nn.Module):
