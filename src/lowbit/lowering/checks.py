@@ -56,7 +56,7 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diver
             raise LowbitError(f"{module.name} has no step yet: calibrate and train the network before converting it")
         holder = model.get_submodule(name.rpartition(".")[0])
         where = module.name + (f" ({class_of(holder).__name__})" if isinstance(holder, QuantizedLayer) else "")
-        for value, what in ((module.raw_step, "step"), (module.offset, "offset")):
+        for value, what in ((module.learned_step, "step"), (module.offset, "offset")):
             if value is not None and not bool(torch.isfinite(value).all()):
                 raise LowbitError(f"{where} has a {what} that is not finite: {_DIVERGED}")
         if module.diverged and not allow_diverged:
@@ -80,7 +80,9 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diver
 
 def _run_away(quantizer: Quantizer) -> str:
     """What a step that has left its bounds was and is."""
-    raw, used, initial = (x.detach().flatten() for x in (quantizer.raw_step, quantizer.bounded, quantizer.initial_step))
+    raw, used, initial = (
+        x.detach().flatten() for x in (quantizer.learned_step, quantizer.bounded, quantizer.initial_step)
+    )
     at = int((raw != used).nonzero()[0])
     return (
         f"was initialized with the step {float(initial[at]):.3g}, which training has driven to {float(raw[at]):.3g}, beyond the bound "

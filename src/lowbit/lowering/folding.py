@@ -27,6 +27,7 @@ from lowbit.layers.quantized import QUANTIZED, QuantizedLayer, float_class
 from lowbit.quantizer.functional import is_recorded
 from lowbit.quantizer.module import Quantizer, as_quantizer
 from lowbit.quantizer.powers import codes_of_bits, nearest_power_of_two, nearest_with_bits
+from lowbit.quantizer.variation import rounding_of, weakened
 
 
 def gain_and_shift(norm: _BatchNorm, rounding: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -204,7 +205,12 @@ class IntegerNorm(_BatchNorm):
             return super().forward(input)
         shape = (1, -1) + (1,) * (input.dim() - 2)
         if self.training:
-            return self._in_training(input, gain_rounding(source), shape)
+            rounding = rounding_of(as_quantizer(quantizers[0]))
+            if behind_layer:
+                weight = outputs_first(source, source.used_weight().detach())
+                rounding = rounding * weight.flatten(1).square().sum(1).reshape(shape)
+            over = tuple(dim for dim in range(input.dim()) if dim != 1)
+            return self._in_training(weakened(input, rounding, input.shape, over), gain_rounding(source), shape)
         input_step = as_quantizer(quantizers[0]).step
         gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_as_depthwise(input_step, self)[1:]
         shift = bias * (input_step * scale).double()

@@ -21,6 +21,7 @@ from lowbit.lowering.calls import Modules, arguments, nodes_in
 from lowbit.lowering.folding import IntegerNorm
 from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES, bounds_of
 from lowbit.lowering.sizes import SizeCheck
+from lowbit.lowering.variation import Variation
 from lowbit.quantizer.module import Quantizer
 
 Lack = Callable[[fx.Node, Modules], str | None]
@@ -291,7 +292,7 @@ RESHAPE = Kind(
 UNCHANGED = Kind(  # in evaluation
     "unchanged",
     methods=("contiguous", "clone", "detach"),
-    modules=(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    modules=(Variation, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
     library_modules=("DropPath", "DropBlock2d", "StochasticDepth"),
     moves_codes=True,
 )
@@ -306,8 +307,7 @@ SHAPE = Kind(  # makes no tensor
 
 KINDS = (
     INPUT, OUTPUT, QUANTIZER, LAYER, FUNCTION, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, MATMUL, SOFTMAX, NORMALIZE, REDUCE, EXTREMUM,
-    AVERAGE, CONCATENATE, STACK, MAX_POOL, UPSAMPLE, LINEAR_RESIZE,
-    SPLIT, UNBIND, SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, LOWEST_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE,
+    AVERAGE, CONCATENATE, STACK, MAX_POOL, UPSAMPLE, LINEAR_RESIZE, SPLIT, UNBIND, SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, LOWEST_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE,
      TRANSPOSE, RESHAPE, UNCHANGED, CONSTANT, SHAPE,
 )  # fmt: skip
 

@@ -23,6 +23,7 @@ from lowbit.layers.function import FUNCTIONS, QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.rules import INSERTED, Setting
 from lowbit.lowering import kinds as k
+from lowbit.lowering import variation
 from lowbit.lowering.calls import REMEDY, Modules, arguments, describe, outputs_of
 from lowbit.lowering.checks import check_float_layers
 from lowbit.lowering.decompose import DECOMPOSED, MODULES, NORMS, QUOTIENTS
@@ -127,6 +128,7 @@ def integer_form(
             narrow=setting.narrow,
             batch_dim=None if all(kinds[end] is k.CONSTANT for end in group.ends) else 0,
             name=f"the tensor '{INSERTED}.{group.name}'",
+            relative_below=1.0,
         ).to(device)
         for end in group.ends:
             takers = tensor_users(end, kinds)
@@ -140,10 +142,27 @@ def integer_form(
         if kinds.get(before) is not k.LAYER:
             (source, *_) = sources_of(before, kinds | {n: k.QUANTIZER for n in graph.nodes if n not in kinds})
             _follow(node, modules, model.get_submodule(str(source.target)), f"the tensor {str(source.target)!r}")
+    _weaken_gradients(model, kinds)
     graph.lint()
     model.recompile()
     quantizers.train(model.training)
     return model
+
+
+def _weaken_gradients(model: fx.GraphModule, kinds: Kinds) -> None:
+    """Put a `Variation` before every normalization that works over a sample."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for node in [each for each in model.graph.nodes if kinds.get(each) is k.NORMALIZE]:
+        source = x = node.all_input_nodes[0]
+        while source in kinds and kinds[source].moves_codes:
+            source = k.operands(source, kinds)[0]
+        quantizer = modules.get(str(source.target))
+        module = variation.before(node, modules, quantizer) if isinstance(quantizer, Quantizer) else None
+        if module is not None:
+            name = f"{node.name}_variation"
+            model.add_module(name, module.train(model.training))
+            with model.graph.inserting_before(node):
+                node.replace_input_with(x, model.graph.call_module(name, (x,)))
 
 
 def _takes_shapes(graph: fx.Graph, modules: Modules) -> bool:

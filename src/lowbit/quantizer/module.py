@@ -36,6 +36,8 @@ class Quantizer(QuantizerState):
         view: the shape in which the input is quantized; groups are made this way. None: its own.
         batch_dim: the dimension not counted among the elements that share a step; 0 for activations, None for weights.
         name: what messages call this quantizer.
+        relative_below: steps that are smaller than this at the beginning are learned at a pace in proportion to
+            themselves: see `QuantizerState`. The default leaves the papers' rule to all that papers quantize.
 
     Raises:
         LowbitError: unknown method or bits out of range.
@@ -52,8 +54,9 @@ class Quantizer(QuantizerState):
         view: Sequence[int] | None = None,
         batch_dim: int | None = None,
         name: str = "quantizer",
+        relative_below: float = 2.0**-10,
     ) -> None:
-        super().__init__(bits, method, narrow, step_shape, name)
+        super().__init__(bits, method, narrow, step_shape, name, relative_below)
         self.signed = signed
         self.view = None if view is None else tuple(view)
         self.batch_dim = batch_dim
@@ -108,7 +111,7 @@ class Quantizer(QuantizerState):
                 f"{self.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before using "
                 "the network"
             )
-        step, initial_step = self.raw_step, self.initial_step
+        step, initial_step = self.learned_step, self.initial_step
         if method.transform is not None:
             x = method.transform(x)
         if method.range is not None:

@@ -66,9 +66,10 @@ class QuantizerState(nn.Module):
     """The state of a quantizer, as parameters and buffers. All of them are float32, also in a half-precision model.
 
     Parameters and buffers:
-        raw_step: the learned step. `step` is what is computed with: `raw_step` kept within a factor 1024 of its initial
-            value, so positive and finite whatever an optimizer does; its gradient goes to `raw_step` unchanged. Where the
-            method says so, it is the power of two nearest to that.
+        raw_step: the learned step, in units of `step_unit`. `step` is what is computed with: `learned_step`, their product,
+            kept within a factor 1024 of its initial value, so positive and finite whatever an optimizer does; the gradient
+            passes the bound unchanged. Where the method says so, it is the power of two nearest to that.
+        step_unit: min(1, initial step / `relative_below`), or None where that is 1 for every step.
         offset: β, a parameter of the same shape, or None.
         initial_step: the step that the quantizer was initialized with.
         configuration: see `Configuration`. It is float32 so that an average of equal values is that value.
@@ -80,6 +81,7 @@ class QuantizerState(nn.Module):
     """
 
     raw_step: nn.Parameter
+    step_unit: Tensor | None
     offset: nn.Parameter | None
     initial_step: Tensor
     configuration: Tensor
@@ -89,9 +91,18 @@ class QuantizerState(nn.Module):
     relative_gradients: Tensor | None
     balance_ratio: Tensor | None
 
-    def __init__(self, bits: int, method: str | Method, narrow: bool, step_shape: Sequence[int], name: str) -> None:
+    def __init__(
+        self,
+        bits: int,
+        method: str | Method,
+        narrow: bool,
+        step_shape: Sequence[int],
+        name: str,
+        relative_below: float,
+    ) -> None:
         super().__init__()
         check_bits(bits)
+        self.relative_below = relative_below
         self.bits, self.narrow, self.name = bits, narrow, name
         self.method = get_method(method)
         shape, learned = tuple(step_shape), self.method.step_gradient is not None
@@ -99,6 +110,7 @@ class QuantizerState(nn.Module):
         offset = nn.Parameter(torch.zeros(shape), requires_grad=learned)
         self.register_parameter("offset", None if self.method.offset == "never" else offset)
         self.register_buffer("initial_step", torch.ones(shape))
+        self.register_buffer("step_unit", None)
         self.register_buffer("configuration", torch.zeros(6))
         for name, function in (
             ("surrogate_value", self.method.surrogate_gradient),
@@ -173,15 +185,20 @@ class QuantizerState(nn.Module):
 
     @property
     def bounded(self) -> Tensor:
-        """`raw_step` within its bounds, before it is rounded to any power of two; detached."""
-        return bounded_step(self.raw_step.detach(), self.initial_step)
+        """`learned_step` within its bounds, before it is rounded to any power of two; detached."""
+        return bounded_step(self.learned_step.detach(), self.initial_step)
+
+    @property
+    def learned_step(self) -> Tensor:
+        """The step as it was learned, before it is bounded, through which gradients go to `raw_step`."""
+        return self.raw_step if self.step_unit is None else self.raw_step * self.step_unit
 
     @property
     def diverged(self) -> bool:
         """Whether a learned step has left its bounds or is not finite, so that `step` is not what was learned."""
         if not self.initialized or self.method.range is not None:
             return False
-        return bool((self.raw_step.detach() != self.bounded).any())
+        return bool((self.learned_step.detach() != self.bounded).any())
 
     @property
     def zero_point(self) -> Tensor:
@@ -200,7 +217,9 @@ class QuantizerState(nn.Module):
     @torch.no_grad()
     def set_initial(self, initial: Initial) -> None:
         """Set grid, step and offset."""
-        self.raw_step.copy_(initial.step)
+        unit = (initial.step / self.relative_below).clamp_max(1)
+        self.step_unit = unit if bool((unit < 1).any()) else None
+        self.raw_step.copy_(initial.step if self.step_unit is None else initial.step / unit)
         if self.relative_gradients is not None:
             self.relative_gradients.zero_()
         self.initial_step.copy_(initial.step)
@@ -276,6 +295,8 @@ class QuantizerState(nn.Module):
         if difference is not None:
             error_msgs.append(difference)
             return
+        if f"{prefix}raw_step" in state_dict:  # versions before units have steps as they are
+            self.step_unit = torch.ones_like(self.raw_step) if f"{prefix}step_unit" in state_dict else None
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import Tensor, fx
 
 from lowbit.integer.graph import Node, TensorType
 from lowbit.integer.ops import Extremum, MatMul, Normalize, Reduce, Softmax
@@ -17,6 +16,7 @@ from lowbit.lowering import kinds as k
 from lowbit.lowering.handlers.alignment import aligned
 from lowbit.lowering.handlers.moves import reshape_to, transposed
 from lowbit.lowering.values import Codes, Computation, Move
+from lowbit.lowering.variation import is_rms
 
 if TYPE_CHECKING:
     from lowbit.lowering.convert import Converter
@@ -102,10 +102,10 @@ def _normalized_last(converter: Converter, node: fx.Node, x: Codes, rank: int) -
     shape, layout = converter.shapes[source], converter.layout(source)
     if layout.axis is not None and layout.axis >= len(shape) - rank:
         raise converter.refusal(node, " works along the dimension of the batch, which has no integer form")
-    rms = node.target is F.rms_norm or isinstance(converter.modules.get(str(node.target)), nn.RMSNorm)
     eps = torch.finfo(torch.float32).eps if given["eps"] is None else given["eps"]
     gain, shift = _affine(converter, node)
-    return _normalized(node, x, math.prod(shape[len(shape) - rank :]), not rms, eps, gain, shift)
+    count = math.prod(shape[len(shape) - rank :])
+    return _normalized(node, x, count, not is_rms(node, converter.modules), eps, gain, shift)
 
 
 def _l2_normalized(converter: Converter, node: fx.Node, x: Codes) -> Any:
