@@ -13,6 +13,7 @@ from torch import fx, nn
 from lowbit.errors import LowbitError
 from lowbit.files import check_writable
 from lowbit.formats import get_format, open_file
+from lowbit.integer.costs import check_accumulators
 from lowbit.integer.graph import Graph
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.outputs import output_grids, with_output_grids
@@ -29,7 +30,9 @@ from lowbit.verification.report import Report
 _AT_TIES = 0.05
 
 
-def to_integer(model: nn.Module, example_input: Any, *, allow_diverged: bool = False) -> IntegerNetwork:
+def to_integer(
+    model: nn.Module, example_input: Any, *, allow_diverged: bool = False, accumulator_bits: int | None = None
+) -> IntegerNetwork:
     """The integer-only form of a trained network: integer weights, activations, biases and accumulators.
 
     Batch-norm is folded into the requantization, biases become int32 on the accumulator's grid, and every accumulator
@@ -42,6 +45,8 @@ def to_integer(model: nn.Module, example_input: Any, *, allow_diverged: bool = F
             or a dictionary by their names; shapes without the batch are the integer network's.
         allow_diverged: convert a network of which training has driven a step out of its bounds, or below zero, with the bound
             that it is computed with in evaluation as well.
+        accumulator_bits: of the processor; a network with sums that could overflow it is refused, with the width that every such layer
+            needs. (`costs` has the width of each, too.) None is 32.
 
     Raises:
         LowbitError: the network was prepared otherwise or is not started, a step is not finite or has run out of its bounds
@@ -49,6 +54,8 @@ def to_integer(model: nn.Module, example_input: Any, *, allow_diverged: bool = F
             network would compute something else than the trained one; the message names the layer or node.
     """
     proof = Proof(*_converted(model, example_input, allow_diverged=allow_diverged))
+    if accumulator_bits is not None:
+        check_accumulators(proof.graph, accumulator_bits)
     check_equal(proof, named_examples(model, example_input))
     return IntegerNetwork(proof.graph, proof)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lowbit.errors import LowbitError
 from lowbit.integer.graph import TensorType
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class LayerCost:
         parameters, weight_bytes, macs: as `Work` has them; 0 without weights.
         output_bytes: the output's codes packed at output_bits.
         bit_operations: macs · bits of the weight, or of the second input, · input_bits.
+        accumulator_bits: the narrowest signed accumulator that holds every partial sum, by its proved bound; 0 where nothing is summed.
     """
 
     name: str
@@ -62,6 +64,7 @@ class LayerCost:
     output_bytes: int
     macs: int
     bit_operations: int
+    accumulator_bits: int = 0
 
 
 def layer_costs(graph: Graph) -> list[LayerCost]:
@@ -85,9 +88,32 @@ def layer_costs(graph: Graph) -> list[LayerCost]:
                 output_bytes=-(-math.prod(node.shape_of()) * output_bits // 8),
                 macs=work.macs,
                 bit_operations=work.macs * other_bits * input_bits,
+                accumulator_bits=node.accumulator_bound(types).bit_length() + 1 if work.macs else 0,
             )
         )
     return rows
+
+
+def check_accumulators(graph: Graph, bits: int) -> None:
+    """Refuse a validated graph with sums of products that a signed accumulator of `bits` bits might not hold.
+
+    Raises:
+        LowbitError: with each such layer, the width that it needs, and its bound over the largest number that there is.
+    """
+    most = (1 << (bits - 1)) - 1
+    found = []
+    for row in layer_costs(graph):
+        if row.accumulator_bits > bits:
+            node = graph.by_name[row.name]
+            bound = node.accumulator_bound(graph.input_types(node))
+            found.append(
+                f"{row.name} needs {row.accumulator_bits} bits ({bound:,}, {bound / most:.3g} times the largest number)"
+            )
+    if found:
+        raise LowbitError(
+            f"sums of {len(found)} layers may overflow accumulators of {bits} bits: {'; '.join(found)}. Train the network with "
+            f"lowbit.prepare(…, accumulator_bits={bits}), which keeps its weights to the bound, or with fewer bits"
+        )
 
 
 def table(rows: list[LayerCost]) -> str:

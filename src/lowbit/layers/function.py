@@ -49,6 +49,11 @@ class QuantizedFunction(nn.Module):
         self, function: str, shape: tuple[int, ...], options: Mapping[str, Any], setting: Setting, name: str
     ) -> None:
         super().__init__()
+        if setting.accumulator_bits is not None:
+            raise LowbitError(
+                f"{name!r}: accumulator_bits bounds layers with a weight of their own, not functions: leave it out with "
+                f"lowbit.Rule({name!r}, accumulator_bits=None)"
+            )
         self.function, self.options, self.shape = function, dict(options), shape
         if setting.skip or setting.weights is None or setting.activations is None:
             raise LowbitError(f"{name!r} must have bits: an integer-only network has no float tensors")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lowbit.errors import LowbitError
+from lowbit.layers.accumulators import check_accumulators, within_accumulator
 from lowbit.layers.computed import check_not_computed
 from lowbit.layers.libraries import forms_of
 from lowbit.layers.product import product
@@ -33,12 +34,19 @@ class QuantizedLayer(nn.Module):
     input_quantizer: nn.Module
     # In an integer-only network a function of the layer, which gives its bias on the accumulator's grid.
     bias_rounding: Callable[[Any], Tensor] | None = None
+    # The width that the sums of products are to fit; None where they are free.
+    accumulator_bits: int | None = None
+    # In an integer-only network a function of the layer, which gives the bias of its accumulator, with batch-norm's; per output.
+    accumulator_bias: Callable[[Any], Tensor] | None = None
+    followed_by: tuple[
+        nn.Module, ...
+    ] = ()  # the batch-norm that is folded into it; in a tuple, so as not to become a submodule
 
     def forward(self, input: Tensor, *options: Any) -> Tensor:
         # One sample without a batch dimension gets one, which the quantizer expects.
         batched = input.dim() >= self.weight.dim()
         x_hat = self.input_quantizer(input if batched else input[None])
-        w_hat = self.weight_quantizer(self.used_weight())
+        w_hat = self.weight_quantizer(self.quantized_from())
         y = product(self.compute, x_hat, w_hat, self.used_bias(), *options)
         return y if batched else y[0]
 
@@ -50,6 +58,11 @@ class QuantizedLayer(nn.Module):
     def used_weight(self) -> Tensor:
         """The weight that the layer computes with, before it is quantized: the parameter, or a function of parameters."""
         return self.weight
+
+    def quantized_from(self) -> Tensor:
+        """What the weight's codes are made from: `used_weight`, moved where its sums must fit an accumulator."""
+        weight = self.used_weight()
+        return weight if self.accumulator_bits is None else within_accumulator(self, weight)
 
     def used_bias(self) -> Tensor | None:
         """The bias that the layer computes with."""
@@ -164,12 +177,14 @@ def add_quantizers(name: str, layer: nn.Module, setting: Setting) -> None:
     """Turn a float layer into its prepared form, in place."""
     kind = float_class(layer)
     assert kind is not None
+    check_accumulators(name, layer, setting)
     weight_quantizer, input_quantizer = new_quantizers(name, layer, setting)
     layer.__class__ = _quantized_class(type(layer), kind)
     assert isinstance(layer, QuantizedLayer)
     device = layer.weight.device
     layer.weight_quantizer = weight_quantizer.to(device)
     layer.input_quantizer = input_quantizer.to(device)
+    layer.accumulator_bits = setting.accumulator_bits
 
 
 def new_quantizers(name: str, layer: nn.Module, setting: Setting) -> tuple[nn.Module, nn.Module]:

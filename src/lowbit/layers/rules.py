@@ -33,6 +33,7 @@ class Setting:
     granularity: str
     narrow: bool
     skip: bool = False
+    accumulator_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Rule:
         granularity: "tensor", "channel", "group:N" or "channels:N".
         narrow: symmetric signed grids.
         scales: which steps are powers of two, as `lowbit.prepare` takes it.
+        accumulator_bits: the width that every sum of the layer is to fit, or None for no bound but 32 bits.
         skip: leave the layer in full precision altogether.
     """
 
@@ -56,11 +58,12 @@ class Rule:
     granularity: str = _KEEP
     narrow: bool = _KEEP
     scales: str = _KEEP
+    accumulator_bits: int | None = _KEEP
     skip: bool = False
 
     def apply(self, setting: Setting) -> Setting:
         """`setting` with this rule's fields in place of its own."""
-        names = ("weights", "activations", "method", "granularity", "narrow")
+        names = ("weights", "activations", "method", "granularity", "narrow", "accumulator_bits")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not _KEEP}
         if "method" in changes:
             changes["method"] = get_method(changes["method"])

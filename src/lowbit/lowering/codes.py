@@ -13,7 +13,7 @@ from lowbit.quantizer.module import Quantizer, as_quantizer
 
 def weight_codes(layer: QuantizedLayer) -> Tensor:
     """The weight's codes, int8 in its own shape, on the CPU."""
-    return as_quantizer(layer.weight_quantizer).codes(layer.used_weight()).to(torch.int8).cpu()
+    return as_quantizer(layer.weight_quantizer).codes(layer.quantized_from()).to(torch.int8).cpu()
 
 
 def activation_codes(quantizer: Quantizer, x: Tensor) -> Tensor:

@@ -248,12 +248,21 @@ _INTEGER_NORMS: dict[type[_BatchNorm], type[IntegerNorm]] = {
 }
 
 
+def accumulator_bias(layer: QuantizedLayer) -> Tensor:
+    """What the layer's accumulator starts with, its bias and batch-norm's: float64 [out], whole numbers."""
+    norm = next(iter(layer.followed_by), None)
+    assert norm is None or isinstance(norm, _BatchNorm)
+    return fold(as_quantizer(layer.input_quantizer).step, layer, norm)[2]
+
+
 def follow(norm: nn.Module, source: nn.Module) -> None:
     """Make a batch-norm evaluate on the accumulator's grid of `source`, a layer or a quantizer, in place."""
     norm.__class__ = next(integer for plain, integer in _INTEGER_NORMS.items() if isinstance(norm, plain))
     assert isinstance(norm, IntegerNorm) and isinstance(source, (QuantizedLayer, Quantizer))
     # In a tuple, so that the source does not become a submodule of its batch-norm.
     norm.folded_into = (source,)
+    if isinstance(source, QuantizedLayer):
+        source.followed_by = (norm,)
 
 
 class _RoundBias(torch.autograd.Function):

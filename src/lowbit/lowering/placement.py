@@ -27,7 +27,14 @@ from lowbit.lowering import variation
 from lowbit.lowering.calls import REMEDY, Modules, arguments, describe, outputs_of
 from lowbit.lowering.checks import check_float_layers
 from lowbit.lowering.decompose import DECOMPOSED, MODULES, NORMS, QUOTIENTS
-from lowbit.lowering.folding import IntegerNorm, bias_on_grid, channel_values, follow, function_bias_on_grid
+from lowbit.lowering.folding import (
+    IntegerNorm,
+    accumulator_bias,
+    bias_on_grid,
+    channel_values,
+    follow,
+    function_bias_on_grid,
+)
 from lowbit.lowering.kinds import Kind, Kinds
 from lowbit.lowering.shapes import named_examples
 from lowbit.lowering.trace import trace
@@ -95,6 +102,7 @@ def integer_form(
     for node in graph.nodes:
         if kinds[node] is k.LAYER:
             follower, layer = folds_into(node, kinds), _layer(node, modules)
+            layer.accumulator_bias = accumulator_bias
             if follower is not None and kinds[follower] is k.NORM:
                 _follow(follower, modules, layer, describe(node, modules))
                 folded.add(layer)

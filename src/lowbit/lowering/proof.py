@@ -179,7 +179,7 @@ class _ExactNetwork:
         for module in self.model.modules():
             if isinstance(module, QuantizedLayer):
                 with torch.no_grad():
-                    weights[module] = module.weight_quantizer(module.used_weight()).double()
+                    weights[module] = module.weight_quantizer(module.quantized_from()).double()
         self._kinds = k.kinds_of(self.model.graph, modules)
         self._weights: dict[str, Tensor] = {}
         for node in self.model.graph.nodes:

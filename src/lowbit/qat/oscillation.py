@@ -122,7 +122,7 @@ class OscillationFreezer:
     def _codes(layer: QuantizedLayer) -> Tensor:
         """The weight's codes in the shape in which it is quantized."""
         quantizer, _ = _quantizer(layer)
-        codes = quantizer.codes(layer.used_weight()).float()
+        codes = quantizer.codes(layer.quantized_from()).float()
         return codes if quantizer.view is None else codes.reshape(quantizer.view)
 
     @staticmethod

@@ -33,6 +33,7 @@ def prepare(
     init_activations: str | Init | None = None,
     balance: Balance | None = None,
     scales: str | None = None,
+    accumulator_bits: int | None = None,
     first_last: int | None = 8,
     rules: Sequence[Rule] = (),
     granularity: str = "tensor",
@@ -58,6 +59,8 @@ def prepare(
         scales: which steps are powers of two, learned in the logarithm: "power-of-two" (all of them), "power-of-two-weights" or
             "power-of-two-activations"; "free" is none, and None leaves the method's. With `integer_only` the gains of batch-norms
             behind such weights are powers of two as well, so that integers are requantized by shifts.
+        accumulator_bits: the width, 2 to 32, that every sum of a layer's products must fit whatever its input is, with the bias of an
+            integer-only network; training keeps the weights to it (`layers.accumulators`). None is no bound but 32 bits.
         first_last: bits of the first and the last layer (in the order of `named_modules`), both sides; the papers use
             8. None leaves the two in full precision.
         rules: exceptions by layer name; the first that matches decides.
@@ -83,7 +86,7 @@ def prepare(
     method = get_method(method).varied(
         init_weights=init_weights, init_activations=init_activations, balance=balance, scales=scales
     )
-    default = Setting(weights, activations, method, granularity, narrow)
+    default = Setting(weights, activations, method, granularity, narrow, accumulator_bits=accumulator_bits)
     for name, bits in (("weights", weights), ("activations", activations), ("first_last", first_last)):
         check_bits(bits, name)
     layers = {name: module for name, module in model.named_modules() if float_class(module) is not None}

@@ -108,7 +108,7 @@ class TransitionRate:
 
 
 def _codes(layer: QuantizedLayer) -> Tensor:
-    return as_quantizer(layer.weight_quantizer).codes(layer.used_weight()).to(torch.int8)
+    return as_quantizer(layer.weight_quantizer).codes(layer.quantized_from()).to(torch.int8)
 
 
 def _own_group(optimizer: torch.optim.Optimizer, layer: QuantizedLayer) -> dict:

@@ -69,6 +69,7 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
         init_activations=config.init_activations,
         balance=None if config.balance is None else lowbit.Balance(config.balance),
         scales=config.scales,
+        accumulator_bits=config.accumulator_bits,
         first_last=config.first_last,
         rules=rules,
         granularity=config.granularity,

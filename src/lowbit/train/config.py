@@ -77,6 +77,8 @@ class QuantizationConfig:
     """Relative gradient of a step over that of its weight at which it is held (SSG's magnitude); none leaves LSQ's g."""
     scales: str | None = None
     """Which steps are powers of two: power-of-two, power-of-two-weights, power-of-two-activations or free; none leaves it to the method."""
+    accumulator_bits: int | None = None
+    """The width, 2 to 32, that every sum of a layer's products must fit; none is no bound but 32 bits."""
     first_last: int | None = 8
     """Bits of the first and the last layer."""
     granularity: str = "tensor"
