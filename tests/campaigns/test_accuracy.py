@@ -304,7 +304,7 @@ def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> No
     budgets = {(cell.table, cell.network, cell.epochs, cell.seed) for cell in cells if cell.table.startswith("init")}
     for table, network, epochs, seed in budgets:  # every budget has full precision's
         assert f"{table}/{network}-fp-{epochs}ep-s{seed}" in names
-    assert [table.name for table in TABLES] == ["fp", "init", "init20", "ship", "parts"]
+    assert [table.name for table in TABLES] == ["fp", "init", "init20", "ship", "parts", "bits"]
 
 
 def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start_and_how_fast_they_learn() -> None:

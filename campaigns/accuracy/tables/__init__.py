@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from campaigns.accuracy.cell import Cell
-from campaigns.accuracy.tables import full_precision, initialization, initialization_resnet20, parts, shipped
+from campaigns.accuracy.tables import bits, full_precision, initialization, initialization_resnet20, parts, shipped
 from campaigns.accuracy.tables.table import Table
 
 TABLES: tuple[Table, ...] = (
@@ -12,6 +12,7 @@ TABLES: tuple[Table, ...] = (
     initialization_resnet20.TABLE,
     shipped.TABLE,
     parts.TABLE,
+    bits.TABLE,
 )
 
 

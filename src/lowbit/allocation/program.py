@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lowbit.errors import LowbitError
@@ -137,19 +140,34 @@ class Program:
         constraint = LinearConstraint(
             matrix.tocsr(), np.array([low for _, low, _ in rows]), np.array([high for *_, high in rows])
         )
-        result = milp(
-            weights,
-            constraints=constraint,
-            bounds=Bounds(0, 1),
-            integrality=np.ones(count),
-            options={"mip_rel_gap": 0.0},
-        )
+        with _quiet():
+            result = milp(
+                weights,
+                constraints=constraint,
+                bounds=Bounds(0, 1),
+                integrality=np.ones(count),
+                options={"mip_rel_gap": 0.0},
+            )
         if result.x is None:
             raise LowbitError(f"the integer program was not solved: {result.message}")
         return {
             side: max(by_bits, key=lambda bits, side=side: result.x[columns[side, bits]])
             for side, by_bits in self.losses.items()
         }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within: nothing is written to standard output, not by compiled code either: HiGHS in scipy 1.17 says things there, asked or not."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def uniform(program: Program, limits: Mapping[str, float]) -> Bits | None:
