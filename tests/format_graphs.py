@@ -19,6 +19,7 @@ from lowbit.integer.ops import (
     Linear,
     LinearResize,
     LookupPerChannel,
+    MaskedSoftmax,
     MatMul,
     Multiply,
     Normalize,
@@ -324,12 +325,25 @@ def normalizations(draw, ranks: tuple[int, ...] = (1, 2, 3)) -> GraphBuilder:
 
 @st.composite
 def softmaxes(draw, ranks: tuple[int, ...] = (1, 2, 3)) -> GraphBuilder:
-    """Softmax of any grid along any dimension."""
+    """Softmax of any grid along any dimension: of all elements, or of those that a constant or an input shows."""
     rank = draw(st.sampled_from(ranks))
     shape = tuple(draw(st.permutations([*_sizes(draw, rank - 1), draw(st.sampled_from([1, 3, 50, 197, 300]))])))
     b = GraphBuilder(shape, draw(st.integers(0, 2**16)))
     kind, axis = draw(grids((0.031, 0.25, 0.0522, 1.0))), draw(st.integers(1, rank))
     q = b.append(Quantize, "image", type=kind)
-    table = exponentials(kind, shape[axis - 1])
-    b.append(Softmax, q, type=draw(grids((1 / 255, 0.0071, 0.001, 0.3))), axis=axis, table=table)
+    fields = {"axis": axis, "table": exponentials(kind, shape[axis - 1])}
+    y, mask = draw(grids((1 / 255, 0.0071, 0.001, 0.3))), draw(st.sampled_from(["none", "constant", "input"]))
+    if mask == "none":
+        b.append(Softmax, q, type=y, **fields)
+        return b
+    of_mask = tuple(draw(st.sampled_from([1, size])) for size in shape)[draw(st.integers(0, rank - 1)) :]
+    if mask == "constant":
+        shown = b.append(Constant, type=MASK, codes=_codes(b, MASK, of_mask))
+    else:
+        b.inputs = {"image": shape, "mask": of_mask}
+        shown = b.append(Quantize, "mask", type=MASK)
+    b.append(MaskedSoftmax, q, shown, type=y, **fields)
     return b
+
+
+MASK = TensorType(1.0, 0, 1, False)

@@ -9,7 +9,7 @@ from lowbit.errors import LowbitError
 BITS_MAX = 16
 """Of a code anywhere."""
 TRAINED_BITS_MAX = 8
-"""Of a quantizer; wider codes stand between the operations of an integer network alone."""
+"""Of a quantizer, but for the state of recurrent layers; wider codes stand between the operations of an integer network."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Grid:
         return f"{self.bits}-bit {kind} [{self.qn}, {self.qp}]"
 
 
-def check_bits(bits: object) -> None:
-    """Raise LowbitError where a quantizer can't have so many bits: what is not a whole number from 1 to 8."""
-    _check(bits, TRAINED_BITS_MAX)
+def check_bits(bits: object, most: int = TRAINED_BITS_MAX) -> None:
+    """Raise LowbitError where a quantizer can't have so many bits: what is not a whole number from 1 to 8, or to `most`."""
+    _check(bits, most)
 
 
 def _check(bits: object, most: int) -> None:

@@ -54,7 +54,7 @@ def test_the_text_has_the_numbers(tmp_path):
         (lambda c: c["tensors"].pop("n1.Convolution:scale"), "must have the fields shape, values"),
         (lambda c: c["tensors"].update(stray={}), "belong to no node: .stray"),
         (lambda c: c.update(tensors=[]), "are no object"),
-        (lambda c: c.update(lowbit=4), "version 4, this lowbit reads up to 3"),
+        (lambda c: c.update(lowbit=5), "version 5, this lowbit reads up to 4"),
         (lambda c: c.pop("graph"), "must have the fields graph, lowbit, tensors"),
     ],
 )

@@ -145,8 +145,8 @@ def test_missing_file(tmp_path):
 
 def test_newer_version(tmp_path):
     tensors, described = parts(saved(resnet_like(0), tmp_path)[1])
-    with pytest.raises(LowbitError, match="version 4, this lowbit reads up to 3: install a newer"):
-        load_bytes(signed(tensors, described, format_version=4), tmp_path)
+    with pytest.raises(LowbitError, match="version 5, this lowbit reads up to 4: install a newer"):
+        load_bytes(signed(tensors, described, format_version=5), tmp_path)
 
 
 def test_other_safetensors_file(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.format_graphs import grids, normalizations, softmaxes
+from tests.format_graphs import MASK, grids, normalizations, softmaxes
 from tests.integer.test_integer_tensors import all_values, check_files, quantized
 from tests.integer.test_integer_tolerance import excess
 from tests.integer_graphs import f32
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import Graph, Node, TensorType
-from lowbit.integer.ops import MatMul, Normalize, Quantize, Softmax, Transpose
+from lowbit.integer.ops import MaskedSoftmax, MatMul, Normalize, Quantize, Softmax, Transpose
 from lowbit.integer.ops.normalize import integer_root
 from lowbit.integer.ops.softmax import exponentials
 from lowbit.integer.run import run
@@ -178,6 +178,41 @@ def test_softmax(x, y, fixed, length):
             share = np.float32(1) / np.float32(y.scale) / np.float32(sum(e))
             want = [clip(np.rint(np.float32(each) * share), y) for each in e]
         assert got == want
+
+
+@SETTINGS
+@given(grids((0.031, 0.25, 1.0)), grids((1 / 255, 0.03, 0.0004)), st.booleans(), st.sampled_from([1, 2, 30]))
+def test_a_masked_softmax_is_that_of_what_is_shown(x, y, fixed, length):
+    """Rows of any length, some of which show nothing: what is hidden has the code of 0."""
+    fields = {"type": y, "axis": 2, "table": exponentials(x, length)}
+    nodes = (
+        Quantize(name="a", inputs=("a float",), type=x),
+        Quantize(name="m", inputs=("mask",), type=MASK),
+        MaskedSoftmax(name="y", inputs=("a", "m"), **fields),
+    )
+    graph = validate(Graph(inputs={"a float": (5, length), "mask": (1, length)}, nodes=nodes, outputs=("y",)))
+    generator = torch.Generator().manual_seed(length)
+    codes = torch.randint(x.qn, x.qp + 1, (3, 5, length), generator=generator)
+    mask = torch.randint(0, 2, (3, 1, length), generator=generator).float()
+    values = dict(
+        run(graph, {"a float": (codes - x.zero_point) * x.scale, "mask": mask}, "fixed" if fixed else "float")
+    )
+    for scores, shown, got in zip(
+        values["a"].flatten(0, 1), mask.expand(3, 5, length).flatten(0, 1), values["y"].flatten(0, 1)
+    ):
+        seen = shown.bool()
+        assert bool((got[~seen] == clip(0, y)).all())
+        if bool(seen.any()):
+            plain = Softmax(name="y", inputs=("a",), **fields)
+            alone = quantized({"a": x}, {"a": (1, int(seen.sum()))}, plain)
+            rows = dict(
+                run(
+                    alone,
+                    {"a float": (scores[seen].double() - x.zero_point).float()[None, None] * x.scale},
+                    "fixed" if fixed else "float",
+                )
+            )
+            assert torch.equal(rows["y"].flatten(), got[seen])
 
 
 @pytest.mark.parametrize("length", [1, 197, 256, 257, 5000])

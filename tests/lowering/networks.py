@@ -29,11 +29,12 @@ def images(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
 
 
-def agreement(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+def agreement(model: nn.Module, x: torch.Tensor | dict[str, torch.Tensor]) -> tuple[int, int]:
     """(codes compared, codes that differ) between the trained network and the integer one."""
     graph, traced = convert(model, x)
     network = lowbit.IntegerNetwork(graph)
-    mine, theirs = network.codes(x), trained_runner(model, graph, traced)({next(iter(graph.inputs)): x}).codes
+    inputs = x if isinstance(x, dict) else {next(iter(graph.inputs)): x}
+    mine, theirs = network.codes(x), trained_runner(model, graph, traced)(inputs).codes
     pairs = [(mine[name].int(), codes) for name, codes in theirs.items()]
     return sum(a.numel() for a, _ in pairs), sum(int((a != b).sum()) for a, b in pairs)
 

@@ -22,7 +22,7 @@ from lowbit.integer.limits import INDICES_MAX
 from lowbit.integer.ops import OPERATIONS
 from lowbit.integer.validate import check_count, validate
 
-VERSION = 3
+VERSION = 4
 _RANK_MAX = 8  # dimensions of any tensor
 
 
@@ -54,9 +54,12 @@ class Tensors:
 
 def describe(graph: Graph, tensors: Tensors) -> tuple[int, dict[str, Any]]:
     """(version, description) of a validated graph; its tensors are put into `tensors`."""
-    nodes = [_describe(node, tensors) for node in graph.nodes]
+    seen: dict[tuple, str] = {}
+    nodes = [_describe(node, tensors, seen) for node in graph.nodes]
     inputs = {name: list(shape) for name, shape in graph.inputs.items()}
     described = {"inputs": inputs, "outputs": list(graph.outputs), "nodes": nodes}
+    if any(_is_reference(value) for entry in nodes for value in entry.values()):
+        return 4, {"about": _about(dict(graph.about)), **described}
     if graph.about:
         return 3, {"about": _about(dict(graph.about)), **described}
     if len(graph.inputs) == len(graph.outputs) == 1:
@@ -84,12 +87,13 @@ def read(version: int, description: Any, tensors: Tensors) -> Graph:
         LowbitError: naming what is missing, of another kind or too much; and what `validate` raises.
     """
     keys = {"input", "input_shape", "output"} if version == 1 else {"inputs", "outputs"}
-    keys |= {"about"} if version == 3 else set()
+    keys |= {"about"} if version >= 3 else set()
     described = mapping(description, "the graph", keys | {"nodes"})
     if not isinstance(described["nodes"], list):
         raise LowbitError("the graph's nodes are not a list")
     check_count(len(described["nodes"]))  # before they are read
-    nodes = tuple(_node(entry, tensors) for entry in described["nodes"])
+    made: dict[str, Node] = {}
+    nodes = tuple(_node(entry, tensors, made) for entry in described["nodes"])
     if tensors.by_name:
         raise LowbitError(
             f"the file holds tensors that belong to no node: {', '.join(map(repr, sorted(tensors.by_name)[:5]))}"
@@ -116,12 +120,28 @@ def _about(value: Any) -> dict[str, Any]:
     return value
 
 
-def _describe(node: Node, tensors: Tensors) -> dict[str, Any]:
+def _is_stored(field: dataclasses.Field) -> bool:
+    """Whether a field's values are tensors."""
+    return str(field.type) in ("Weight", "Int32 | None", "Float32 | None", "OutputCodes")
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether a field's JSON says that it is an earlier node's."""
+    return isinstance(value, dict) and value.keys() == {"of"}
+
+
+def _describe(node: Node, tensors: Tensors, seen: dict[tuple, str]) -> dict[str, Any]:
+    """The node as JSON; a tensor that an earlier node has too is described by that node's name."""
     entry: dict[str, Any] = {"operation": type(node).__name__}
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         if _may_be_left_out(field) and value == field.default:
             continue
+        if _is_stored(field) and value is not None:
+            first = seen.setdefault((type(node), field.name, id(value)), node.name)
+            if first != node.name:
+                entry[field.name] = {"of": first}
+                continue
         write = FIELDS[str(field.type)].write
         entry[field.name] = value if write is None else write(value, f"{node.name}:{field.name}", node.type, tensors)
     return entry
@@ -131,8 +151,8 @@ def _may_be_left_out(field: dataclasses.Field) -> bool:
     return bool(field.metadata.get("added"))
 
 
-def _node(entry: Any, tensors: Tensors) -> Node:
-    """The node that `_describe` described; takes its tensors out of `tensors`."""
+def _node(entry: Any, tensors: Tensors, made: dict[str, Node]) -> Node:
+    """The node that `_describe` described, put into `made`; takes its tensors out of `tensors`."""
     name = _string(entry.get("name") if isinstance(entry, dict) else None, "the name of a node")
     operation = entry.get("operation")
     kind = OPERATIONS.get(operation) if isinstance(operation, str) else None
@@ -148,8 +168,15 @@ def _node(entry: Any, tensors: Tensors) -> Node:
             continue
         codec = FIELDS[str(field.type)]
         place = f"{where}, {field.name}"
+        if _is_stored(field) and _is_reference(entry[field.name]):
+            first = made.get(_string(entry[field.name]["of"], place))
+            if type(first) is not kind:
+                raise LowbitError(f"{place}: no earlier {operation} has the name {entry[field.name]['of']!r:.40}")
+            values[field.name] = getattr(first, field.name)
+            continue
         values[field.name] = codec.read(entry[field.name], place, f"{name}:{field.name}", values.get("type"), tensors)
-    return kind(**values)
+    made[name] = kind(**values)
+    return made[name]
 
 
 # ---------------------------------------------------------------- JSON

@@ -13,7 +13,9 @@ significant one of the first byte; the unused bits of the last byte are 0.
 Metadata, under the one key "lowbit": JSON with "format_version", "graph" (`integer.described`) and "sha256" of the graph's JSON
 and of every tensor. Loading checks all of it, sizes before anything is allocated for them, and then the graph as `validate`
 does. Version 2 has "inputs" and "outputs" where version 1, which graphs with one of each are still written in, has "input",
-"input_shape" and "output". Version 3 has "about" (`Graph.about`) beside them, and is written where there is something in it.
+"input_shape" and "output". Version 3 has "about" (`Graph.about`) beside them, and is written where there is something in it. Version 4
+has {"of": NAME} for a tensor that is an earlier node's, of the same operation and field: weights of a layer that is called more
+than once.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
 
     Args:
         graph: from `validate`.
-        x: float32 (batch, *shape) of every input; int64 of one that holds indices.
+        x: float32 (batch, *shape) of every input; int64 (int32, bool) of one that holds indices or is a mask.
         requantize: the name of a rounding (`roundings.ROUNDINGS`).
 
     Raises:
@@ -91,6 +91,8 @@ def checked_inputs(graph: Graph, x: Inputs) -> dict[str, Tensor]:
     for name, value in values.items():
         whose = "the network's input" if len(values) == 1 else f"the network's input {name!r}"
         dtype = torch.int64 if name in limits else torch.float32
+        if name in limits and isinstance(value, Tensor) and value.dtype in (torch.bool, torch.int32):
+            values[name] = value = value.to(torch.int64)
         if not isinstance(value, Tensor) or value.dtype != dtype or value.device.type != "cpu":
             kind = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
             raise LowbitError(

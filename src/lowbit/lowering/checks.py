@@ -69,7 +69,8 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diver
                 "first, best before the last epochs of training"
             )
         offset = 1 << (module.bits - 1) if grid.signed else 0
-        if bool(((module.zero_point + offset < 0) | (module.zero_point + offset > 255)).any()):
+        top = 255 if module.bits <= 8 else 65535
+        if bool(((module.zero_point + offset < 0) | (module.zero_point + offset > top)).any()):
             raise LowbitError(
                 f"{where} has the zero point {float(module.zero_point.flatten()[0]):g}, which the byte of its codes can't hold: "
                 "its values lie far to one side of 0, where an offset doesn't pay; prepare it without one (method='lsq' by a rule)"
@@ -106,14 +107,15 @@ def check_norms(model: nn.Module) -> None:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Refuse parameters and buffers that are not float32 or not finite, and parameters that hooks compute.
+    """Refuse parameters and buffers that are not float32 or not finite, and parameters that hooks compute. Masks may be −∞.
 
     Raises:
         LowbitError: naming the layer that has it.
     """
     for name, module in model.named_modules():
         check_not_computed(name, module)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
+    masks = {name: value.clamp(min=0) for name, value in model.named_buffers()}
+    for name, value in (*model.named_parameters(), *masks.items()):
         if not value.is_floating_point():
             continue
         holder, _, what = name.rpartition(".")

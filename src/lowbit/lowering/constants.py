@@ -15,10 +15,17 @@ from lowbit.lowering.tracer import BATCH, batch_of
 
 
 def constant(
-    node: fx.Node, kinds: Mapping[fx.Node, Kind | None], shapes: Mapping[fx.Node, Any], modules: Modules
+    node: fx.Node,
+    kinds: Mapping[fx.Node, Kind | None],
+    shapes: Mapping[fx.Node, Any],
+    modules: Modules,
+    given: Mapping[fx.Node, Tensor] | None = None,
 ) -> Tensor:
-    """The value of a node of the kind `CONSTANT`, for a batch of one; on the CPU."""
-    values: dict[fx.Node, Any] = {}
+    """The value of a node of the kind `CONSTANT`, for a batch of one; on the CPU.
+
+    With `given` also of one that is computed of the given tensors, and of constants, alone.
+    """
+    values: dict[fx.Node, Any] = dict(given or {})
 
     def value(each: fx.Node) -> Any:
         if each not in values:
@@ -30,7 +37,9 @@ def constant(
             holder, _, name = str(each.target).rpartition(".")
             return getattr(modules[holder], name).detach().cpu()
         known = shapes.get(each)
-        if kinds[each] is not k.CONSTANT:  # it lends its shape alone, or is a number
+        if kinds[each] is not k.CONSTANT and not (
+            given and k.is_whole(each, kinds)
+        ):  # it lends its shape alone, or is a number
             if isinstance(known, (int, float)):
                 return known // BATCH if batch_of(known) else known
             return torch.empty([size // BATCH if batch_of(size) else size for size in known or ()], device="cpu")

@@ -27,12 +27,13 @@ from lowbit.lowering.checks import check_norms, check_parameters, check_quantize
 from lowbit.lowering.codes import type_of
 from lowbit.lowering.constants import constant
 from lowbit.lowering.handlers import HANDLERS
+from lowbit.lowering.handlers.masks import finite_codes, moved_mask
 from lowbit.lowering.layouts import Layout, layout_of
 from lowbit.lowering.shapes import Shapes, named_examples, shapes_of
 from lowbit.lowering.simplify import simplified
 from lowbit.lowering.tracer import batch_of
 from lowbit.lowering.trained import Places, Traced, trained_runner
-from lowbit.lowering.values import Codes, Computation, Concatenation, Held, Move, Value
+from lowbit.lowering.values import Codes, Computation, Concatenation, Finite, Held, Masked, Move, Value
 from lowbit.quantizer.module import Quantizer
 
 __all__ = ["Converter", "Traced", "convert", "trained_runner"]
@@ -117,6 +118,9 @@ class Converter:
                 if kind is k.INPUT and node in self.shapes:
                     inputs[str(node.target)] = self.layout(node).sample(self.shapes[node])
                     self._values[node] = self._input(str(node.target))
+                elif kind is k.INDEX_INPUT and node in self.shapes:
+                    inputs[str(node.target)] = self.layout(node).sample(self.shapes[node])
+                    self._names.add(str(node.target))
                 elif kind is k.OUTPUT:
                     names, tensors = zip(*outputs_of(node))
                     outputs = [self._output(tensor, node) for tensor in tensors]
@@ -126,7 +130,7 @@ class Converter:
                     raise self.refusal(node, f": {why}")
                 elif kind is k.CONSTANT:
                     self._values[node] = None  # computed when it is taken
-                elif kind is not k.SHAPE and kind is not k.INPUT:
+                elif kind not in (k.SHAPE, k.INPUT, k.INDEX_INPUT):
                     self._values[node] = HANDLERS[kind](self, node)
             except LowbitError as error:
                 if self._refused is None:
@@ -244,6 +248,10 @@ class Converter:
     def codes_at(self, tensor: Any, node: fx.Node) -> Codes:
         """The codes of a tensor that the node takes, which a quantizer has put on a grid."""
         value = self.value(tensor, node)
+        if isinstance(value, Finite):
+            value = finite_codes(self, value, node)
+        if isinstance(value, Masked):
+            raise self.refusal(node, " takes scores behind a mask, where only a softmax has an integer form")
         if not isinstance(value, Codes):
             raise LowbitError(f"{self.describe(node)} takes a tensor without a quantizer: prepare the network anew")
         return value
@@ -293,6 +301,8 @@ class Converter:
 
     def moved(self, value: Any, moves: Sequence[Move]) -> Any:
         """The value with its codes moved: at once, or when it is put on a grid."""
+        if isinstance(value, Masked):
+            return moved_mask(self, value, moves)
         if not isinstance(value, Codes):
             return replace(value, moves=(*value.moves, *moves))
         for move in moves:

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
+
+from lowbit.lowering import recurrent
 
 
 def attention(
@@ -35,10 +38,10 @@ def attention(
     return torch.matmul(F.dropout(_weights(query, key, scale, attn_mask), dropout_p), value)
 
 
-def _weights(query: Any, key: Any, scale: float, mask: Any) -> Any:
-    """softmax(scale · q·kᵀ + mask); of a boolean mask, what is hidden."""
+def _weights(query: Any, key: Any, scale: float, *masks: Any) -> Any:
+    """softmax(scale · q·kᵀ + masks); of a boolean mask, what is hidden."""
     scores = torch.matmul(query, key.transpose(-2, -1)) * scale
-    if mask is not None:
+    for mask in [each for each in masks if each is not None]:
         scores = scores.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1)
 
@@ -74,9 +77,9 @@ def multihead_attention(
     is_causal: bool = False,
 ) -> tuple[Any, Any]:
     """nn.MultiheadAttention, of batches: (result, weights or None)."""
-    if key_padding_mask is not None or layer.bias_k is not None or layer.add_zero_attn or query.dim() != 3:
+    if layer.bias_k is not None or layer.add_zero_attn or query.dim() != 3:
         raise fx.proxy.TraceError(
-            "nn.MultiheadAttention with key_padding_mask, add_bias_kv or add_zero_attn, or without a batch, has no integer form"
+            "nn.MultiheadAttention with add_bias_kv or add_zero_attn, or without a batch, has no integer form"
         )
     if not layer.batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
@@ -84,7 +87,9 @@ def multihead_attention(
     q, k, v = (x.unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2) for x in (q, k, v))
     if attn_mask is not None and attn_mask.dim() == 3:
         attn_mask = attn_mask.unflatten(0, (-1, layer.num_heads))
-    weights = _weights(q, k, layer.head_dim**-0.5, attn_mask)
+    if key_padding_mask is not None:
+        key_padding_mask = key_padding_mask[:, None, None, :]
+    weights = _weights(q, k, layer.head_dim**-0.5, attn_mask, key_padding_mask)
     y = torch.matmul(F.dropout(weights, layer.dropout), v).transpose(1, 2).flatten(2)
     y = layer.out_proj(y)
     if need_weights and average_attn_weights:
@@ -138,11 +143,42 @@ def encoder(
 
 
 MODULES: dict[type[nn.Module], Callable] = {
+    **recurrent.MODULES,
     nn.MultiheadAttention: multihead_attention,
     nn.TransformerEncoderLayer: encoder_layer,
     nn.TransformerEncoder: encoder,
 }
 """By class of module: what a call of it is written out as."""
+
+
+def where(*args: Any) -> Any:
+    """A tensor with a number in the places where a condition, or its negation, holds."""
+    condition, x, other = args if _is_bool(args[0]) else (args[1], args[0], args[2])
+    if _number(other) is not None:
+        return x.masked_fill(~condition, _number(other))
+    return other.masked_fill(condition, _number(x))
+
+
+def _chooses_a_number(target: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    numbers = [_number(each) is not None for each in args]
+    return not kwargs and len(args) == 3 and sum(numbers) == 1 and any(map(_is_bool, args[:2]))
+
+
+def _is_bool(x: Any) -> bool:
+    value = getattr(x, "_value", x)
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bool
+
+
+def _number(x: Any) -> float | None:
+    """A number, or the one in a tensor of numbers that forward writes; None for anything else."""
+    if isinstance(x, torch.Tensor) and x.ndim == 0 and not isinstance(x, FakeTensor):
+        return float(x)
+    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else None
+
+
+def zeroed(input: Any, mask: Any, value: float) -> Any:
+    """0 where a mask says so: the product with its negation."""
+    return input * mask.logical_not()
 
 
 def quotient(input: Any, other: Any) -> Any:
@@ -162,6 +198,10 @@ def _is_euclidean(args: tuple, kwargs: dict[str, Any]) -> bool:
 
 def written_out(target: Any, args: tuple, kwargs: dict[str, Any]) -> Callable | None:
     """What a call is written out as, with the same arguments; None where it is recorded as it is."""
+    if target in (torch.where, "where"):
+        return where if _chooses_a_number(target, args, kwargs) else None
+    if target in MASKED_FILLS:
+        return zeroed if not kwargs and len(args) == 3 and args[2] == 0 else None
     if target in QUOTIENTS:
         tensors = [isinstance(getattr(each, "_value", None), torch.Tensor) for each in args]
         return quotient if tensors == [True, True] and not kwargs else None
@@ -172,6 +212,7 @@ def written_out(target: Any, args: tuple, kwargs: dict[str, Any]) -> Callable | 
 
 QUOTIENTS = (operator.truediv, torch.div, torch.true_divide, "div", "true_divide", "divide")
 NORMS = (torch.norm, "norm")
+MASKED_FILLS = (torch.masked_fill, "masked_fill", "masked_fill_")
 
 DECOMPOSED: dict[Callable, Callable] = {
     F.scaled_dot_product_attention: attention,

@@ -7,8 +7,7 @@ an operation: its kind here, and its handler in `lowbit.lowering.handlers`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import fx, nn
@@ -17,44 +16,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
+from lowbit.lowering import sequences
 from lowbit.lowering.calls import Modules, arguments, nodes_in
 from lowbit.lowering.folding import IntegerNorm
 from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES, bounds_of
+from lowbit.lowering.kind import Kind
+from lowbit.lowering.sequences import EMBEDDING, INDEX_INPUT, INDICES, MASK, REGRID, SUM_OF_PRODUCTS, WHOLE
 from lowbit.lowering.sizes import SizeCheck
 from lowbit.lowering.variation import Variation
+from lowbit.lowering.whole import ShownSoftmax, WholeNumbers
 from lowbit.quantizer.module import Quantizer
-
-Lack = Callable[[fx.Node, Modules], str | None]
 
 # A class's name says what it does only in the libraries that are meant.
 _LIBRARIES = ("timm", "torchvision")
-
-
-@dataclass(frozen=True, eq=False)
-class Kind:
-    """One kind of operation and how networks write it.
-
-    Attributes:
-        name: of the kind.
-        functions, methods, modules: its spellings: what is called, names of methods of a tensor, classes of modules.
-        library_modules: names of classes that compute it in timm and torchvision.
-        computes: whether its result is to be put on a grid before anything else computes with it.
-        moves_codes: whether its result has its inputs' codes, in other places.
-        parameters: names of arguments that stay in full precision, or are indices or masks: no tensors on a grid.
-        lack: why a call of this kind has no integer form, as far as its arguments tell; None where it has one.
-        instead: the kind that a call with these arguments has in its place; None where it has this one.
-    """
-
-    name: str
-    functions: tuple[Callable, ...] = ()
-    methods: tuple[str, ...] = ()
-    modules: tuple[type[nn.Module], ...] = ()
-    library_modules: tuple[str, ...] = ()
-    computes: bool = False
-    moves_codes: bool = False
-    parameters: tuple[str, ...] = ()
-    lack: Lack = lambda node, modules: None
-    instead: Callable[[fx.Node, Modules], Kind | None] = lambda node, modules: None
 
 
 # Why a call has no integer form.
@@ -202,7 +176,11 @@ MATMUL = Kind(
     lack=_lack_of_two_tensors,
 )
 SOFTMAX = Kind(
-    "softmax", functions=(F.softmax, torch.softmax), methods=("softmax",), modules=(nn.Softmax,), computes=True
+    "softmax",
+    functions=(F.softmax, torch.softmax),
+    methods=("softmax",),
+    modules=(nn.Softmax, ShownSoftmax),
+    computes=True,
 )
 NORMALIZE = Kind(
     "normalize",
@@ -308,7 +286,7 @@ SHAPE = Kind(  # makes no tensor
 KINDS = (
     INPUT, OUTPUT, QUANTIZER, LAYER, FUNCTION, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, MATMUL, SOFTMAX, NORMALIZE, REDUCE, EXTREMUM,
     AVERAGE, CONCATENATE, STACK, MAX_POOL, UPSAMPLE, LINEAR_RESIZE, SPLIT, UNBIND, SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, LOWEST_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE,
-     TRANSPOSE, RESHAPE, UNCHANGED, CONSTANT, SHAPE,
+     TRANSPOSE, RESHAPE, UNCHANGED, CONSTANT, SHAPE, EMBEDDING, INDICES, MASK, SUM_OF_PRODUCTS, REGRID,
 )  # fmt: skip
 
 _BY_FUNCTION = {function: kind for kind in KINDS for function in kind.functions}
@@ -328,7 +306,8 @@ def kinds_of(graph: fx.Graph, modules: Modules) -> dict[fx.Node, Kind | None]:
 
 def _kind_of(node: fx.Node, modules: Modules, kinds: Mapping[fx.Node, Kind | None]) -> Kind | None:
     if node.op == "placeholder":
-        return INPUT
+        of_whole = any(isinstance(modules.get(str(user.target)), WholeNumbers) for user in node.users)
+        return INDEX_INPUT if of_whole else INPUT
     if node.op == "output":
         return OUTPUT
     if node.op == "call_module":
@@ -336,7 +315,25 @@ def _kind_of(node: fx.Node, modules: Modules, kinds: Mapping[fx.Node, Kind | Non
         return CONSTANT if kind not in (LAYER, FUNCTION, QUANTIZER) and _is_constant(node, kinds) else kind
     of_shapes = bool(node.all_input_nodes) and all(kinds[operand] is SHAPE for operand in node.all_input_nodes)
     kind = _kind_of_call(node, of_shapes)
-    return CONSTANT if kind is not SHAPE and _is_constant(node, kinds) else kind
+    if kind is not SHAPE and _is_constant(node, kinds):
+        return CONSTANT
+    return WHOLE if (kind in _OF_ELEMENTS or sequences.is_elementwise(node)) and _is_of_whole(node, kinds) else kind
+
+
+_OF_ELEMENTS = (LOOKUP, ADD, SUBTRACT, MULTIPLY, CLAMP, MASK)
+
+
+def _is_of_whole(node: fx.Node, kinds: Mapping[fx.Node, Kind | None]) -> bool:
+    """Whether it is computed of inputs that are whole numbers, and of nothing else but constants and sizes."""
+    of = [each for each in node.all_input_nodes if kinds[each] is not SHAPE]
+    whole = [is_whole(each, kinds) for each in of]
+    return any(whole) and all(each or kinds[tensor] is CONSTANT for each, tensor in zip(whole, of))
+
+
+def is_whole(node: fx.Node, kinds: Mapping[fx.Node, Kind | None]) -> bool:
+    """Whether a tensor is whole numbers that the network takes, or functions of their elements, in any place."""
+    kind = kinds[node]
+    return kind in (INDICES, WHOLE) or (kind is not None and kind.moves_codes and _is_of_whole(node, kinds))
 
 
 def _kind_of_call(node: fx.Node, of_shapes: bool) -> Kind | None:

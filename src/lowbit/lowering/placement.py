@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
+from lowbit.grid import BITS_MAX
 from lowbit.layers.function import FUNCTIONS, QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.rules import INSERTED, Setting
@@ -36,8 +37,12 @@ from lowbit.lowering.folding import (
     function_bias_on_grid,
 )
 from lowbit.lowering.kinds import Kind, Kinds
+from lowbit.lowering.masks import may_hide
+from lowbit.lowering.recurrent import SHARED, WIDE
 from lowbit.lowering.shapes import named_examples
 from lowbit.lowering.trace import trace
+from lowbit.quantizer.initialization import spacious_init
+from lowbit.quantizer.methods import get_method
 from lowbit.quantizer.module import Quantizer, as_quantizer
 
 
@@ -57,7 +62,7 @@ class OneGrid:
 
 def integer_form(
     prepared: nn.Module,
-    setting_for: Callable[[list[str]], list[Setting]],
+    setting_for: Callable[[list[str]], list[tuple[Setting, bool]]],
     function_setting: Callable[[str], Setting],
     example_input: Any = None,
 ) -> fx.GraphModule:
@@ -68,7 +73,8 @@ def integer_form(
         function_setting: the setting of a convolution or linear layer that forward calls as a function, from its name
             ("functions.<name>").
         example_input: a batch of inputs, as `named_examples` takes them; None where shapes are not known.
-        setting_for: the settings of the inserted quantizers, from their names ("activation_quantizers.<name>").
+        setting_for: the settings of the inserted quantizers, from their names ("activation_quantizers.<name>"), and whether a rule has made each of
+            them; the state of a recurrent layer has 16 bits where none has.
 
     Raises:
         LowbitError: operations without an integer form, all of them named; layers in full precision; several steps within an
@@ -126,17 +132,21 @@ def integer_form(
 
     settings = setting_for([f"{INSERTED}.{group.name}" for group in inserted])
     quantizers = model.activation_quantizers = nn.ModuleDict()
-    for group, setting in zip(inserted, settings):
+    for group, (setting, by_rule) in zip(inserted, settings):
         if setting.activations is None or setting.skip:
             raise LowbitError(f"'{INSERTED}.{group.name}' must have bits: an integer-only network has no float tensors")
         device = next(prepared.parameters()).device
+        wide = not by_rule and any(end.meta.get(WIDE) for end in group.ends)
+        method = get_method("minmax").varied(init_activations=spacious_init) if wide else setting.method
         quantizers[group.name] = Quantizer(
-            setting.activations,
-            method=setting.method.for_activations,
+            BITS_MAX if wide else setting.activations,
+            method=method.for_activations,
             narrow=setting.narrow,
+            signed=True if wide else None,
             batch_dim=None if all(kinds[end] is k.CONSTANT for end in group.ends) else 0,
             name=f"the tensor '{INSERTED}.{group.name}'",
             relative_below=1.0,
+            bits_max=BITS_MAX,
         ).to(device)
         for end in group.ends:
             takers = tensor_users(end, kinds)
@@ -180,6 +190,8 @@ def _takes_shapes(graph: fx.Graph, modules: Modules) -> bool:
     def of_tensors(node: fx.Node) -> bool:
         return len(node.all_input_nodes) == 2 and all(kinds[each] is not k.SHAPE for each in node.all_input_nodes)
 
+    if may_hide(graph, kinds, modules):
+        return True
     calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
     return any(
         node.target in (*DECOMPOSED, *FUNCTIONS, *NORMS) or (node.target in QUOTIENTS and of_tensors(node))
@@ -200,6 +212,7 @@ def _functions_as_modules(
     kinds = k.kinds_of(graph, modules)
     calls = [node for node in graph.nodes if node.op == "call_function" and node.target in FUNCTIONS]
     made = nn.ModuleDict()
+    shared: dict[str, fx.Node] = {}
     for node in calls:
         given = dict(arguments(node, modules))
         weight, bias = given.pop("weight"), given.pop("bias", None)
@@ -207,12 +220,14 @@ def _functions_as_modules(
         if not all(isinstance(each, fx.Node) and kinds[each] is k.CONSTANT and "value" in each.meta for each in own):
             continue
         x = given.pop("input")
-        name = f"functions.{_name(node)}"
-        function = QuantizedFunction(
-            FUNCTIONS[node.target], tuple(weight.meta["value"].shape), given, setting_for(name), name
-        )
-        function.bias_rounding = function_bias_on_grid
-        made[_name(node)] = function.to(next(prepared.parameters()).device)
+        first = shared.setdefault(node.meta.get(SHARED, node.name), node)
+        name = f"functions.{_name(first)}"
+        if first is node:
+            function = QuantizedFunction(
+                FUNCTIONS[node.target], tuple(weight.meta["value"].shape), given, setting_for(name), name
+            )
+            function.bias_rounding = function_bias_on_grid
+            made[_name(node)] = function.to(next(prepared.parameters()).device)
         node.op, node.target = "call_module", name
         node.args, node.kwargs = (x, *own), {}
     if made:
@@ -306,7 +321,7 @@ def _kinds(graph: fx.Graph, modules: Modules, *, refuse: bool) -> dict[fx.Node, 
             )
         )
         raise LowbitError(f"these operations have no integer form:\n  {places}\n{REMEDY}")
-    if not any(kind is k.INPUT and node.users for node, kind in kinds.items()):
+    if not any(kind in (k.INPUT, k.INDEX_INPUT) and node.users for node, kind in kinds.items()):
         raise LowbitError("an integer-only network takes tensors; this one's forward uses none")
     if not outputs_of(next(node for node, kind in kinds.items() if kind is k.OUTPUT)):
         raise LowbitError(
@@ -329,9 +344,17 @@ def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
     for node in graph.nodes:
         if kinds[node] is k.CONCATENATE:
             sources = [source for tensor in k.operands(node, kinds) for source in sources_of(tensor, kinds)]
+            sources = [source for source in sources if source in parent]
+            if not sources:
+                continue
             first = min((root(source) for source in sources), key=order.__getitem__)
             for source in sources:
                 parent[root(source)] = first
+    shared: dict[str, fx.Node] = {}
+    for end in ends:
+        if SHARED in end.meta:
+            first = root(shared.setdefault(end.meta[SHARED], end))
+            parent[root(end)] = first
     groups: dict[fx.Node, OneGrid] = {}
     for end in ends:
         group = groups.setdefault(root(end), OneGrid(_name(end), []))
@@ -374,7 +397,9 @@ def _is_float_output(group: OneGrid, kinds: Kinds) -> bool:
 
 
 def _name(end: fx.Node) -> str:
-    """The module an operation stands in and the operation: "layer1_0_add"."""
+    """The module an operation stands in and the operation: "layer1_0_add"; of those that share a grid, the name they share."""
+    if SHARED in end.meta:
+        return end.meta[SHARED]
     stack = end.meta.get("nn_module_stack")
     place = next(reversed(stack.values()))[0].replace(".", "_") if stack and end.op != "call_module" else ""
     return f"{place}_{end.name}" if place and not end.name.startswith(place) else end.name

@@ -105,13 +105,18 @@ class Proof:
             return codes, self._exact(inputs, codes)
         codes = _random_codes(codes, self._exact.grids, self.graph)
         # What is a part of another tensor has that one's codes; whether it is the right part the data say.
-        moved = set()
+        moved, given = set(), set(codes)
         for node in self.graph.nodes:
-            if node.moves_codes and node.inputs and all(name in codes for name in node.inputs):
+            if not node.moves_codes or not any(name in given for name in node.inputs):
+                continue
+            given.add(node.name)
+            if node.name not in codes:
+                continue
+            moved.add(node.name)
+            if all(name in codes for name in node.inputs):
                 parts = [codes[name] for name in node.inputs]
                 types, samples = self.graph.input_types(node), len(parts[0])
                 codes[node.name] = executed(node, parts, types, get_rounding("float"), samples)
-                moved.add(node.name)
         return codes, {name: x for name, x in self._exact(inputs, codes).items() if name not in moved}
 
     def _compare_nodes(
@@ -247,7 +252,7 @@ class _ExactNetwork:
                 self.env[source] = value
                 return first.double() + second.double()
 
-        doubles = {name: x.double() for name, x in inputs.items()}
+        doubles = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
         outputs = tree_leaves(Interpreter(self.model).run(*in_order(self.model, doubles)))
         found = {}
         for place, name in self.places.items():
@@ -308,7 +313,7 @@ def trial_inputs(graph: Graph, examples: Mapping[str, Tensor]) -> dict[str, Tens
     """
     samples = min(max(_ELEMENTS_OF_A_TRIAL // _elements(graph), 1), 4)
     random = random_inputs(graph, samples)
-    return {name: torch.cat([examples[name].detach()[:samples].cpu(), x]) for name, x in random.items()}
+    return {name: torch.cat([examples[name].detach()[:samples].cpu().to(x.dtype), x]) for name, x in random.items()}
 
 
 def _elements(graph: Graph) -> int:
@@ -317,9 +322,12 @@ def _elements(graph: Graph) -> int:
 
 
 def random_inputs(graph: Graph, samples: int) -> dict[str, Tensor]:
-    """Seeded samples of every input, whose values cover the input's grid and a little beyond it."""
-    generator, found = torch.Generator("cpu").manual_seed(0), {}
+    """Seeded samples of every input, whose values cover the input's grid and a little beyond it, or all its indices."""
+    generator, found, limits = torch.Generator("cpu").manual_seed(0), {}, graph.index_limits()
     for name, shape in graph.inputs.items():
+        if name in limits:
+            found[name] = torch.randint(limits[name], (samples, *shape), generator=generator, device="cpu")
+            continue
         kind = next((node.codes_of() for node in graph.nodes if name in node.inputs), None)
         low, high = (0.0, 1.0) if kind is None else (kind.scale * (end - kind.zero_point) for end in (kind.qn, kind.qp))
         values = torch.rand(samples, *shape, generator=generator, dtype=torch.float32, device="cpu")

@@ -26,7 +26,7 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
         examples: a batch of each input, by name.
 
     Raises:
-        LowbitError: inputs that are no float32 tensors, or that the network does not take.
+        LowbitError: inputs that are no tensors of float32, of whole numbers or bools, or that the network does not take.
     """
     for example in examples.values():
         check_example(example)
@@ -51,11 +51,16 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
     return {node: shape for node, value in values.items() if (shape := _shape(value)) is not None}
 
 
+_TAKEN = (torch.float32, torch.int64, torch.int32, torch.bool)
+
+
 def check_example(example: Any) -> None:
-    """Refuse what is not a batch of float32 inputs."""
-    if not isinstance(example, Tensor) or example.dtype != torch.float32 or example.ndim == 0:
+    """Refuse what is not a batch of float32 inputs, of indices or of bools."""
+    if not isinstance(example, Tensor) or example.dtype not in _TAKEN or example.ndim == 0:
         what = example.dtype if isinstance(example, Tensor) else type(example).__name__
-        raise LowbitError(f"the example input must be a batch of float32 inputs in one tensor, not {what}")
+        raise LowbitError(
+            f"the example input must be a batch of float32 inputs (or of int64 indices, or bools) in one tensor, not {what}"
+        )
 
 
 def _shape(value: Any) -> Shape | list[Any] | float | None:

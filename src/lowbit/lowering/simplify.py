@@ -46,9 +46,34 @@ def simplified(graph: Graph, places: Places) -> tuple[Graph, Places]:
     outputs = tuple(same.get(name, name) for name in graph.outputs)
     used = {name for node in nodes.values() for name in node.inputs} | {*outputs}
     kept = tuple(node for node in nodes.values() if node.name in used or not isinstance(node, Reshape | Constant))
+    kept = _sharing(kept)
     names = {node.name for node in kept}
     found = {place: same.get(name, name) for place, name in places.items()}
     return replace(graph, nodes=kept, outputs=outputs), {place: name for place, name in found.items() if name in names}
+
+
+_SHARED_FROM = 64
+"""Elements of tensors that are worth looking whether there is another one of the same content."""
+
+
+def _sharing(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes with one tensor in place of equal ones: weights and tables of a layer that is called at every step."""
+    seen: dict[tuple, Any] = {}
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Weight) and value.codes.numel() >= _SHARED_FROM:
+            return seen.setdefault(_comparable(value), value)
+        if isinstance(value, Tensor) and value.numel() >= _SHARED_FROM:
+            return seen.setdefault(_comparable(value), value)
+        return value
+
+    shared = []
+    for node in nodes:
+        own = {f.name: getattr(node, f.name) for f in fields(node)}
+        new = {name: one(value) for name, value in own.items()}
+        changed = {name: value for name, value in new.items() if value is not own[name]}
+        shared.append(replace(node, **changed) if changed else node)
+    return tuple(shared)
 
 
 def _constant(node: Node, nodes: Mapping[str, Node]) -> Node:

@@ -12,8 +12,10 @@ from lowbit.errors import LowbitError
 from lowbit.layers.attention import QuantizedAttention
 from lowbit.layers.modes import evaluation
 from lowbit.lowering.calls import REMEDY, Modules, arguments
+from lowbit.lowering.decompose import MODULES
 from lowbit.lowering.folding import frozen_as_norms
 from lowbit.lowering.kinds import ADD, UNCHANGED, is_norm, kind_of_module, kinds_of
+from lowbit.lowering.masks import whole_inputs, written_as_masks
 from lowbit.lowering.sizes import SizeCheck
 from lowbit.lowering.tracer import BATCH, Tracer
 
@@ -81,6 +83,8 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
         for node in reversed(graph.nodes):  # what forward computes and does not use
             if not node.users and node.op not in ("placeholder", "output"):
                 graph.erase_node(node)
+        whole_inputs(graph, model, known)
+        written_as_masks(graph, model)
         if tracer.sizes_taken:
             _check_sizes(graph, model, known)
     return graph
@@ -164,7 +168,7 @@ def _without_integer_form(model: nn.Module) -> str:
     """A line per class of layer that no integer network can have, with the names of the first few."""
     found: dict[str, list[str]] = {}
     for name, module in model.named_modules():
-        innermost = next(module.children(), None) is None and _of_torch(module)
+        innermost = next(module.children(), None) is None and _of_torch(module) and type(module) not in MODULES
         if isinstance(module, QuantizedAttention) or (innermost and kind_of_module(module) is None):
             found.setdefault(type(module).__name__, []).append(repr(name))
     return "\n  ".join(

@@ -91,5 +91,40 @@ class Held:
     moves: tuple[Move, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Finite:
+    """A function of each element of an input that holds whole numbers: a mask, say.
+
+    Attributes:
+        input: its name.
+        shape: of a sample of the input.
+        limit: there are as many whole numbers, from 0.
+        function: of a tensor of them.
+        moves: what is done to its elements afterwards, in order.
+    """
+
+    name: str
+    input: str
+    shape: tuple[int, ...]
+    limit: int
+    function: Callable[[Tensor], Tensor]
+    moves: tuple[Move, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """Codes of which a softmax is to take only those that a mask shows.
+
+    Attributes:
+        codes: all of them.
+        shown: codes of one bit, of a shape that is repeated to that of the codes.
+        shapes: of a sample of the mask and of the codes, with as many dimensions; None where they are one.
+    """
+
+    codes: Codes
+    shown: Codes
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None
+
+
 Value: TypeAlias = "Codes | Computation | Concatenation | Held"
 """One tensor."""

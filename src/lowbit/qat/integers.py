@@ -38,7 +38,9 @@ class Recording:
         """The graph; raises NeedsExample where one is needed, and LowbitError where there can be none."""
         model = integer_form(
             prepared,
-            lambda names: [self.rules.setting(name, self.between) for name in names],
+            lambda names: [
+                (each := self.rules.setting(name, self.between), each is not self.between) for name in names
+            ],
             lambda name: self.rules.setting(name, self.functions),
             example_input,
         )

@@ -197,6 +197,12 @@ def max_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, 
     return covering_step(statistics.low, statistics.high, grid), torch.zeros_like(statistics.high)
 
 
+def spacious_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
+    """Four times the step of `max_init`: for grids of 16 bits, where room is worth more than steps. The data is to move."""
+    step, beta = max_init(statistics, grid, offset)
+    return 4 * step, beta
+
+
 def unit_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
     """s = 1/qp, β = 0: the range [0, 1], or [−1, 1] (DoReFa, activations)."""
     return torch.full_like(statistics.high, 1 / grid.qp), torch.zeros_like(statistics.high)

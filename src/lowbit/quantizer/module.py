@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowbit._deprecated import renamed_method
 from lowbit.errors import LowbitError
+from lowbit.grid import TRAINED_BITS_MAX, check_bits
 from lowbit.quantizer import functional
 from lowbit.quantizer.balance import balanced
 from lowbit.quantizer.functional import FakeQuantize, Parameters, Settings
@@ -38,6 +39,7 @@ class Quantizer(QuantizerState):
         name: what messages call this quantizer.
         relative_below: steps that are smaller than this at the beginning are learned at a pace in proportion to
             themselves: see `QuantizerState`. The default leaves the papers' rule to all that papers quantize.
+        bits_max: how many bits there may be; 16 where the state of a recurrent layer is carried on.
 
     Raises:
         LowbitError: unknown method or bits out of range.
@@ -55,7 +57,9 @@ class Quantizer(QuantizerState):
         batch_dim: int | None = None,
         name: str = "quantizer",
         relative_below: float = 2.0**-10,
+        bits_max: int = TRAINED_BITS_MAX,
     ) -> None:
+        check_bits(bits, bits_max)
         super().__init__(bits, method, narrow, step_shape, name, relative_below)
         self.signed = signed
         self.view = None if view is None else tuple(view)

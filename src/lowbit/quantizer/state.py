@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit._deprecated import renamed_method, renamed_property
-from lowbit.grid import Grid, check_bits
+from lowbit.grid import Grid
 from lowbit.quantizer.functional import bounded_step
 from lowbit.quantizer.initialization import Initial
 from lowbit.quantizer.methods import Method, get_method
@@ -101,7 +101,6 @@ class QuantizerState(nn.Module):
         relative_below: float,
     ) -> None:
         super().__init__()
-        check_bits(bits)
         self.relative_below = relative_below
         self.bits, self.narrow, self.name = bits, narrow, name
         self.method = get_method(method)

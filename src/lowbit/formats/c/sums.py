@@ -10,7 +10,7 @@ from lowbit.formats.c.operations import LOWERINGS, Shift, less
 from lowbit.formats.c.source import Builder
 from lowbit.formats.c.tensors import Place, index, row_major
 from lowbit.integer.graph import FloatType, known_shape
-from lowbit.integer.ops import Extremum, MatMul, Normalize, Reduce, Softmax
+from lowbit.integer.ops import Extremum, MaskedSoftmax, MatMul, Normalize, Reduce, Softmax
 from lowbit.integer.ops.normalize import FRACTION
 from lowbit.integer.ops.reduce import Reduction
 from lowbit.integer.ops.resample import Resample
@@ -98,26 +98,34 @@ def _resample(builder: Builder, node: Resample) -> None:
         builder.store("y", y, _at(y), str(Shift(builder).requantize("n", m, node.codes_of())))
 
 
-@LOWERINGS(Softmax)
-def _softmax(builder: Builder, node: Softmax) -> None:
-    (kind,), y, number = builder.graph.input_types(node), node.codes_of(), builder.number(node)
+@LOWERINGS(Softmax, MaskedSoftmax)
+def _softmax(builder: Builder, node: Softmax | MaskedSoftmax) -> None:
+    kind, y, number = builder.graph.input_types(node)[0], node.codes_of(), builder.number(node)
     x, out, axis = builder.place(node.inputs[0]), builder.place(node.name), node.axis - 1
     builder.constant(f"int32_t exponentials{number}", node.entries().tolist())
     m, k = node.fixed_factor()
     builder.uses |= {"scaled"}
     builder.declare("x", x)
+    shown, code = "", builder.load("x", x, _at(x))
+    if isinstance(node, MaskedSoftmax):
+        mask = builder.place(node.inputs[1]).with_rank(len(x.shape))
+        builder.declare("mask", mask)
+        shown = builder.load("mask", mask, _at(mask))
     builder.declare("y", out, writable=True)
-    code = builder.load("x", x, _at(x))
+    entry = f"exponentials{number}[best - {code}]"
+    entry = f"({shown} ? {entry} : 0)" if shown else entry
     with builder.loops([(f"i{other}", size) for other, size in enumerate(x.shape) if other != axis]):
         builder.line(f"int32_t best = {kind.qn};")
         builder.line("uint64_t sum = 0;")
         with builder.loop(f"i{axis}", x.shape[axis]):
-            builder.line(f"best = {code} > best ? {code} : best;")
+            builder.line(f"best = {f'{shown} && ' if shown else ''}{code} > best ? {code} : best;")
         with builder.loop(f"i{axis}", x.shape[axis]):
-            builder.line(f"sum += (uint64_t)exponentials{number}[best - {code}];")
+            builder.line(f"sum += (uint64_t){entry};")
+        if shown:
+            builder.line("sum += sum == 0;")
         builder.line(f"sum <<= {k};")
         with builder.loop(f"i{axis}", x.shape[axis]):
-            builder.line(f"const uint64_t share = 2u * (uint64_t)exponentials{number}[best - {code}] * {m}u + sum;")
+            builder.line(f"const uint64_t share = 2u * (uint64_t){entry} * {m}u + sum;")
             builder.line(f"const int32_t steps = (int32_t)(share / (2u * sum)) + {y.zero_point};")
             builder.store("y", out, _at(out), f"clipped(steps, {y.qn}, {y.qp})")
 

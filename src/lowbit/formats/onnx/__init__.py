@@ -44,5 +44,7 @@ def _recognizes(content: Any) -> bool:
     return False  # nothing at a fixed place: what no other format recognizes is taken for ONNX
 
 
-PLAIN = Format("onnx", ".onnx", "export", write, open_runner, _recognizes, _covers)
-PACKED = Format("onnx-packed", ".packed.onnx", "export", partial(write, packed=True), open_runner, _recognizes, _covers)
+PLAIN = Format("onnx", ".onnx", "export", write, open_runner, _recognizes, _covers, bits_max=16)
+PACKED = Format(
+    "onnx-packed", ".packed.onnx", "export", partial(write, packed=True), open_runner, _recognizes, _covers, bits_max=16
+)

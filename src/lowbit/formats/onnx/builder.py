@@ -32,6 +32,9 @@ from lowbit.integer.ops.take import Take
 _IR_VERSIONS = {13: 7, 21: 10, 25: 13}
 """The lowest file version an opset may be in: older runtimes refuse newer ones."""
 
+_SHARED_FROM = 4096
+"""Bytes of initializers that are looked for among those that are there."""
+
 
 @dataclass
 class Builder:
@@ -50,6 +53,7 @@ class Builder:
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     dequantized: dict[str, str] = field(default_factory=dict)
     reshaped: set[str] = field(default_factory=set)
+    large: dict[tuple, str] = field(default_factory=dict)
 
     def add(self, operator: str, inputs: list[str], output: str, **attributes) -> str:
         """Append a node and return the name of its output."""
@@ -57,9 +61,12 @@ class Builder:
         return output
 
     def constant(self, name: str, value: np.ndarray | np.generic) -> str:
-        """An initializer, stored once by name."""
+        """An initializer, stored once by name; large ones of the same content once in all, and the first name is returned."""
+        array = np.asarray(value, order="C")
+        if array.nbytes >= _SHARED_FROM and name not in self.initializers:
+            name = self.large.setdefault((array.dtype, array.shape, array.tobytes()), name)
         if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+            self.initializers[name] = numpy_helper.from_array(array, name)
         return name
 
     def integers(self, name: str, values: list[int]) -> str:
@@ -86,6 +93,8 @@ class Builder:
         flat = codes.flatten().astype(np.uint8) & np.uint8((1 << bits) - 1)
         places = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
         raw = (places << (np.arange(per_byte, dtype=np.uint8) * np.uint8(bits))).sum(1, dtype=np.uint8)
+        if raw.nbytes >= _SHARED_FROM:
+            name = self.large.setdefault((kind, codes.shape, raw.tobytes()), name)
         self.initializers[name] = helper.make_tensor(name, kind, codes.shape, raw.tobytes(), raw=True)
         return name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from lowbit.errors import LowbitError
 from lowbit.formats.onnx.builder import Builder, operands
 from lowbit.formats.registry import Lowerings
 from lowbit.integer.graph import Node, TensorType
@@ -12,9 +13,16 @@ from lowbit.integer.graph import Node, TensorType
 LOWERINGS = Lowerings("ONNX")
 
 
-def zero_byte(kind: TensorType) -> np.uint8:
-    """The byte of the real 0."""
-    return np.uint8(int(kind.zero_point) + kind.carrier_offset)
+def carrier(kind: TensorType) -> type[np.uint8] | type[np.uint16]:
+    """What holds codes: bytes, or for 16 bits words. Raises LowbitError for what is between, which no operator clips to."""
+    if 8 < kind.bits < 16:
+        raise LowbitError(f"ONNX holds codes of up to 8 bits, and of 16, not of {kind.bits}")
+    return np.uint8 if kind.bits <= 8 else np.uint16
+
+
+def zero_byte(kind: TensorType) -> np.uint8 | np.uint16:
+    """The byte of the real 0, or the word."""
+    return carrier(kind)(int(kind.zero_point) + kind.carrier_offset)
 
 
 def grid(builder: Builder, name: str, kind: TensorType) -> list[str]:
@@ -67,9 +75,11 @@ def clip(builder: Builder, node: Node, operator: str, inputs: list[str]) -> None
     """An operator that makes the node's bytes, and Clip where the codes use only a part of the byte."""
     y = node.codes_of()
     low, high = y.qn + y.carrier_offset, y.qp + y.carrier_offset
-    if (low, high) == (0, 255):
+    if (low, high) == (0, np.iinfo(carrier(y)).max):
         builder.add(operator, inputs, node.name)
         return
+    if y.bits > 8:
+        raise LowbitError(f"node {node.name!r}: ONNX holds narrow codes of up to 8 bits, not of {y.bits}")
     byte = builder.add(operator, inputs, f"{node.name}:byte")
     ends = [builder.constant(f":{end}", np.uint8(end)) for end in (low, high)]
     builder.add("Clip", [byte, *ends], node.name)

@@ -31,6 +31,8 @@ class OnnxRunner:
 
     element_type: ClassVar[int] = onnx.TensorProto.UINT8
     """Of the tensors that hold codes."""
+    wide_type: ClassVar[int] = onnx.TensorProto.UINT16
+    """Of those that hold codes of more than 8 bits."""
 
     def __init__(self, path: Path, graph: Graph, *, optimize: bool = True) -> None:
         self.graph, self.path = graph, path
@@ -50,7 +52,8 @@ class OnnxRunner:
         self.rewrite(model)
         for name in self.names:
             if name not in self.results:
-                model.graph.output.append(onnx.helper.make_tensor_value_info(name, self.element_type, None))
+                kind = self.element_type if graph.by_name[name].codes_of().bits <= 8 else self.wide_type
+                model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         if not optimize:
@@ -67,10 +70,10 @@ class OnnxRunner:
 
     def codes(self, value: Tensor, kind: TensorType) -> Tensor:
         """The codes that a tensor of the file stands for."""
-        return value.to(torch.int16) - kind.carrier_offset
+        return value.to(torch.int16 if kind.bits <= 8 else torch.int32) - kind.carrier_offset
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Result:
-        """Every tensor of codes (int16), and the float32 outputs. Raises LowbitError where ONNX Runtime can't run it."""
+        """Every tensor of codes (int16, wider ones int32), and the float32 outputs. Raises LowbitError where ONNX Runtime can't run it."""
         wanted = [*self.results, *self.names]
         try:
             values = self.session.run(wanted, {name: x.numpy() for name, x in inputs.items()})

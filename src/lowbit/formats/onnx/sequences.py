@@ -14,7 +14,8 @@ from onnx import TensorProto
 from lowbit.formats.onnx.builder import Builder, looked_up, operands
 from lowbit.formats.onnx.codes import LOWERINGS, accumulated, clip, grid, quantize_steps, steps
 from lowbit.integer.graph import FloatType, Shape, TensorType, reach
-from lowbit.integer.ops import MatMul, Normalize, Reduce, Softmax
+from lowbit.integer.ops import MaskedSoftmax, MatMul, Normalize, Reduce, Softmax
+from lowbit.integer.ops.softmax import Exponentials
 
 _EXACT = 1 << 24
 """Whole numbers of smaller magnitude are float32 values, in whatever order they are summed."""
@@ -59,19 +60,48 @@ def _softmax(builder: Builder, node: Softmax) -> None:
     quantize_steps(builder, softmax(builder, node, difference), node)
 
 
-def softmax(builder: Builder, node: Softmax, difference: str) -> str:
+@LOWERINGS(MaskedSoftmax)
+def _masked_softmax(builder: Builder, node: MaskedSoftmax) -> None:
+    """As `Softmax`, with the lowest byte in place of what is hidden, and 0 in place of its exponentials."""
+    x = builder.graph.input_types(node)[0]
+    low = builder.constant(f"{node.name}:lowest", np.uint8(x.qn + x.carrier_offset))
+    quantize_steps(builder, masked_softmax(builder, node, low), node)
+
+
+def masked_softmax(builder: Builder, node: MaskedSoftmax, low: str) -> str:
+    """`softmax` of codes where a mask shows them; `low` is a constant of the lowest one."""
+    name, (x, mask) = node.name, operands(builder, node)
+    shown = builder.add("Cast", [mask], f"{name}:shown", to=TensorProto.BOOL)
+    x = builder.add("Where", [shown, x, low], f"{name}:scores")
+    largest = reduced(builder, "ReduceMax", x, node, f"{name}:largest")
+    return softmax(builder, node, builder.add("Sub", [largest, x], f"{name}:difference"), shown)
+
+
+def reduced(builder: Builder, operator: str, x: str, node: Exponentials, output: str) -> str:
+    """A reduction along the dimension of a softmax; before opset 18 it is an attribute of all but ReduceSum."""
+    if builder.opset < 18 and operator != "ReduceSum":
+        return builder.add(operator, [x], output, axes=[node.axis], keepdims=1)
+    axes = builder.integers(f"{node.name}:axes", [node.axis])
+    return builder.add(operator, [x, axes], output, keepdims=1)
+
+
+def softmax(builder: Builder, node: Exponentials, difference: str, shown: str | None = None) -> str:
     """The float tensor of a softmax in steps of its output, from the differences of codes to their maximum.
 
     Exponentials are whole numbers in float32, and so are their sums, up to 2^24; sums that may be larger are made in float64.
     """
     name, axes = node.name, builder.integers(f"{node.name}:axes", [node.axis])
     e = looked_up(builder, node, difference, node.entries().numpy().astype(np.float32), f"{name}:exponentials")
+    if shown is not None:
+        e = builder.add("Where", [shown, e, builder.constant(":nothing", np.float32(0))], f"{name}:shown_exponentials")
     if node.accumulator_bound(builder.graph.input_types(node)) <= _EXACT:
         total = builder.add("ReduceSum", [e, axes], f"{name}:sum", keepdims=1)
     else:
         wide = builder.add("Cast", [e], f"{name}:wide", to=TensorProto.DOUBLE)
         wide = builder.add("ReduceSum", [wide, axes], f"{name}:wide_sum", keepdims=1)
         total = builder.add("Cast", [wide], f"{name}:sum", to=TensorProto.FLOAT)
+    if shown is not None:
+        total = builder.add("Max", [total, builder.constant(":one", np.float32(1))], f"{name}:sum_of_shown")
     one = builder.constant(f"{name}:factor", node.factor().numpy())
     return builder.add("Mul", [e, builder.add("Div", [one, total], f"{name}:share")], f"{name}:scaled")
 

@@ -17,6 +17,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
+from lowbit.errors import LowbitError
 from lowbit.formats.onnx import sequences  # noqa: F401  # registers its operations
 from lowbit.formats.onnx.builder import (
     Builder,
@@ -32,6 +33,7 @@ from lowbit.formats.onnx.builder import (
 from lowbit.formats.onnx.codes import (
     LOWERINGS,
     accumulated,
+    carrier,
     dequantize,
     grid,
     quantize,
@@ -54,6 +56,7 @@ from lowbit.integer.ops import (
     Multiply,
     Quantize,
     Requantize,
+    SumOfProducts,
 )
 from lowbit.integer.ops.elementwise import Elementwise
 from lowbit.integer.ops.layer import Layer
@@ -72,6 +75,7 @@ def build(graph: Graph, *, packed: bool = False) -> ModelProto:
     opset = OPSET_INT2 if packed and smallest <= 2 else OPSET
     builder = Builder(graph, packed, opset)
     for node in graph.nodes:
+        _check_width(graph, node)
         LOWERINGS.of(node)(builder, node)
     outputs = []
     for name in graph.outputs:
@@ -79,6 +83,20 @@ def build(graph: Graph, *, packed: bool = False) -> ModelProto:
         real = dequantize(builder, name) if isinstance(node.type, TensorType) else name
         outputs.append((real, node.shape_of()))
     return builder.done(outputs, {"": opset})
+
+
+_WIDE = (SumOfProducts, Lookup, Requantize, Quantize, Constant)
+"""Operations that codes of 16 bits go in or come out of, beside those that move them."""
+
+
+def _check_width(graph: Graph, node: Node) -> None:
+    """Raise LowbitError for an operation whose kernel knows bytes alone, on wider codes."""
+    kinds = [*graph.input_types(node), node.type]
+    if any(isinstance(kind, TensorType) and kind.bits > 8 for kind in kinds):
+        if not (node.moves_codes or isinstance(node, _WIDE)):
+            raise LowbitError(
+                f"node {node.name!r}: ONNX has a form of {type(node).__name__} for codes of 8 bits: give its tensors 8 bits by rules"
+            )
 
 
 def write(graph: Graph, path: Path, *, packed: bool = False) -> None:
@@ -206,7 +224,9 @@ def _write_ones(builder: Builder, node: Node, kernel: list[int], attributes: dic
 @LOWERINGS(Requantize)
 def _requantize(builder: Builder, node: Requantize) -> None:
     (x,) = builder.graph.input_types(node)
-    if len(node.shape_of()) > 1:
+    if x.bits > 8 or node.codes_of().bits > 8:
+        accumulated(builder, steps(builder, node.inputs[0]), node.multipliers([x])[0].single, node)
+    elif len(node.shape_of()) > 1:
         _write_ones(builder, node, [1] * (len(node.shape_of()) - 1), {})
     else:  # flat features have no convolution
         _write_table(builder, node, x, node.table(x, ROUNDINGS["float"]))
@@ -219,9 +239,9 @@ def _lookup(builder: Builder, node: Lookup) -> None:
 
 def _write_table(builder: Builder, node: Node, x: TensorType, codes: Tensor) -> None:
     """From a table of bytes, by the input's byte."""
-    table, low = codes.numpy().astype(np.int16), x.qn + x.carrier_offset
+    table, low = codes.numpy().astype(np.int32), x.qn + x.carrier_offset
     values = np.concatenate([np.repeat(table[:1], low), table])  # a narrow grid's bytes start at 1
-    values = (values + node.codes_of().carrier_offset).astype(np.uint8)
+    values = (values + node.codes_of().carrier_offset).astype(carrier(node.codes_of()))
     looked_up(builder, node, node.inputs[0], values, node.name)
 
 
@@ -270,7 +290,8 @@ def _pad(builder: Builder, node: ZeroPadding) -> None:
 @LOWERINGS(Constant)
 def _constant(builder: Builder, node: Constant) -> None:
     """The bytes of one sample, repeated for the batch."""
-    codes = (node.codes + node.codes_of().carrier_offset).numpy().astype(np.uint8)[None]
+    y = node.codes_of()
+    codes = (node.codes.int() + y.carrier_offset).numpy().astype(carrier(y))[None]
     builder.for_every_sample(builder.constant(f"{node.name}:codes", codes), codes.ndim, node.name)
 
 

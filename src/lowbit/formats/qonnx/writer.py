@@ -30,7 +30,7 @@ from lowbit.formats.onnx.builder import (
     resampled,
     write_model,
 )
-from lowbit.formats.onnx.sequences import in_blocks, normalized, softmax
+from lowbit.formats.onnx.sequences import in_blocks, masked_softmax, normalized, reduced, softmax
 from lowbit.formats.qonnx import DOMAIN
 from lowbit.formats.registry import Lowerings
 from lowbit.formats.xnnpack import check_exact
@@ -45,6 +45,7 @@ from lowbit.integer.ops import (
     Linear,
     Lookup,
     LookupPerChannel,
+    MaskedSoftmax,
     MatMul,
     Multiply,
     Normalize,
@@ -199,9 +200,16 @@ def _pad(builder: Builder, node: ZeroPadding) -> None:
 
 @LOWERINGS(Softmax)
 def _softmax(builder: Builder, node: Softmax) -> None:
-    largest = builder.add("ReduceMax", list(node.inputs), f"{node.name}:largest", axes=[node.axis], keepdims=1)
+    largest = reduced(builder, "ReduceMax", node.inputs[0], node, f"{node.name}:largest")
     difference = builder.add("Sub", [largest, *node.inputs], f"{node.name}:difference")
     _rounded_quant(builder, softmax(builder, node, difference), node)
+
+
+@LOWERINGS(MaskedSoftmax)
+def _masked_softmax(builder: Builder, node: MaskedSoftmax) -> None:
+    x = builder.graph.input_types(node)[0]
+    low = builder.constant(f"{node.name}:lowest", np.float32(x.qn - x.zero_point))
+    _rounded_quant(builder, masked_softmax(builder, node, low), node)
 
 
 @LOWERINGS(Normalize)

@@ -31,8 +31,9 @@ from lowbit.integer.ops.reduce import Extremum, Reduce
 from lowbit.integer.ops.requantize import Requantize
 from lowbit.integer.ops.reshape import Reshape
 from lowbit.integer.ops.slice import Slice
-from lowbit.integer.ops.softmax import Softmax
+from lowbit.integer.ops.softmax import MaskedSoftmax, Softmax
 from lowbit.integer.ops.subtract import Subtract
+from lowbit.integer.ops.sum_of_products import SumOfProducts
 from lowbit.integer.ops.transpose import Transpose
 from lowbit.integer.ops.uneven_average_pool import UnevenAveragePool
 from lowbit.integer.ops.upsample import Upsample
@@ -43,7 +44,7 @@ OPERATIONS: dict[str, type[Node]] = {
         Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
         GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample, MatMul, Transpose, Expand, IndexSelect, Pad,
         Constant, Reduce, Extremum, Normalize, Softmax, Embedding, UnevenAveragePool, LinearResize, LookupPerChannel,
-        PixelShuffle, PixelUnshuffle,
+        PixelShuffle, PixelUnshuffle, MaskedSoftmax, SumOfProducts,
     )
 }  # fmt: skip
 """Every operation there is, by name: what a file may contain."""

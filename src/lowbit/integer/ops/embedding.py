@@ -11,7 +11,7 @@ from torch import Tensor
 from lowbit.errors import LowbitError
 from lowbit.integer.arithmetic import code_dtype
 from lowbit.integer.costs import Work
-from lowbit.integer.graph import Node, OutputCodes, Shape, TensorType
+from lowbit.integer.graph import FLOAT32_UNIT, ROUNDINGS, Node, OutputCodes, Shape, TensorType, reach
 from lowbit.integer.ops.constant import check_stored
 from lowbit.integer.roundings import Rounding
 
@@ -43,8 +43,8 @@ class Embedding(Node):
         return 0
 
     def tolerance(self, inputs: Sequence[TensorType]) -> float:
-        """0: nothing is computed."""
-        return 0.0
+        """8 · 2^-24 of the largest step: the table was divided by its scale, and rounded, in float32."""
+        return ROUNDINGS * FLOAT32_UNIT * reach(self.codes_of())
 
     def execute(self, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding) -> Tensor:
         return self.codes.to(code_dtype(self.codes_of()))[inputs[0]]

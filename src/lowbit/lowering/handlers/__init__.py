@@ -11,11 +11,13 @@ from lowbit.lowering.handlers import (
     arithmetic,
     functions,
     layers,
+    masks,
     matrices,
     moves,
     padding,
     pixels,
     pooling,
+    recurrent,
     resize,
 )
 from lowbit.lowering.kinds import Kind
@@ -31,6 +33,8 @@ HANDLERS: dict[Kind, Handler] = {
     **arithmetic.HANDLERS,
     **functions.HANDLERS,
     **matrices.HANDLERS,
+    **masks.HANDLERS,
+    **recurrent.HANDLERS,
     **pooling.HANDLERS,
     **resize.HANDLERS,
     **padding.HANDLERS,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from lowbit.integer.graph import Node, TensorType
-from lowbit.integer.ops import Extremum, MatMul, Normalize, Reduce, Softmax
+from lowbit.integer.ops import Extremum, MaskedSoftmax, MatMul, Normalize, Reduce, Softmax
 from lowbit.integer.ops.softmax import exponentials
 from lowbit.lowering import kinds as k
 from lowbit.lowering.handlers.alignment import aligned
 from lowbit.lowering.handlers.moves import reshape_to, transposed
-from lowbit.lowering.values import Codes, Computation, Move
+from lowbit.lowering.values import Codes, Computation, Masked, Move
 from lowbit.lowering.variation import is_rms
 
 if TYPE_CHECKING:
@@ -70,11 +70,15 @@ def extremum(converter: Converter, node: fx.Node) -> Any:
 def softmax(converter: Converter, node: fx.Node) -> Computation:
     """Softmax over one dimension."""
     source = converter.input_of(node)
-    x, (axis,) = converter.codes_at(source, node), converter.options(node, "dim")
+    value, (axis,) = converter.value(source, node), converter.options(node, "dim")
+    x = value.codes if isinstance(value, Masked) else converter.codes_at(source, node)
     if axis is None:
         raise converter.refusal(node, " leaves its dimension open; give it one")
     place, length = converter.place(axis, source, node), converter.shapes[source][axis]
     table = exponentials(x.type, length)
+    if isinstance(value, Masked):
+        taken = (x.name, value.shown.name)
+        return Computation(node.name, lambda n, y: MaskedSoftmax(name=n, inputs=taken, type=y, axis=place, table=table))
     return Computation(node.name, lambda n, y: Softmax(name=n, inputs=(x.name,), type=y, axis=place, table=table))
 
 
