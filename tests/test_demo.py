@@ -39,6 +39,7 @@ def test_table_and_plots(demo, tmp_path, capsys):
     assert float(low[1]) == pytest.approx(float(full[0]) - float(low[0]), abs=0.011)
     assert float(low[1]) < 3
     assert float(low[2]) < float(full[2]) / 7
+    assert "kernels are compiled, once: " in shown and not (tmp_path / "out" / "warm-up").exists()
     (proof,) = [
         line for line in shown.splitlines() if " of " in line and "W4A4" in line and "│" in line and "LSQ" not in line
     ]

@@ -156,3 +156,18 @@ def test_metadata_of_an_integer_network():
         integer = integer.described({"trained": "not at all"})
     with pytest.warns(DeprecationWarning, match="use IntegerNetwork.metadata"):
         assert integer.about == integer.metadata == {"trained": "not at all"}
+
+
+def test_the_momentum_of_running_means():
+    with pytest.warns(DeprecationWarning, match="'memory' of Balance .* use 'momentum'"):
+        balance = lowbit.Balance(memory=0.5)
+    with pytest.warns(DeprecationWarning, match=r"use Balance\.momentum"):
+        assert balance.memory == balance.momentum == 0.5
+    model = lowbit.calibrate(lowbit.prepare(residual(), activations=None))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(DeprecationWarning, match="'memory' of OscillationFreezer"):
+        freezer = lowbit.OscillationFreezer(model, optimizer, memory=0.5)
+    assert freezer.momentum == 0.5
+    freezer.remove()
+    with pytest.warns(DeprecationWarning, match="'memory' of TransitionRate"):
+        lowbit.TransitionRate(model, optimizer, memory=0.5).remove()

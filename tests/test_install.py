@@ -30,7 +30,7 @@ def entries(file: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("file", ["common.txt", "torch.txt", "torch-cpu.txt"])
+@pytest.mark.parametrize("file", ["common.txt", "torch.txt", "torch-cpu.txt", "tools.txt"])
 def test_every_package_has_one_version_and_hashes(file):
     for each in entries(file).values():
         for entry in each:
@@ -38,13 +38,18 @@ def test_every_package_has_one_version_and_hashes(file):
 
 
 def test_the_lock_has_all_that_the_project_asks_for():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = project["dependencies"] + [
-        each for name, extra in project["optional-dependencies"].items() if name != "executorch" for each in extra
-    ]
-    names = {re.split(r"[\[><=]", each)[0].lower() for each in asked}
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras, build = pyproject["project"]["optional-dependencies"], pyproject["build-system"]["requires"]
+    tools = build + extras.pop("docs") + extras.pop("package")
+    del extras["executorch"]
+    asked = build + pyproject["project"]["dependencies"] + [each for extra in extras.values() for each in extra]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[\[><=]", each)[0].lower() for each in requirements}
+
     common, cuda, cpu = map(entries, ("common.txt", "torch.txt", "torch-cpu.txt"))
-    assert names - {"torch"} <= common.keys() and "setuptools" in common
+    assert names(asked) - {"torch"} <= common.keys()
+    assert names(tools) <= entries("tools.txt").keys() and "torch" not in entries("tools.txt")
     assert "torch" in cuda.keys() & cpu.keys() and "torch" not in common
     assert not [name for name in common if name.startswith(("nvidia-", "cuda-", "triton"))]
 

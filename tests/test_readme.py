@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -40,13 +41,40 @@ def test_the_training_loop_works_as_printed(blocks, tmp_path, monkeypatch):
     assert len(middle.weight_quantizer(middle.weight).unique()) <= 8
     # The integer network of the last block is proved, file and all.
     assert names["report"].ok and names["report"].samples == 297
-    assert {path.name for path in tmp_path.iterdir()} == {"digits.onnx", "digits.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"network.onnx", "digits.onnx", "digits.safetensors"}
     # The loop learned: training without it would leave every step where it started.
     steps = [quantizer for _, quantizer in lowbit.quantizers(quantized)]
     assert len(steps) == 8
     assert all(not torch.equal(quantizer.step, quantizer.initial_step) for quantizer in steps)
 
 
+def test_the_first_example_has_ten_lines(blocks):
+    lines = [line for line in blocks[0].splitlines() if line.strip()]
+    assert len(lines) == 10
+
+
+def test_the_table_of_proof_says_what_the_results_do():
+    """Each number of a claim stands in the page that it links."""
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+): \[[a-z]+\]\((.+?)\) \|$", README.read_text(), flags=re.MULTILINE)
+    assert len(rows) == 6
+    for claim, page in rows:
+        text = (README.parent / page).read_text()
+        numbers = re.findall(r"\d[\d,]*\.\d+|\d[\d,]{3,}|\d+ to \d+ %", claim)
+        assert [number for number in numbers if number not in text and number.replace(",", "") not in text] == [], page
+
+
+def test_every_file_of_a_network_computes_what_its_integer_form_does():
+    """The counts of the table of proof that are read off results."""
+    results = README.parent / "docs" / "results"
+    with open(results / "networks.csv") as file:
+        exported = [row for row in csv.DictReader(file) if row["file differs"] not in ("", "-")]
+    assert {row["file differs"] for row in exported} == {"0"}
+    assert f"each of {len(exported)} networks at 4 bits" in README.read_text()
+    with open(results / "microcontrollers.csv") as file:
+        cores = list(csv.DictReader(file))
+    assert cores and {row["differ"] for row in cores if row["differ"]} == {"0"}
+
+
 def test_the_loop_has_fifteen_lines(blocks):
-    loop = [line for line in blocks[1].splitlines() if line.strip()]
+    loop = [line for line in blocks[2].splitlines() if line.strip()]
     assert len(loop) == 15

@@ -4,6 +4,7 @@ common.txt     everything but torch and what only its CUDA build needs, for ever
 torch.txt      torch as PyPI has it, and for Linux NVIDIA's libraries
 torch-cpu.txt  the CPU builds of torch and torchvision, as PyTorch's CPU index has them; where that cannot be reached, those
                that pip takes here, by name
+tools.txt      what `make docs` and `make wheel` take, an environment of its own, without torch
 
 The versions in constraints.txt are chosen by hand; all others are the newest that fit.
 """
@@ -16,12 +17,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from install import LOCK, ROOT
 from install_torch import CONSTRAINTS, CPU_INDEX, pinned, pip
 
 EXTRAS = ("train", "stream", "export", "litert", "bench", "examples", "demo", "dev")
+TOOLS = ("docs", "package")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _CUDA = re.compile(r"(nvidia|cuda)-|(torch|triton)$")
 _HEAD = "# Written by `make lock`, from pyproject.toml and constraints.txt; installed by tools/install.py.\n"
 
@@ -45,14 +49,25 @@ def by_package(text: str) -> dict[str, str]:
 
 
 def everything() -> dict[str, str]:
-    """All packages, from PyPI; setuptools builds lowbit's own."""
+    """All packages of the environment of `make`, from PyPI; among them what builds lowbit's own."""
     extras = [argument for extra in EXTRAS for argument in ("--extra", extra)]
     with tempfile.TemporaryDirectory() as folder:
         build = Path(folder) / "build.txt"
-        build.write_text("setuptools>=77\n")
+        build.write_text("\n".join(PROJECT["build-system"]["requires"]) + "\n")
         entries = compiled(str(ROOT / "pyproject.toml"), str(build), *extras, "-c", str(CONSTRAINTS))
     if entries is None:
         raise SystemExit("uv cannot resolve the requirements; its message is above")
+    return entries
+
+
+def tools() -> dict[str, str]:
+    """All packages of the environment of tools."""
+    wanted = list(PROJECT["build-system"]["requires"])
+    for extra in TOOLS:
+        wanted += PROJECT["project"]["optional-dependencies"][extra]
+    entries = compiled("-", source="\n".join(wanted))
+    if entries is None:
+        raise SystemExit("uv cannot resolve the requirements of the tools; its message is above")
     return entries
 
 
@@ -85,6 +100,7 @@ def main() -> int:
         "common.txt": [entry for name, entry in entries.items() if not _CUDA.match(name)],
         "torch.txt": [entry for name, entry in entries.items() if _CUDA.match(name)],
         "torch-cpu.txt": cpu_builds(),
+        "tools.txt": list(tools().values()),
     }
     LOCK.mkdir(exist_ok=True)
     for name, lines in files.items():

@@ -26,7 +26,7 @@ from lowbit.quantizer.methods import METHODS, Method
 from lowbit.quantizer.module import Quantizer
 from lowbit.quantizer.step import Balance
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "METHODS",

@@ -90,7 +90,8 @@ def export(
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A trained network
             needs them: their shape is the input's.
         allow_diverged: of a trained network, as for `to_integer`.
-        max_ram, max_flash: bytes of the microcontroller that a "c" file is for; a network that takes more is refused.
+        max_ram: bytes of RAM of the microcontroller that a "c" file is for; a network that takes more is refused.
+        max_flash: bytes of its flash, likewise.
         io: of a "litert" file. "codes" writes 8-bit operators alone, for microcontrollers (TensorFlow Lite Micro) and NPUs: inputs and
             outputs are codes, signed bytes with the channels last, and the rounding is "double-rounding". Outputs that are floats
             get a grid of 8 bits over the values that they have on the batches.

@@ -25,8 +25,9 @@ def rank() -> int:
 
 
 def end(status: int) -> NoReturn:
-    """Exit. Where processes have worked together, at once: a thread of the exchange that lets go of a tensor while the
-    interpreter is taken apart aborts the process, and with it the job.
+    """Exit; at once where processes have worked together.
+
+    There a thread of the exchange that releases a tensor while the interpreter shuts down would abort the process, and with it the job.
     """
     if not several():
         sys.exit(status)

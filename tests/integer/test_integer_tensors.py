@@ -219,7 +219,7 @@ TWO = {"name": "big", "inputs": ("in", "in"), "type": BYTE}
 CODES = torch.zeros(3, dtype=torch.int16)
 WRONG = {
     "no matrices": MatMul(**TWO),
-    "no order of the dimensions 1 .. 3": Transpose(**IN, order=(1, 2)),
+    "not an order of the dimensions 1 .. 3": Transpose(**IN, order=(1, 2)),
     "does not expand to \\(2, 7, 4\\)": Expand(**IN, shape=(2, 7, 4)),
     "does not expand to \\(0, 6, 4\\)": Expand(**IN, shape=(0, 6, 4)),
     "more than 16,777,216 places": Expand(**IN, shape=(limits.INDICES_MAX + 1, 6, 4)),

@@ -26,8 +26,7 @@ def real(q: torch.Tensor, kind: TensorType) -> torch.Tensor:
 
 
 def excess(got: torch.Tensor, exact: torch.Tensor, y: TensorType, tolerance: float) -> tuple[float, int]:
-    """(by how many steps more than half a step the farthest code is from the exact value, how many codes may be decided by the
-    tolerance)."""
+    """(steps beyond half a step that the farthest code is from the exact value, codes that the tolerance may decide)."""
     steps = exact / y.scale + y.zero_point
     inside = (steps > y.qn - 0.5) & (steps < y.qp + 0.5)
     gap = (got.double() - steps).abs()[inside]

@@ -108,7 +108,7 @@ def test_an_oscillating_weight_is_frozen_and_the_others_are_not():
     model = network()
     layer = model[2]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    freezer = lowbit.OscillationFreezer(model, optimizer, threshold=0.05, memory=0.9)
+    freezer = lowbit.OscillationFreezer(model, optimizer, threshold=0.05, momentum=0.9)
     step = float(layer.weight_quantizer.step)
     for number in range(30):
         with torch.no_grad():

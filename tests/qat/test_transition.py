@@ -12,7 +12,7 @@ from torch import nn
 import lowbit
 from lowbit import LowbitError, TransitionRate
 
-LR, MOMENTUM, DECAY, FACTOR, MEMORY = 2.0, 0.9, 0.01, 0.002, 0.9
+LR, MOMENTUM, DECAY, FACTOR, MOMENTUM = 2.0, 0.9, 0.01, 0.002, 0.9
 
 
 def network(bits: int = 3) -> nn.Module:
@@ -28,7 +28,7 @@ def loss(model: nn.Module, number: int) -> torch.Tensor:
 
 def scheduled(model: nn.Module) -> tuple[torch.optim.Optimizer, TransitionRate]:
     optimizer = torch.optim.SGD(lowbit.parameter_groups(model, weight_decay=DECAY), lr=LR, momentum=MOMENTUM)
-    return optimizer, TransitionRate(model, optimizer, FACTOR, memory=MEMORY)
+    return optimizer, TransitionRate(model, optimizer, FACTOR, momentum=MOMENTUM)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, rates: TransitionRate, number: int, of: int) -> None:
@@ -61,7 +61,7 @@ def test_weights_move_at_the_rate_that_transitions_ask_for(bits: int) -> None:
             expected = before[i] - u[i] * velocity[i]
             torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-4, atol=1e-6)
             codes = [(w / start[i]).clamp(*widths[i]).round() for w in (before[i], layer.weight.detach())]
-            k[i] = MEMORY * k[i] + (1 - MEMORY) * float((codes[0] != codes[1]).float().mean())
+            k[i] = MOMENTUM * k[i] + (1 - MOMENTUM) * float((codes[0] != codes[1]).float().mean())
             wanted = FACTOR * math.sqrt(bits) * 0.5 * (1 + math.cos(math.pi * number / steps))
             u[i] = max(0.0, u[i] + LR * (wanted - k[i]))
             assert float(layer.weight_quantizer.step) == start[i]  # not learned on

@@ -51,7 +51,7 @@ CASES = {
 def test_the_gradient_of_a_step_keeps_the_pace_of_its_tensor(case: str) -> None:
     shape, view, step_shape, batch_dim, shared = CASES[case]
     made = dict(step_shape=step_shape, view=view, batch_dim=batch_dim, signed=True)
-    quantizer = Quantizer(3, method=balanced(ratio=0.5, memory=0.8), **made)
+    quantizer = Quantizer(3, method=balanced(ratio=0.5, momentum=0.8), **made)
     plain = Quantizer(3, method="lsq", **made)
     x = torch.randn(shape, generator=generator())
     oracle = Oracle(0.8)
@@ -251,7 +251,7 @@ def test_lsq_has_nothing_of_it() -> None:
     assert quantizer.relative_gradients is None and "relative_gradients" not in quantizer.state_dict()
 
 
-@pytest.mark.parametrize("wrong", [dict(ratio=0.0), dict(final=-1.0), dict(memory=1.0), dict(against="both")])
+@pytest.mark.parametrize("wrong", [dict(ratio=0.0), dict(final=-1.0), dict(momentum=1.0), dict(against="both")])
 def test_what_makes_no_sense_is_refused(wrong: dict) -> None:
     with pytest.raises(LowbitError, match="balance"):
         Balance(**wrong)

@@ -189,10 +189,9 @@ class Node:
         return []
 
     def tolerance(self, inputs: Sequence[TensorType]) -> float:
-        """How far its value in "float", before rounding to a code, may lie from the value in real numbers, in steps of its output
-        (in its own unit, where it is a float).
+        """How far its value may lie from that of real numbers, in steps of its output (in its own unit, where it is a float).
 
-        By default what moving codes needs, 0, or 8 · 2^-24 · accumulator bound · max|M|, summed over its multipliers: the
+        This is of the rounding "float", before rounding to a code. By default what moving codes needs, 0, or 8 · 2^-24 · accumulator bound · max|M|, summed over its multipliers: the
         scales, the multiplier, the accumulator and the product are each rounded to float32, and each rounding is at most
         2^-24 of a magnitude that the bound times the multiplier limits. The trained network rounds its folded scale, too.
         """

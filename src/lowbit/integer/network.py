@@ -57,8 +57,9 @@ class IntegerNetwork:
         )
 
     def codes(self, x: Inputs, requantize: str = "float") -> dict[str, Tensor]:
-        """Every tensor by the name of its node, in order: codes as uint8 or int8 (int16, int32 beyond 8 bits); a float output as
-        float32.
+        """Every tensor by the name of its node, in the graph's order.
+
+        Codes are uint8 or int8, beyond 8 bits int16 or int32; a float output is float32.
         """
         return dict(run(self.graph, x, requantize))
 

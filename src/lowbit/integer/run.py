@@ -1,5 +1,6 @@
-"""The bit-exact reference executor, on torch integer tensors, on the CPU: nodes in order, each as its operation says,
-whatever the process has set for floats (`integer.settings`).
+"""The bit-exact reference executor, on torch integer tensors, on the CPU.
+
+It executes the nodes in order, each as its operation says, whatever the process has set for floats (`integer.settings`).
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
 def executed(
     node: Node, inputs: Sequence[Tensor], types: Sequence[TensorType], rounding: Rounding, samples: int = 1
 ) -> Tensor:
-    """`Node.execute`, block by block of a large tensor: floats and int32 take several times the memory of the codes. What has no
-    input is the same for all `samples`.
+    """`Node.execute`, block by block of a large tensor: floats and int32 take several times the memory of the codes.
+
+    The tensor of a node without inputs is the same for all `samples`.
     """
     if not inputs:
         return node.execute(inputs, types, rounding).expand(samples, *node.shape_of())

@@ -90,32 +90,34 @@ class _TransposedConvolution(QuantizedLayer, _ConvTransposeNd):
 
 # pyrefly: ignore[inconsistent-inheritance]  # torch does not declare that a linear layer's bias may be None
 class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """`nn.Linear` with quantizers at its weight and input."""
+
     def compute(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, w, bias)
 
 
 class QuantizedConv1d(_Convolution, nn.Conv1d):
-    pass
+    """`nn.Conv1d` with quantizers at its weight and input."""
 
 
 class QuantizedConv2d(_Convolution, nn.Conv2d):
-    pass
+    """`nn.Conv2d` with quantizers at its weight and input."""
 
 
 class QuantizedConv3d(_Convolution, nn.Conv3d):
-    pass
+    """`nn.Conv3d` with quantizers at its weight and input."""
 
 
 class QuantizedConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):
-    pass
+    """`nn.ConvTranspose1d` with quantizers at its weight and input."""
 
 
 class QuantizedConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
-    pass
+    """`nn.ConvTranspose2d` with quantizers at its weight and input."""
 
 
 class QuantizedConvTranspose3d(_TransposedConvolution, nn.ConvTranspose3d):
-    pass
+    """`nn.ConvTranspose3d` with quantizers at its weight and input."""
 
 
 QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {

@@ -42,7 +42,8 @@ class Rule:
 
     Args:
         pattern: a regular expression that must match the whole layer name, as in `model.named_modules()`; matched in bounded time.
-        weights, activations: bits, or None for full precision.
+        weights: bits of weights, or None for full precision.
+        activations: bits of activations, likewise.
         method: a name in `lowbit.METHODS` or a `Method`.
         granularity: "tensor", "channel", "group:N" or "channels:N".
         narrow: symmetric signed grids.

@@ -218,7 +218,7 @@ class _Scan(ast.NodeVisitor):
             self.operands += self.made_of(operand) or ()
 
     def _path(self, node: ast.AST) -> str | None:
-        """ "a.b" for self.a.b; None for anything else."""
+        """The path "a.b" for self.a.b; None for anything else."""
         if isinstance(node, ast.Attribute):
             if isinstance(node.value, ast.Name) and node.value.id == self.self_name:
                 return node.attr

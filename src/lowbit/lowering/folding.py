@@ -220,15 +220,15 @@ class IntegerNorm(_BatchNorm):
 
 
 class IntegerNorm1d(IntegerNorm, nn.BatchNorm1d):
-    pass
+    """`nn.BatchNorm1d` whose evaluation is that of its integer form."""
 
 
 class IntegerNorm2d(IntegerNorm, nn.BatchNorm2d):
-    pass
+    """`nn.BatchNorm2d` whose evaluation is that of its integer form."""
 
 
 class IntegerNorm3d(IntegerNorm, nn.BatchNorm3d):
-    pass
+    """`nn.BatchNorm3d` whose evaluation is that of its integer form."""
 
 
 class IntegerFrozenNorm(IntegerNorm, FrozenBatchNorm2d):
@@ -236,7 +236,7 @@ class IntegerFrozenNorm(IntegerNorm, FrozenBatchNorm2d):
 
 
 class IntegerSyncNorm(IntegerNorm, nn.SyncBatchNorm):
-    pass
+    """`nn.SyncBatchNorm` whose evaluation is that of its integer form."""
 
 
 _INTEGER_NORMS: dict[type[_BatchNorm], type[IntegerNorm]] = {

@@ -202,8 +202,9 @@ def _takes_shapes(graph: fx.Graph, modules: Modules) -> bool:
 def _functions_as_modules(
     prepared: nn.Module, graph: fx.Graph, modules: Modules, setting_for: Callable[[str], Setting]
 ) -> None:
-    """Put quantized functions, in the submodule `functions`, in place of calls of convolutions and linear layers as functions,
-    where the weight is made of the network's parameters.
+    """Replace calls of convolutions and linear layers as functions by quantized ones, in the submodule `functions`.
+
+    Only calls whose weight is made of the network's parameters are replaced.
     """
     kinds = k.kinds_of(graph, modules)
     for node in list(graph.nodes):

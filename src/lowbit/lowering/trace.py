@@ -129,8 +129,9 @@ def _pass_on(node: fx.Node) -> None:
 
 
 def _same_as(node: fx.Node, modules: Modules) -> fx.Node | None:
-    """The node whose tensor this one gives unchanged: of an identity, of a cast to the type it has, and of 0 + x, with which
-    Python's sum() begins.
+    """The node whose tensor this one gives unchanged, or None.
+
+    It is that of an identity, of a cast to the type that it has, and of 0 + x, with which Python's sum() begins.
     """
     if _is_cast(node):
         source = node.args[0]

@@ -76,10 +76,9 @@ class MobileNetV1Tiny(nn.Module):
 
 
 class DsCnn(nn.Module):
-    """Keyword spotting: a 10x4 convolution and four depthwise-separable blocks of 64 channels (Zhang et al. 2017,
-    Hello Edge, arXiv 1711.07128).
+    """Keyword spotting: a 10x4 convolution and four depthwise-separable blocks of 64 channels.
 
-    [B, 1, 49, 10], 49 frames of 10 mel-frequency cepstral coefficients, to [B, num_classes].
+    Zhang et al. 2017, Hello Edge, arXiv 1711.07128. [B, 1, 49, 10], 49 frames of 10 mel-frequency cepstral coefficients, to [B, num_classes].
     """
 
     def __init__(self, num_classes: int = 12) -> None:

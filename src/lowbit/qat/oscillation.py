@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from lowbit._deprecated import renamed_arguments
 from lowbit.errors import LowbitError
 from lowbit.grid import Grid
 from lowbit.layers.libraries import Standardized
@@ -35,6 +36,7 @@ def dampening_loss(model: nn.Module) -> Tensor:
     return torch.stack(terms).sum()
 
 
+@renamed_arguments(memory="momentum")
 class OscillationFreezer:
     """Iterative weight freezing (§4.3): a weight whose code keeps flipping is held at its average level for good.
 
@@ -46,13 +48,13 @@ class OscillationFreezer:
         model: a prepared and calibrated network.
         optimizer: the optimizer that trains it.
         threshold: frequency (oscillations per step) above which an element freezes; may be lowered during training.
-        memory: of the running averages.
+        momentum: m of the running averages, average ← m·average + (1 − m)·value.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, threshold: float = 0.02, memory: float = 0.99
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, threshold: float = 0.02, momentum: float = 0.99
     ) -> None:
-        self.threshold, self.memory = threshold, memory
+        self.threshold, self.momentum = threshold, momentum
         self._layers = list(learned_layers(model))
         if not self._layers:
             raise LowbitError("the model has no quantized weights to freeze")
@@ -79,8 +81,8 @@ class OscillationFreezer:
             codes = torch.where(frozen, state["codes"], codes)
             change = torch.sign(codes - state["codes"])
             flipped = (change != 0) & (change == -state["direction"])
-            state["frequency"].lerp_(flipped.float(), 1 - self.memory)
-            state["average"].lerp_(codes, 1 - self.memory)
+            state["frequency"].lerp_(flipped.float(), 1 - self.momentum)
+            state["average"].lerp_(codes, 1 - self.momentum)
             state["direction"] = torch.where(change != 0, change, state["direction"])
             newly = (state["frequency"] > self.threshold) & ~frozen
             state["codes"] = torch.where(newly, self._nearest(layer, state["average"]), codes)
@@ -91,9 +93,11 @@ class OscillationFreezer:
             layer.weight.copy_(torch.where(state["frozen"].reshape(layer.weight.shape), held, layer.weight))
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Its running averages, for a checkpoint."""
         return {f"{i}.{key}": value.clone() for i, state in enumerate(self._state) for key, value in state.items()}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Continue from what `state_dict` returned, in place."""
         mine = self.state_dict()
         if saved.keys() != mine.keys() or any(
             saved[key].shape != value.shape or saved[key].dtype != value.dtype for key, value in mine.items()

@@ -51,10 +51,12 @@ def prepare(
 
     Args:
         model: any module with nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear layers.
-        weights, activations: bits, 1 to 8; None leaves that side in full precision.
+        weights: bits of weights, 1 to 8; None leaves them in full precision.
+        activations: bits of activations, likewise.
         method: a name in `lowbit.METHODS`, or a `Method`.
-        init_weights, init_activations: where steps start instead of where the method has them start: a name in
-            `quantizer.initialization.INITS` or a rule. A rule's own `method` is taken as it is, here and below.
+        init_weights: how steps of weights are initialized, instead of as the method does it: a name in
+            `quantizer.initialization.INITS`, or a function as there. The `method` of a rule is taken as it is, here and below.
+        init_activations: how steps of activations are initialized, likewise.
         balance: hold the gradients of steps at the pace of their weights (SSG's magnitude); None leaves the method's.
         scales: which steps are powers of two, learned in the logarithm: "power-of-two" (all of them), "power-of-two-weights" or
             "power-of-two-activations"; "free" is none, and None leaves the method's. With `integer_only` the gains of batch-norms

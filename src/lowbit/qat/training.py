@@ -15,6 +15,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, step_lr: float | 
     are left out, and so are empty groups.
 
     Args:
+        model: a prepared network.
         weight_decay: for the network's own parameters.
         step_lr: learning rate of steps and offsets; None is the optimizer's own.
     """

@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lowbit._deprecated import renamed_arguments
 from lowbit.errors import LowbitError
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.qat.oscillation import learned_layers
 from lowbit.quantizer.module import as_quantizer
 
 
+@renamed_arguments(memory="momentum")
 class TransitionRate:
     """Gives the weight of each layer a learning rate U of its own, at which its codes change as often as is wanted.
 
@@ -30,19 +32,19 @@ class TransitionRate:
         optimizer: the optimizer that trains it. Each quantized weight gets a parameter group of its own, so make its
             schedulers after this.
         factor: λ, of the rate at the start.
-        memory: m of the running means.
+        momentum: m of the running means.
 
     Raises:
         LowbitError: no quantized weights, one without a step, or one that the optimizer does not train.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, factor: float = 5e-3, memory: float = 0.99
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, factor: float = 5e-3, momentum: float = 0.99
     ) -> None:
         self._layers = list(learned_layers(model))
         if not self._layers:
             raise LowbitError("the model has no quantized weights whose transitions could be scheduled")
-        self._memory = memory
+        self._momentum = momentum
         device = self._layers[0].weight.device
         initial = [float(_own_group(optimizer, layer)["lr"]) for layer in self._layers]
         self._lr = torch.tensor(initial, dtype=torch.float64, device=device)
@@ -83,14 +85,15 @@ class TransitionRate:
         codes = [_codes(layer) for layer in self._layers]
         changed = torch.stack([(now != before).double().mean() for now, before in zip(codes, self._codes)])
         self._codes = codes
-        self._rate.mul_(self._memory).add_(changed, alpha=1 - self._memory)
+        self._rate.mul_(self._momentum).add_(changed, alpha=1 - self._momentum)
         self._lr.add_(self._gain * (self._wanted - self._rate)).clamp_(min=0.0)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Its running averages, for a checkpoint."""
         return {"rate": self._rate.clone(), "lr": self._lr.clone()}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Go on from saved state; the network has the weights of that time already."""
+        """Continue from what `state_dict` returned; the network has the weights of that time already."""
         mine = self.state_dict()
         if saved.keys() != mine.keys() or any(
             saved[key].shape != value.shape or saved[key].dtype != value.dtype for key, value in mine.items()

@@ -33,7 +33,7 @@ def balanced(
     beside: Tensor | None,
     settings: Settings,
     samples: int,
-    memory: float,
+    momentum: float,
 ) -> tuple[Tensor, Tensor]:
     """(x, step) as they are, but for the gradient of the step.
 
@@ -45,8 +45,8 @@ def balanced(
         samples: B, or 1 for a weight.
     """
     if beside is not None:
-        return x, _Balanced.apply(step, None, initial_step, measured, ratio, beside, settings, samples, memory)[0]
-    step, x = _Balanced.apply(step, x, initial_step, measured, ratio, None, settings, samples, memory)
+        return x, _Balanced.apply(step, None, initial_step, measured, ratio, beside, settings, samples, momentum)[0]
+    step, x = _Balanced.apply(step, x, initial_step, measured, ratio, None, settings, samples, momentum)
     return x, step
 
 
@@ -55,7 +55,7 @@ class _Balanced(torch.autograd.Function):
     def forward(ctx: Any, step: Tensor, x: Tensor | None, initial_step: Tensor, *others: Any) -> tuple:
         ctx.save_for_backward(step, x, initial_step)
         # Not saved: autograd would refuse what an earlier node of the same backward pass has changed.
-        ctx.measured, ctx.ratio, ctx.beside, ctx.settings, ctx.samples, ctx.memory = others
+        ctx.measured, ctx.ratio, ctx.beside, ctx.settings, ctx.samples, ctx.momentum = others
         return step.view_as(step), None if x is None else x.view_as(x)
 
     @staticmethod
@@ -73,7 +73,7 @@ class _Balanced(torch.autograd.Function):
             now, before = torch.stack([of_tensor, of_step]), ctx.measured
             # Else the pass says nothing: no gradient arrived, or one that overflowed, whose step a loss scaler skips.
             usable = ((now > 0) & now.isfinite()).all(0)
-            mean = torch.where(before > 0, ctx.memory * before + (1 - ctx.memory) * now, now)
+            mean = torch.where(before > 0, ctx.momentum * before + (1 - ctx.momentum) * now, now)
             if x is None:  # a running mean already
                 mean = torch.stack([of_tensor, mean[1]])
             ctx.measured.copy_(torch.where(usable, mean, before))

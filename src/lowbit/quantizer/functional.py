@@ -162,7 +162,7 @@ def is_recorded(module: nn.Module) -> bool:
 
 
 def check_supported(x: Tensor) -> None:
-    """Refuse what a quantizer's own backward pass does not follow. (FakeQuantize has no `jvp`, which compilers don't take.)
+    """Refuse what a quantizer's own backward pass does not support: FakeQuantize has no `jvp`, which compilers don't take.
 
     Raises:
         LowbitError: within torch.func.grad, vmap, jvp and what is made of them; an x with a tangent.

@@ -89,10 +89,11 @@ class Method:
         balance: Balance | None = None,
         scales: str | None = None,
     ) -> Method:
-        """The same method but for how its steps start, how fast they learn and what they may be; what is None stays.
+        """The same method with other initializations, a balance or other scales; None keeps what the method has.
 
         Args:
-            init_weights, init_activations: a name in `INITS`, or a rule (see `initialization`).
+            init_weights: of steps of weights: a name in `INITS`, or a rule (see `initialization`).
+            init_activations: of steps of activations, likewise.
             balance: of every step that is learned.
             scales: a name in `SCALES`: which steps are powers of two.
 

@@ -142,7 +142,7 @@ class Quantizer(QuantizerState):
         beside = next((weight.relative_gradients for weight in paired), None)
         samples = 1 if self.batch_dim is None else x.shape[self.batch_dim]
         return balanced(
-            x, step, self.initial_step, measured, ratio, beside, settings, samples=samples, memory=balance.memory
+            x, step, self.initial_step, measured, ratio, beside, settings, samples=samples, momentum=balance.momentum
         )
 
     def transform(self, x: Tensor) -> Tensor:

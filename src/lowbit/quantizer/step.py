@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lowbit._deprecated import renamed_arguments, renamed_property
 from lowbit.errors import LowbitError
 from lowbit.quantizer.rounding import annealed, arctan_value
 
@@ -69,6 +70,7 @@ def clip_scale(sharing: int, qp: int) -> float:
     return 1.0 / qp**2
 
 
+@renamed_arguments(memory="momentum")
 @dataclass(frozen=True)
 class Balance:
     """How a step's gradient is held at the pace of a tensor: SSG's magnitude, see `balance`.
@@ -76,27 +78,29 @@ class Balance:
     Args:
         ratio: ρ, the step's relative gradient over the tensor's, at the start of training.
         final: ρ at the end of training; linear in between. None keeps it as it is.
-        memory: m of the running means.
+        momentum: m of the running means, mean ← m·mean + (1 − m)·value.
         against: whose pace the step of an activation keeps, that of its layer's "weight" or its "own". A weight's step
             has its own, and so has an activation beside which no weight is measured.
 
     Raises:
-        LowbitError: a ratio that is not positive, a memory outside [0, 1), or another word for `against`.
+        LowbitError: a ratio that is not positive, a momentum outside [0, 1), or another word for `against`.
     """
 
     ratio: float = 1.0
     final: float | None = None
-    memory: float = 0.9
+    momentum: float = 0.9
     against: Literal["weight", "own"] = "weight"
 
     def __post_init__(self) -> None:
         for ratio in (self.ratio, self.final):
             if ratio is not None and not 0 < ratio < float("inf"):
                 raise LowbitError(f"the ratio of a balance must be positive, got {ratio}")
-        if not 0 <= self.memory < 1:
-            raise LowbitError(f"the memory of a balance must be in [0, 1), got {self.memory}")
+        if not 0 <= self.momentum < 1:
+            raise LowbitError(f"the momentum of a balance must be in [0, 1), got {self.momentum}")
         if self.against not in ("weight", "own"):
             raise LowbitError(f"a balance is against 'weight' or 'own', got {self.against!r}")
+
+    memory = renamed_property("Balance", "memory", "momentum")
 
     def at(self, fraction: float) -> float:
         """ρ when `fraction` (0 to 1) of the training is done."""

@@ -89,10 +89,10 @@ def compare(
 def compare_with_trained(
     graph: Graph, file: str | os.PathLike | Runner, batches: Iterable[Any], trained: Runner
 ) -> Report:
-    """Run a file and the trained model that it was written from on the same batches: for fractional zero points, which no
-    integers compute. Codes may differ where float32 sums in another order fall on the other side of a tie.
+    """Run a file and the trained model that it was written from on the same batches.
 
-    Arguments and errors as `compare`.
+    This is for fractional zero points, which no integers compute. Codes may differ where float32 sums in another order fall on the other
+    side of a tie. Arguments and errors as `compare`.
     """
     runner = file if callable(file) else open_file(file, graph)
     rows: dict[str, Row] = {}
@@ -115,10 +115,14 @@ def compare_with_trained(
 
 
 def inputs_and_labels(batch: Any) -> tuple[Tensor | Mapping[str, Tensor], Tensor | None]:
-    """The parts of a batch: inputs (batch, …) alone or in a list of one, or with class numbers (batch,) behind them. The inputs are
-    one tensor, or tensors by name.
+    """The inputs and the labels of a batch; labels are None where there are none.
 
-    Raises LowbitError for anything else.
+    Args:
+        batch: inputs (batch, …), alone or in a list of one, or with class numbers (batch,) behind them. The inputs are one tensor, or
+            tensors by name.
+
+    Raises:
+        LowbitError: anything else.
     """
     parts = [*batch, None][:2] if isinstance(batch, tuple | list) else [batch, None]
     x, labels = parts if len(parts) == 2 else (None, None)

@@ -1,5 +1,6 @@
-"""What transformers compute, in LiteRT: moves along any dimension in the network's own order of axes, products and sums in floats
-on integers.
+"""Operations of transformers in LiteRT.
+
+Moves along any dimension, in the network's own order of axes; products and sums in floats on integers.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from lowbit.integer.graph import Node
 
 
 def is_depthwise(layer: FoldedLayer) -> bool:
+    """Whether each group of channels has one input."""
     return layer.groups > 1 and layer.codes.shape[1] == 1
 
 

@@ -11,8 +11,10 @@ from lowbit.integer.graph import Shape
 
 
 def broadcast_shape(shapes: Sequence[Shape]) -> Shape:
-    """The shape that all of these are repeated to: counted from the last dimension, sizes are equal or 1. Raises LowbitError for
-    shapes that do not fit.
+    """The shape that all of these are repeated to: counted from the last dimension, sizes are equal or 1.
+
+    Raises:
+        LowbitError: shapes that do not fit.
     """
     rank = max(map(len, shapes))
     whole = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]

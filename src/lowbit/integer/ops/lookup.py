@@ -50,8 +50,9 @@ class Lookup(Node):
 
 
 def codes_at(steps: Tensor, y: TensorType) -> Tensor:
-    """The codes, not clipped, of real values given in steps: rint(steps) + z, as runtimes have it; where z is a fraction (files
-    that no integers run) rint(steps + z).
+    """The codes, not clipped, of real values given in steps: rint(steps) + z, as runtimes have it.
+
+    Where z is a fraction, in files that no integers run, it is rint(steps + z).
     """
     z = y.zero_point
     return steps.round() + z if y.has_integer_zero_point else (steps + z).round()
