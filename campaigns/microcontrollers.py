@@ -1,7 +1,9 @@
 """`python -m campaigns.microcontrollers --output docs/results`: exported C on this machine and on seven cores in QEMU.
 
 MLPerf Tiny's networks with random weights and the digits network, trained, each at W8A8, W4A8, W4A4 and W2A2 (first and last
-layer 8 bits): every layer's codes against the integer reference, flash and RAM, and the instructions of one inference.
+layer 8 bits); with `--data` (CIFAR-10-JPEG) also the trained ResNet-8 that comes with lowbit, and with `--init` (trained weights in
+full precision) a ResNet-20, calibrated and not trained at these bits. Every layer's codes against the integer reference, flash and
+RAM, and the instructions of one inference.
 What the table has already is not measured again: a stopped campaign goes on. `--again` measures all.
 """
 
@@ -13,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -23,15 +26,20 @@ from torch.nn import functional as F
 import lowbit
 from benchmarks import harness
 from lowbit import models
+from lowbit.data import loaders
 from lowbit.files import atomic_write
 from lowbit.formats.c import boards, runner, writer
 from lowbit.formats.c.memory import plan
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.ops.layer import Layer
+from lowbit.recipes import get_recipe
 from lowbit.verification.compare import compare
 
 SETTINGS = ((8, 8), (4, 8), (4, 4), (2, 2))
-NETWORKS = ("digits-cnn", "resnet8", "ds-cnn", "mobilenetv1-0.25", "autoencoder")
+SHIPPED, CALIBRATED = "resnet8-cifar10jpeg", "resnet20-cifar10jpeg"
+NETWORKS = ("digits-cnn", "resnet8", "ds-cnn", "mobilenetv1-0.25", "autoencoder", SHIPPED, CALIBRATED)
+MODELS = {SHIPPED: "resnet8", CALIBRATED: "cifar-resnet20"}
+"""The architecture of the networks that are not called after it."""
 HOST = "host"
 INPUTS = {HOST: 256}
 BOARD_INPUTS = 16
@@ -47,10 +55,37 @@ def digits() -> tuple[Tensor, Tensor]:
     return images.float().reshape(-1, 1, 8, 8) / 16, labels
 
 
-def integer_network(name: str, weights: int, activations: int) -> tuple[IntegerNetwork, Tensor]:
-    """The network at these bits, and inputs: of the digits the test set, of the others noise."""
+@dataclass(frozen=True)
+class Trained:
+    """Where trained networks' images and weights are: the folder of CIFAR-10-JPEG, and weights of a ResNet-20 for it."""
+
+    data: Path | None = None
+    init: Path | None = None
+
+    def settings(self, name: str) -> Sequence[tuple[int, int]]:
+        """The bits at which a network can be had."""
+        if name == SHIPPED:
+            return ((4, 4), (3, 3), (2, 2)) if self.data else ()
+        return SETTINGS if name != CALIBRATED or (self.data and self.init) else ()
+
+
+@cache
+def cifar(data: Path) -> tuple[Tensor, Tensor]:
+    """256 images of CIFAR-10-JPEG to calibrate on, and 256 test images."""
+    config = replace(get_recipe("cifar10-resnet20")().data, path=str(data), limit=256, eval_batch_size=256)
+    config = replace(config, batch_size=256, augment="none")
+    train, test = (next(iter(split))[0] for split in loaders(config, seed=0))
+    return train, test[: INPUTS[HOST]]
+
+
+def integer_network(
+    name: str, weights: int, activations: int, trained: Trained = Trained()
+) -> tuple[IntegerNetwork, Tensor]:
+    """The network at these bits, and inputs: test images of the trained ones, for the others noise."""
     torch.manual_seed(0)
-    model = models.create(name)
+    if name == SHIPPED:
+        return models.load(f"{name}-w{weights}a{activations}"), cifar(trained.data)[1]
+    model = models.create(MODELS.get(name, name))
     options = {"weights": weights, "activations": activations, "integer_only": True}
     if name == "digits-cnn":
         images, labels = digits()
@@ -58,6 +93,10 @@ def integer_network(name: str, weights: int, activations: int) -> tuple[IntegerN
         prepared = lowbit.calibrate(lowbit.prepare(model, **options), images[:1500].split(50)[:4])
         _train(prepared, images[:1500], labels[:1500], 0.01)
         x = images[1500:]
+    elif name == CALIBRATED:
+        models.load_weights(model, trained.init)
+        images, x = cifar(trained.data)
+        prepared = lowbit.calibrate(lowbit.prepare(model.eval(), **options), images.split(64))
     else:
         x = torch.randn(INPUTS[HOST], *models.NETWORKS[name].input_shape)
         lowbit.reestimate_batchnorm(model, x.split(32))
@@ -76,9 +115,11 @@ def _train(model: nn.Module, images: Tensor, labels: Tensor, rate: float) -> Non
             optimizer.step()
 
 
-def rows(name: str, weights: int, activations: int, cores: Sequence[str]) -> Iterator[dict[str, object]]:
+def rows(
+    name: str, weights: int, activations: int, cores: Sequence[str], trained: Trained
+) -> Iterator[dict[str, object]]:
     """A row per core: differences, sizes, instructions."""
-    network, x = integer_network(name, weights, activations)
+    network, x = integer_network(name, weights, activations, trained)
     graph = network.graph
     weighted = [node.weight for node in graph.nodes if isinstance(node, Layer)]
     macs = sum(cost.macs for cost in network.costs())
@@ -161,7 +202,7 @@ def _goals(
 
     def in_all(kind: tuple[str, ...]) -> float:
         """RAM with the caller's input, a byte a code, and the stack."""
-        size = math.prod(models.NETWORKS[kind[0]].input_shape)
+        size = math.prod(models.NETWORKS[MODELS.get(kind[0], kind[0])].input_shape)
         return number(kind, "cortex-m4", "RAM") + number(kind, "cortex-m4", "stack") + size
 
     small, vision = ("resnet8", "4", "4"), ("mobilenetv1-0.25", "2", "2")
@@ -187,10 +228,11 @@ def _goals(
 
 _PAGE = """# Microcontrollers
 
-    python -m campaigns.microcontrollers --output docs/results
+    python -m campaigns.microcontrollers --output docs/results --data CIFAR-10-JPEG --init resnet20-jpeg.safetensors
 
-MLPerf Tiny's networks with random weights, and the digits network, trained; first and last layer at 8 bits. Every
-network was exported as C99 and compiled at -O2. {machine}.
+MLPerf Tiny's networks with random weights; the digits network, trained; the ResNet-8 that comes with lowbit, trained at
+its bits; and a ResNet-20 with trained weights that is calibrated, not trained at these bits. First and last layer at 8
+bits. Every network was exported as C99 and compiled at -O2. {machine}.
 
 ## Sizes
 
@@ -232,26 +274,34 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which networks, and where trained ones are; what is measured again."""
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME")
+    parser.add_argument(
+        "--settings", nargs="+", type=lambda text: tuple(map(int, text.split(","))), metavar="W,A", help="default: all"
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="CIFAR-10-JPEG, for the trained ResNets")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="weights in full precision, for the ResNet-20")
+    parser.add_argument("--again", action="store_true", help="measure what the table has already, too")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m campaigns.microcontrollers", description=__doc__)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME")
     parser.add_argument(
         "--cores", nargs="+", default=[HOST, *boards.BOARDS], choices=[HOST, *boards.BOARDS], metavar="CORE"
     )
-    parser.add_argument(
-        "--settings", nargs="+", default=SETTINGS, type=lambda text: tuple(map(int, text.split(","))), metavar="W,A"
-    )
+    add_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for microcontrollers.csv and .md")
-    parser.add_argument("--again", action="store_true", help="measure what the table has already, too")
     options = parser.parse_args(arguments)
+    trained = Trained(options.data, options.init)
     table = options.output / "microcontrollers.csv"
     done = {} if options.again or not table.exists() else {_key(row): row for row in harness.read_csv(table)}
     for name in options.networks:
-        for weights, activations in options.settings:
+        for weights, activations in options.settings or trained.settings(name):
             cores = [core for core in options.cores if (name, str(weights), str(activations), core) not in done]
             if not cores:
                 continue
-            for row in rows(name, weights, activations, cores):
+            for row in rows(name, weights, activations, cores, trained):
                 row = {column: str(row.get(column, "")) for column in COLUMNS}
                 done[_key(row)] = row
                 print(" ".join(row.values()), flush=True)

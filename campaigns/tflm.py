@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,3 +55,16 @@ class TflmRunner:
         codes = {name: torch.cat(parts) for name, parts in found.items()}
         outputs = {name: dequantize(codes[name], self.graph.by_name[name].type) for name in self.graph.outputs}
         return Result(codes, outputs)
+
+
+def arena_bytes(path: Path) -> int:
+    """What the interpreter takes of its arena for a file, by its own report: tensors, and what it keeps of every operator."""
+    program = (
+        "import sys\nfrom tflite_micro.python.tflite_micro import runtime\n"
+        f"found = runtime.Interpreter.from_bytes(open(sys.argv[1], 'rb').read(), arena_size={_ARENA})\nfound.print_allocations()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    found = re.search(r"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
+    if found is None:
+        raise RuntimeError(f"TensorFlow Lite Micro reports no arena: {done.stderr[-1000:]}")
+    return int(found[1])

@@ -86,7 +86,7 @@ def export(
             weights stored at their width), "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's floats), "executorch"
             (.pte for XNNPACK, one sample at a time; its output alone is compared), "litert" (.tflite for XNNPACK), "lowbit"
             (`IntegerNetwork.load` reads it), "json" (the network as text) or "c" (C99 for microcontrollers, with a header beside it,
-            in the rounding "fixed").
+            in the rounding "shift" or another).
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A trained network
             needs them: their shape is the input's.
         allow_diverged: of a trained network, as for `to_integer`.
@@ -96,7 +96,7 @@ def export(
             outputs are codes, signed bytes with the channels last, and the rounding is "double-rounding". Outputs that are floats
             get a grid of 8 bits over the values that they have on the batches.
         weights: "int4" stores weights of at most 4 bits two to a byte, in a "litert" file of codes.
-        rounding: of a "c" file: "fixed", "fixed16", "double-rounding" or "single-rounding" (`lowbit.integer.roundings`).
+        rounding: of a "c" file: "shift", "fixed", "fixed16", "double-rounding" or "single-rounding" (`lowbit.integer.roundings`).
 
     Returns:
         The comparison.

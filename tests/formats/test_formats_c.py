@@ -58,10 +58,10 @@ SANITIZED = (*runner.FLAGS[:-1], "-O0", "-fsanitize=address,undefined", "-fno-sa
 DSP = ("-D__ARM_FEATURE_DSP=1", f"-I{EMULATED}")
 
 
-def check(b: GraphBuilder, folder: Path, *flags: str, inputs=None, name: str = "net"):
+def check(b: GraphBuilder, folder: Path, *flags: str, inputs=None, name: str = "net", rounding: str = "shift"):
     """Write, compile with sanitizers, run, and demand that no code differs."""
     network, path = IntegerNetwork(b.graph()), folder / f"{name}.c"
-    writer.write(network.graph, path)
+    writer.write(network.graph, path, rounding)
     report = compare(
         network,
         runner.CRunner(path, network.graph, flags=[*SANITIZED, *flags]),

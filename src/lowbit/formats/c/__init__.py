@@ -14,10 +14,10 @@ from lowbit.integer.graph import Graph, Node
 from lowbit.integer.result import Runner
 
 
-def _write(graph: Graph, path: Path) -> None:
+def _write(graph: Graph, path: Path, rounding: str = "shift") -> None:
     from lowbit.formats.c import writer
 
-    writer.write(graph, path)
+    writer.write(graph, path, rounding)
 
 
 def _open(path: Path, graph: Graph) -> Runner:
@@ -48,6 +48,8 @@ def _footprint(graph: Graph) -> Footprint:
     return writer.footprint(graph)
 
 
+OPTIONS = {"rounding": ("shift", "fixed", "fixed16", "double-rounding", "single-rounding")}
 FORMAT = Format(
-    "c", ".c", "export", _write, _open, _recognizes, _covers, companions=(".h",), footprint=_footprint, open_on=_open_on
-)
+    "c", ".c", "export", _write, _open, _recognizes, _covers, companions=(".h",), footprint=_footprint, open_on=_open_on,
+    options=OPTIONS,
+)  # fmt: skip

@@ -140,7 +140,7 @@ def measure(path: Path, graph: Graph, board: str, folder: Path) -> Measured:
         board: a name in `BOARDS`.
         folder: for the programs that are made.
     """
-    machine, name = get_board(board), checked_name(path, graph)
+    machine, (name, _) = get_board(board), checked_name(path, graph)
     ports = (*inputs_of(graph), *outputs_of(graph))
     text = filled("counter.c", {
         "header": path.with_suffix(".h").name, "name": name, "arguments": ", ".join(port.variable for port in ports),

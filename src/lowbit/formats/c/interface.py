@@ -119,6 +119,7 @@ def header(builder: Builder, name: str, stem: str, export: str, code: int) -> st
         f" at most {STACK} of stack; and the caller's inputs and outputs",
         f"   flash    {constants:,} bytes of constants, {weights:,} of them packed weights; about {code:,} of code (Cortex-M4, -O2)",
         f"   work     {sum(cost.macs for cost in costs):,} multiply-accumulates",
+        f'   codes    those of lowbit\'s integer reference in the rounding "{builder.rounding}"',
         "",
         *(line for port in (*given, *got) for line in _described(graph, port)),
         "*/",

@@ -6,16 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.formats.c import packing
 from lowbit.formats.c.memory import is_depthwise
-from lowbit.formats.c.operations import LOWERINGS, fixed_multipliers
+from lowbit.formats.c.operations import LOWERINGS
+from lowbit.formats.c.roundings import arithmetic
 from lowbit.formats.c.source import Builder
 from lowbit.formats.c.tensors import Place
-from lowbit.integer.arithmetic import exponents
 from lowbit.integer.graph import FloatType
 from lowbit.integer.ops import Convolution, Linear
 from lowbit.integer.ops.layer import Layer
@@ -162,22 +161,7 @@ def _requantization(builder: Builder, node: Layer) -> dict[str, str]:
         builder.constant(f"int32_t bias{number}", values)
         fields["bias"] = f"bias{number}"
     if not isinstance(node.type, FloatType):
-        (m,) = node.multipliers(builder.graph.input_types(node))
-        powers = exponents(m.exact.reshape(-1))
-        if powers is not None:  # 32 is added to each shift, so that its sign is free for the multiplier's
-            signs = m.exact.reshape(-1).sign().to(torch.int64)
-            builder.uses.add("shifted")
-            builder.constant(
-                f"int8_t shifts{number}", (signs * (32 - powers).clamp(max=127)).tolist() * (count // len(powers))
-            )
-            return fields | {"shifts": f"shifts{number}"}
-        builder.uses.add("multiplied")
-        mantissas, shifts = fixed_multipliers(m)
-        repeat = count // len(mantissas)
-        builder.constant(f"int32_t multipliers{number}", mantissas * repeat)
-        builder.constant(f"int8_t shifts{number}", [shift - 33 for shift in shifts * repeat])
-        fields |= {"multipliers": f"multipliers{number}", "shifts": f"shifts{number}"}
-        if node.accumulator_bound(builder.graph.input_types(node)) << max(0, 33 - min(shifts)) >= 1 << 31:
-            builder.uses.add("wide")  # the sums have no room for what their multipliers lack
-            fields["wide"] = "1"
+        types = builder.graph.input_types(node)
+        (m,) = node.multipliers(types)
+        fields |= arithmetic(builder).layer(m, node.codes_of(), number, count, node.accumulator_bound(types))
     return fields

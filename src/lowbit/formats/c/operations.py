@@ -1,4 +1,4 @@
-"""How every operation without weights is written in C: loops over codes, in the "shift" rounding."""
+"""How every operation without weights is written in C: loops over codes, in the rounding that the file is written in."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lowbit.errors import LowbitError
+from lowbit.formats.c.roundings import Arithmetic, Number, arithmetic
 from lowbit.formats.c.source import Builder
 from lowbit.formats.c.tensors import Place, index
 from lowbit.formats.registry import Lowerings
-from lowbit.integer.arithmetic import Multiplier, common_exponent, common_shift, exponents, mantissa_and_shift
 from lowbit.integer.graph import Node, TensorType
 from lowbit.integer.ops import (
     Add,
@@ -25,88 +25,6 @@ from lowbit.integer.ops import (
 from lowbit.integer.ops.elementwise import Elementwise
 
 LOWERINGS = Lowerings("C")
-_SHIFT_MAX = 62
-
-
-class Number:
-    """A C expression of type int32_t in the operators of Python, as `Elementwise.in_integers` uses them on steps."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def _with(self, operator: str, other: Number | int, *, turned: bool = False) -> Number:
-        mine, theirs = self.text, str(other)
-        a, b = (theirs, mine) if turned else (mine, theirs)
-        return Number(f"({a} {operator} {b})")
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __add__(self, other: Number | int) -> Number:
-        return self._with("+", other)
-
-    def __radd__(self, other: Number | int) -> Number:
-        return self._with("+", other, turned=True)
-
-    def __sub__(self, other: Number | int) -> Number:
-        return self._with("-", other)
-
-    def __rsub__(self, other: Number | int) -> Number:
-        return self._with("-", other, turned=True)
-
-    def __mul__(self, other: Number | int) -> Number:
-        return self._with("*", other)
-
-    __rmul__ = __mul__
-
-    def __neg__(self) -> Number:
-        return Number(f"(-{self.text})")
-
-
-class Shift:
-    """The rounding "shift" as C expressions in place of tensors.
-
-    Args:
-        builder: learns which kernels are used.
-    """
-
-    name = "shift"
-
-    def __init__(self, builder: Builder) -> None:
-        self._builder = builder
-
-    def requantize(self, n: Any, m: Multiplier, y: TensorType) -> Any:
-        powers = exponents(m.exact)
-        if powers is not None:
-            return self._shifted(f"-{n}" if float(m.exact) < 0 else str(n), -int(powers), y)
-        mantissas, shifts = fixed_multipliers(m)
-        return self._scaled(f"(int64_t){n} * {mantissas[0]}", shifts[0], y)
-
-    def weighted_sum(self, steps: Sequence[Any], factors: Sequence[Multiplier], y: TensorType) -> Any:
-        found = common_exponent([m.exact for m in factors])
-        if found is not None:
-            return self._shifted(" + ".join(f"{n} * {factor}" for n, factor in zip(steps, found[0])), found[1], y)
-        mantissas, common = common_shift([m.exact for m in factors])
-        shift = int(common)
-        if shift > _SHIFT_MAX:
-            mantissas, shift = [0] * len(mantissas), 1
-        return self._scaled(" + ".join(f"(int64_t){n} * {m}" for n, m in zip(steps, mantissas)), shift, y)
-
-    def _shifted(self, total: str, shift: int, y: TensorType) -> Number:
-        self._builder.uses.add("shifted")
-        return Number(f"clipped(shifted({total}, {shift}) + {y.zero_point}, {y.qn}, {y.qp})")
-
-    def _scaled(self, total: str, shift: int, y: TensorType) -> Number:
-        self._builder.uses.add("scaled")
-        return Number(f"scaled({total}, {shift}, {y.zero_point}, {y.qn}, {y.qp})")
-
-
-def fixed_multipliers(m: Multiplier) -> tuple[list[int], list[int]]:
-    """(signed mantissas, shifts) of every channel in "fixed"; what is shifted out whole has mantissa 0 and shift 1."""
-    mantissa, shift = mantissa_and_shift(m.exact.reshape(-1))
-    signed = (m.exact.reshape(-1).sign().to(mantissa.dtype) * mantissa).tolist()
-    pairs = [(a, k) if k <= _SHIFT_MAX else (0, 1) for a, k in zip(signed, shift.tolist())]
-    return [a for a, _ in pairs], [k for _, k in pairs]
 
 
 def _steps(builder: Builder, variable: str, place: Place, kind: TensorType, at: str) -> Number:
@@ -120,7 +38,7 @@ def less(code: str, zero_point: int | float) -> str:
     return f"{code} {'-' if zero_point > 0 else '+'} {abs(int(zero_point))}" if zero_point else code
 
 
-def _computed(builder: Builder, node: Node, code: Callable[[Sequence[Any], Shift], Any]) -> None:
+def _computed(builder: Builder, node: Node, code: Callable[[Sequence[Any], Arithmetic], Any]) -> None:
     """A loop over elements that stores `code` of the steps of every input."""
     types, y = builder.graph.input_types(node), builder.place(node.name)
     inputs = [builder.place(name).with_rank(len(y.shape)) for name in node.inputs]
@@ -130,7 +48,7 @@ def _computed(builder: Builder, node: Node, code: Callable[[Sequence[Any], Shift
     builder.declare("y", y, writable=True)
     with builder.elements(y, inputs) as (at, others):
         steps = [_steps(builder, *each) for each in zip(names, inputs, types, others)]
-        builder.store("y", y, at, str(code(steps, Shift(builder))))
+        builder.store("y", y, at, str(code(steps, arithmetic(builder))))
 
 
 @LOWERINGS(Quantize)
@@ -196,7 +114,7 @@ def _lookup(builder: Builder, node: Lookup) -> None:
     table = f"table{builder.number(node)}"
     builder.constant(f"{'int8_t' if node.codes_of().signed else 'uint8_t'} {table}", node.table.tolist())
 
-    def entry(steps: Sequence[Any], _: Shift) -> str:
+    def entry(steps: Sequence[Any], _: Arithmetic) -> str:
         return f"{table}[{less(str(steps[0]), x.qn - x.zero_point)}]"
 
     _computed(builder, node, entry)
@@ -248,7 +166,7 @@ def _average_pool(builder: Builder, node: AveragePool) -> None:
     (m,), zero = node.multipliers(types), types[0].zero_point
     _window(
         builder, node, (1,) * len(node.kernel), "int32_t n = 0;", lambda code: f"n += {less(code, zero)};",
-        lambda builder: str(Shift(builder).requantize("n", m, node.codes_of())),
+        lambda builder: str(arithmetic(builder).requantize("n", m, node.codes_of())),
     )  # fmt: skip
 
 
@@ -265,5 +183,5 @@ def _global_average_pool(builder: Builder, node: GlobalAveragePool) -> None:
         with builder.loops([(f"i{axis}", x.shape[axis]) for axis in axes]):
             at = index([("c", x.strides[0]), *((f"i{axis}", x.strides[axis]) for axis in axes)])
             builder.line(f"n += {less(builder.load('x', x, at), kind.zero_point)};")
-        code = Shift(builder).requantize("n", m, node.codes_of())
+        code = arithmetic(builder).requantize("n", m, node.codes_of())
         builder.store("y", y, index([("c", y.strides[0])]), str(code))

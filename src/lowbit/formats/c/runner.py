@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.formats.c.interface import fingerprint, float_inputs, outputs_of
+from lowbit.formats.c.roundings import ROUNDINGS
 from lowbit.formats.c.writer import MARK
 from lowbit.formats.registry import not_this_network
 from lowbit.integer.graph import FloatType, Graph
@@ -50,11 +51,12 @@ class CRunner:
         command: the compiler, by default this machine's.
         flags: for it.
 
+    Attributes:
+        rounding: the name of the one that the file is written in.
+
     Raises:
         LowbitError: no compiler, a file of another network, or one that does not compile without a warning.
     """
-
-    rounding = "shift"
 
     def __init__(
         self, path: Path, graph: Graph, command: Sequence[str] | None = None, flags: Sequence[str] = FLAGS
@@ -62,7 +64,7 @@ class CRunner:
         self.path, self.graph = path, graph
         self.folder = Path(tempfile.mkdtemp(prefix="lowbit-c-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        name = checked_name(path, graph)
+        name, self.rounding = checked_name(path, graph)
         write_harness(self.folder / "harness.c", graph, name, path.with_suffix(".h").name)
         self.program = self.folder / "network"
         options = [*(command or [compiler()]), *flags, f"-D{name.upper()}_TRACE", f"-I{path.parent.absolute()}"]
@@ -92,18 +94,21 @@ def compile_files(path: Path, command: Sequence[str]) -> None:
         raise LowbitError(f"{path}: {Path(command[0]).name} does not compile it:\n{done.stderr:.2000}")
 
 
-def checked_name(path: Path, graph: Graph) -> str:
-    """With what the file's functions begin. Raises LowbitError for a file that is not of this network, or without a header."""
+def checked_name(path: Path, graph: Graph) -> tuple[str, str]:
+    """With what the file's functions begin, and the name of its rounding. Raises LowbitError for a file that is not of this network, or without a header."""
     with open(path, "rb") as file:
         first = file.readline(300)
-    found = re.match(re.escape(MARK) + rb" (\w+) ([0-9a-f]{8}):", first)
+    found = re.match(re.escape(MARK) + rb" (\w+) ([0-9a-f]{8})(?: ([\w-]+))?:", first)
     if found is None:
         raise not_this_network(path, "its first line does not name a network")
     if found[2].decode() != fingerprint(graph):
         raise not_this_network(path, "its layers are others")
     if not path.with_suffix(".h").is_file():
         raise LowbitError(f"{path}: its header {path.with_suffix('.h').name} is not beside it; export it again")
-    return found[1].decode()
+    rounding = (found[3] or b"shift").decode()
+    if rounding not in ROUNDINGS:
+        raise LowbitError(f"{path}: it says that it rounds as {rounding!r}; there are {', '.join(ROUNDINGS)}")
+    return found[1].decode(), rounding
 
 
 def write_harness(path: Path, graph: Graph, name: str, header: str) -> None:

@@ -34,8 +34,8 @@ def codes_fed(graph: Graph) -> dict[str, Tensor]:
     return found
 
 
-def checksums(graph: Graph) -> list[int]:
-    """Of every node's tensor in the self-test: Σ number · 31^(numbers behind it), modulo 2^32, in the model's order of axes.
+def checksums(graph: Graph, rounding: str) -> list[int]:
+    """Of every node's tensor in the self-test: Σ number · 31^(numbers behind it), modulo 2^32, in the model's order of axes, in a rounding.
 
     Numbers are codes, or the accumulators of a float output.
     """
@@ -48,7 +48,7 @@ def checksums(graph: Graph) -> list[int]:
                 if isinstance(node.type, FloatType):
                     values[node.name] = accumulators(node, inputs, types)
                 else:
-                    values[node.name] = executed(node, inputs, types, ROUNDINGS["shift"])
+                    values[node.name] = executed(node, inputs, types, ROUNDINGS[rounding])
             found.append(_checksum(values[node.name]))
     return found
 

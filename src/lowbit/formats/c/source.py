@@ -43,6 +43,7 @@ class Builder:
     Attributes:
         graph: what is written.
         plan: where its tensors lie.
+        rounding: the name of the rounding that it is written in.
         uses: names of kernels and of their parts, as the kernels' texts ask for them.
         constants: definitions of tables and layers.
         weights: the words of all weights.
@@ -56,6 +57,7 @@ class Builder:
 
     graph: Graph
     plan: Plan
+    rounding: str = "shift"
     uses: set[str] = field(default_factory=set)
     constants: list[str] = field(default_factory=list)
     weights: list[int] = field(default_factory=list)

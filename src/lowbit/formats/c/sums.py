@@ -1,4 +1,4 @@
-"""Sums over elements, in C: matrix products, reductions, weighted means, softmax and normalization, in the "shift" rounding."""
+"""Sums over elements, in C: matrix products, reductions, weighted means, softmax and normalization, in the rounding of the file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lowbit.formats.c.operations import LOWERINGS, Shift, less
+from lowbit.formats.c.operations import LOWERINGS, less
+from lowbit.formats.c.roundings import arithmetic
 from lowbit.formats.c.source import Builder
 from lowbit.formats.c.tensors import Place, index, row_major
 from lowbit.integer.graph import FloatType, known_shape
@@ -41,7 +42,7 @@ def _matmul(builder: Builder, node: MatMul) -> None:
             builder.store("y", y, _at(y), "n")
         else:
             (m,) = node.multipliers(kinds)
-            builder.store("y", y, _at(y), str(Shift(builder).requantize("n", m, node.codes_of())))
+            builder.store("y", y, _at(y), str(arithmetic(builder).requantize("n", m, node.codes_of())))
 
 
 def _reduced(builder: Builder, node: Reduction, start: str, step: str, end: str) -> None:
@@ -62,7 +63,7 @@ def _reduced(builder: Builder, node: Reduction, start: str, step: str, end: str)
 @LOWERINGS(Reduce)
 def _reduce(builder: Builder, node: Reduce) -> None:
     (kind,) = kinds = builder.graph.input_types(node)
-    code = Shift(builder).requantize("n", node.multipliers(kinds)[0], node.codes_of())
+    code = arithmetic(builder).requantize("n", node.multipliers(kinds)[0], node.codes_of())
     _reduced(builder, node, "int32_t n = 0;", f"n += {less('{code}', kind.zero_point)};", str(code))
 
 
@@ -95,12 +96,13 @@ def _resample(builder: Builder, node: Resample) -> None:
             code = less(builder.load("x", x, _at(x, **places)), kind.zero_point)
             builder.line(f"n += {' * '.join([*weights, f'({code})'])};")
         (m,) = node.multipliers([kind])
-        builder.store("y", y, _at(y), str(Shift(builder).requantize("n", m, node.codes_of())))
+        builder.store("y", y, _at(y), str(arithmetic(builder).requantize("n", m, node.codes_of())))
 
 
 @LOWERINGS(Softmax, MaskedSoftmax)
 def _softmax(builder: Builder, node: Softmax | MaskedSoftmax) -> None:
     kind, y, number = builder.graph.input_types(node)[0], node.codes_of(), builder.number(node)
+    arithmetic(builder).check_wide(node)
     x, out, axis = builder.place(node.inputs[0]), builder.place(node.name), node.axis - 1
     builder.constant(f"int32_t exponentials{number}", node.entries().tolist())
     m, k = node.fixed_factor()
@@ -135,6 +137,7 @@ def _normalize(builder: Builder, node: Normalize) -> None:
     """Block by block of elements in the model's order."""
     (kind,), y, number = builder.graph.input_types(node), node.codes_of(), builder.number(node)
     x, out = builder.place(node.inputs[0]), builder.place(node.name)
+    arithmetic(builder).check_wide(node)
     (half, extra), (m, b, k) = node.root_shift(kind), node.fixed_factors()
     gain = _factor(builder, f"gain{number}", m, out.shape)
     shift = _factor(builder, f"shift{number}", b, out.shape)

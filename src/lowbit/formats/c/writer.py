@@ -34,14 +34,16 @@ from lowbit.integer.ops.layer import Layer
 
 MARK = b"/* lowbit C99"
 """How every net.c begins."""
+_SMALL = ("clipped", "scaled", "shifted", "requantized", "packed", "root")
+"""Kernels beside those of layers, in the order in which they need each other."""
 _BYTES_PER_LINE = 12  # 9 to 13 in MLPerf Tiny's networks at 2 to 8 bits (docs/results/microcontrollers.md)
 
 
-def write(graph: Graph, path: Path) -> None:
-    """Write a validated graph as C source to `path`, and its header beside it."""
+def write(graph: Graph, path: Path, rounding: str = "shift") -> None:
+    """Write a validated graph as C source to `path`, and its header beside it, in a rounding of `roundings.ROUNDINGS`."""
     if any(character in path.stem for character in '"\\\n'):
         raise LowbitError(f"{path}: quotes, backslashes and line breaks can't be in the name of a C file")
-    source, header = texts(graph, identifier(path.stem), path.stem)
+    source, header = texts(graph, identifier(path.stem), path.stem, rounding)
     for target, text in ((path.with_suffix(".h"), header), (path, source)):
         with atomic_write(target) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -64,22 +66,23 @@ def code_size(builder: Builder) -> int:
     return _BYTES_PER_LINE * sum(";" in line or "{" in line for line in text.splitlines())
 
 
-def _built(graph: Graph) -> Builder:
-    builder = Builder(graph, plan(graph), space=_dimensions(graph))
+def _built(graph: Graph, rounding: str = "shift") -> Builder:
+    builder = Builder(graph, plan(graph), rounding, space=_dimensions(graph))
     for number, node in enumerate(graph.nodes, 1):
         _node(builder, number, node)
     _outputs(builder)
     return builder
 
 
-def texts(graph: Graph, name: str, stem: str) -> tuple[str, str]:
+def texts(graph: Graph, name: str, stem: str, rounding: str = "shift") -> tuple[str, str]:
     """net.c and net.h of a validated graph.
 
     Args:
         name: with which functions and macros begin, a C identifier.
         stem: of the files' names.
+        rounding: the name of one.
     """
-    builder = _built(graph)
+    builder = _built(graph, rounding)
     source = _source(builder, name)
     export = hashlib.sha256(source.encode()).hexdigest()[:8]
     upper = name.upper()
@@ -124,7 +127,7 @@ def _outputs(builder: Builder) -> None:
 
 def _source(builder: Builder, name: str) -> str:
     sections = [
-        f"{MARK.decode()} {name} {fingerprint(builder.graph)}: an integer network made by lowbit. The code is its user's own. */",
+        f"{MARK.decode()} {name} {fingerprint(builder.graph)} {builder.rounding}: an integer network made by lowbit. The code is its user's own. */",
         "@include\n#include <stddef.h>\n#include <string.h>",
         _weights(builder, name.upper()),
         *_kernels(builder),
@@ -159,7 +162,7 @@ def _kernels(builder: Builder) -> list[str]:
         uses.add("packed")
     layered = bool(uses & {"dense", "depthwise"})
     found += [kernel("intrinsics", uses)]
-    found += [kernel(each, uses) for each in ("clipped", "scaled", "shifted", "packed", "root") if each in uses]
+    found += [kernel(each, uses) for each in _SMALL if each in uses]
     if layered:
         found += [_sizes(builder), kernel("layer", uses)]
         widths = sorted({int(use[7:]) for use in uses if use.startswith("weights")})
@@ -208,7 +211,7 @@ def _layers(builder: Builder, name: str) -> str:
     """The table of tensors that the self-test and a trace go through."""
     places = [builder.place(node.name) for node in builder.graph.nodes]
     rank = max(len(place.shape) for place in places)
-    sums = checksums(builder.graph)
+    sums = checksums(builder.graph, builder.rounding)
     rows = []
     for place, total in zip(places, sums):
         missing = rank - len(place.shape)

@@ -112,6 +112,9 @@ static void finish(const layer_t *t, void *y, int32_t place, int32_t channel, in
 @if multiplied
         const int32_t *const multipliers = t->multipliers ? t->multipliers + channel : NULL;
 @end
+@if requantized_layer
+        const int32_t *const multipliers = t->multipliers + channel;
+@end
         const int8_t *const shifts = t->shifts + channel;
         const int32_t zero = t->y_zero, low = t->low, high = t->high;
         place += channel * apart;
@@ -143,6 +146,9 @@ static void finish(const layer_t *t, void *y, int32_t place, int32_t channel, in
                 }
 @end
             }
+@if requantized_layer
+            code = requantized((int32_t)n, multipliers[i], more);
+@end
             code = clipped(code + zero, low, high);
 @if y_packed
             if (t->y_storage > PACKED) {
