@@ -3,13 +3,14 @@
     pip install transformers accelerate scikit-learn
     python examples/huggingface_trainer.py
 
-Between the two trainings stand `lowbit.prepare` and `lowbit.calibrate`; nothing else is new. Trainer takes the prepared
-network as any other, and so do its checkpoints and `resume_from_checkpoint`.
+Between the two trainings stand `lowbit.prepare` and `lowbit.calibrate`, and the second has a callback; nothing else is new.
+Trainer takes the prepared network as any other, and so do its checkpoints and `resume_from_checkpoint`.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,11 +21,13 @@ from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
 import lowbit
+from lowbit.integrations.huggingface import LowbitCallback
 
 pixels, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
 pixels = pixels.float().reshape(-1, 1, 8, 8) / 16
@@ -44,7 +47,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())}
 
 
-def trainer(model: PreTrainedModel, folder: Path, *, epochs: int) -> Trainer:
+def trainer(model: PreTrainedModel, folder: Path, *, epochs: int, callbacks: Sequence[TrainerCallback] = ()) -> Trainer:
     arguments = TrainingArguments(
         str(folder),
         num_train_epochs=epochs,
@@ -59,7 +62,14 @@ def trainer(model: PreTrainedModel, folder: Path, *, epochs: int) -> Trainer:
     # Trainer decays no weights by default. With `weight_decay` it would decay the learned steps too; give it an optimizer
     # that doesn't, the last argument below:
     #   optimizers=(torch.optim.AdamW(lowbit.parameter_groups(model, weight_decay=0.01), lr=3e-3), None)
-    return Trainer(model, arguments, train_dataset=train_data, eval_dataset=test_data, compute_metrics=accuracy)
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=train_data,
+        eval_dataset=test_data,
+        compute_metrics=accuracy,
+        callbacks=[*callbacks],
+    )
 
 
 def main(folder: Path) -> dict[str, float]:
@@ -71,12 +81,12 @@ def main(folder: Path) -> dict[str, float]:
     quantized = lowbit.prepare(in_full.model, weights=3, activations=3)
     lowbit.calibrate(quantized, [{"pixel_values": batch} for batch in pixels[:200].split(50)])
 
-    low_bit = trainer(quantized, folder / "low-bit", epochs=3)
-    started = low_bit.evaluate()["eval_accuracy"]
+    low_bit = trainer(quantized, folder / "low-bit", epochs=3, callbacks=[LowbitCallback()])
+    calibrated = low_bit.evaluate()["eval_accuracy"]
     low_bit.train()
     return {
         "full precision": in_full.evaluate()["eval_accuracy"],
-        "3 bits, calibrated": started,
+        "3 bits, calibrated": calibrated,
         "3 bits, trained": low_bit.evaluate()["eval_accuracy"],
     }
 

@@ -3,13 +3,14 @@
     pip install lightning scikit-learn
     python examples/lightning_module.py
 
-Between the two trainings stand `lowbit.prepare` and `lowbit.calibrate`. The module below is as it would be without lowbit
+Between the two trainings stand `lowbit.prepare` and `lowbit.calibrate`, and the second has a callback. The module below is as it would be without lowbit
 but for `configure_optimizers`, where `parameter_groups` keeps weight decay off the learned steps.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import lowbit
+from lowbit.integrations.lightning import LowbitCallback
 
 pixels, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
 pixels = pixels.float().reshape(-1, 1, 8, 8) / 16
@@ -55,8 +57,10 @@ class Classifier(lightning.LightningModule):
         return torch.optim.SGD(groups, self.lr, momentum=0.9)
 
 
-def trainer(folder: Path, *, epochs: int) -> lightning.Trainer:
-    return lightning.Trainer(max_epochs=epochs, default_root_dir=folder, logger=False, enable_progress_bar=False)
+def trainer(folder: Path, *, epochs: int, callbacks: Sequence[lightning.Callback] = ()) -> lightning.Trainer:
+    return lightning.Trainer(
+        max_epochs=epochs, default_root_dir=folder, logger=False, enable_progress_bar=False, callbacks=[*callbacks]
+    )
 
 
 def main(folder: Path) -> dict[str, float]:
@@ -69,14 +73,17 @@ def main(folder: Path) -> dict[str, float]:
     quantized = lowbit.prepare(in_full.network, weights=3, activations=3)
     lowbit.calibrate(quantized, islice(train_data, 4))
 
-    second = trainer(folder / "low-bit", epochs=3)
+    second = trainer(folder / "low-bit", epochs=3, callbacks=[LowbitCallback(quantized)])
     low_bit = Classifier(quantized, lr=0.02)
-    (started,) = second.validate(low_bit, test_data, verbose=False)
+    (calibrated,) = second.validate(low_bit, test_data, verbose=False)
     second.fit(low_bit, train_data, test_data)
+    # Once more, and saved, with the statistics of batch-norm that the callback re-estimated.
+    (trained,) = second.validate(low_bit, test_data, verbose=False)
+    second.save_checkpoint(folder / "low-bit" / "final.ckpt")
     return {
         "full precision": float(first.callback_metrics["accuracy"]),
-        "3 bits, calibrated": started["accuracy"],
-        "3 bits, trained": float(second.callback_metrics["accuracy"]),
+        "3 bits, calibrated": calibrated["accuracy"],
+        "3 bits, trained": trained["accuracy"],
     }
 
 

@@ -77,11 +77,29 @@ def test_lightning(tmp_path):
     accuracies = module.main(tmp_path)
     check(accuracies)
 
-    (checkpoint,) = (tmp_path / "low-bit").rglob("*.ckpt")
+    checkpoint = tmp_path / "low-bit" / "final.ckpt"
     again = module.Classifier.load_from_checkpoint(checkpoint, network=prepared(module.network()), lr=0.02)
     assert all(quantizer.initialized for _, quantizer in lowbit.quantizers(again))
     (evaluated,) = module.trainer(tmp_path / "again", epochs=1).validate(again, module.test_data, verbose=False)
     assert evaluated["accuracy"] == pytest.approx(accuracies["3 bits, trained"], abs=1e-6)
+
+
+def test_huggingface_language_model(tmp_path):
+    """Linear layers at 4 bits, weights alone and with 8-bit activations, lose little of what the model has learned."""
+    module = example("huggingface_language_model", "transformers")
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate: pip install 'lowbit[train]'")
+    losses = module.main(tmp_path, steps=60)
+    assert losses["full precision"] < 3.5  # bytes at random have 5.5 nats
+    for name in ("W4A16", "W4A8"):
+        assert losses[name] < losses["full precision"] + 0.1
+    quantized = module.prepared(module.network(), None)
+    layers = {row.name: (row.weight_bits, row.activation_bits) for row in lowbit.layer_table(quantized)}
+    assert layers["lm_head"] == (None, None) and layers["model.layers.0.self_attn.q_proj"] == (4, None)
+    assert list(layers.values()).count((4, None)) == 14
+    weight, quantizer = (
+        getattr(quantized.model.layers[0].mlp.up_proj, name) for name in ("weight", "weight_quantizer")
+    )
+    assert quantizer.step.shape == (128, 1) and int(quantizer.codes(weight).unique().numel()) <= 16
 
 
 def test_microcontroller(tmp_path):

@@ -1,0 +1,1 @@
+"""lowbit within other libraries' training loops: a callback for each, in a module with the library's name."""
