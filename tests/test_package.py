@@ -41,6 +41,20 @@ def test_every_public_name_says_what_it_is():
     assert lacking == []
 
 
+def test_documented_arguments_are_all_of_them():
+    """Where a public function or class has a section of arguments, it has each of its arguments."""
+    lacking = {}
+    for name, value in public_api.names():
+        if not callable(value) or "Args:\n" not in (value.__doc__ or ""):
+            continue
+        section = re.split(r"\n(?=\S)", inspect.getdoc(value).partition("Args:\n")[2])[0]
+        documented = set(re.findall(r"^    (\w+):", section, flags=re.MULTILINE))
+        missing = [each for each in inspect.signature(value).parameters if each not in documented]
+        if missing:
+            lacking[name] = missing
+    assert lacking == {}
+
+
 def test_every_public_name_is_in_the_reference():
     """Of the package itself; `make docs` fails where a page names what is not there."""
     pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))

@@ -75,7 +75,9 @@ def save_weights(tensors: dict[str, Tensor], path: str | Path, about: dict[str, 
     """Write tensors, no two of which may share memory, as safetensors, with a checksum that `load_weights` looks at.
 
     Args:
-        about: what else the header shall say of them; `saved_about` reads it.
+        tensors: by their names.
+        path: the file to write.
+        about: metadata for the header; `saved_about` reads it.
 
     Raises:
         OSError, safetensors.SafetensorError: the file cannot be written.
