@@ -1,7 +1,7 @@
 """Old public names: each works for one version more, and warns with the new one.
 
-What 0.1.0 called otherwise keeps its old name until 0.3.0. Everything that is kept for that lies where the new name does and
-goes through this module, so that it is found by searching for it.
+What 0.1.0 called otherwise keeps its old name until 0.3.0. Everything that is kept for that lies where the new name
+does and goes through this module, so that it is found by searching for it.
 """
 
 from __future__ import annotations

@@ -36,22 +36,23 @@ def to_integer(
     """The integer-only form of a trained network: integer weights, activations, biases and accumulators.
 
     Batch-norm is folded into the requantization, biases become int32 on the accumulator's grid, and every accumulator
-    is proved to fit 32 bits, by its bound over the actual weights. Every node is compared with the trained network's own
-    operations (`lowering.proof`), on the example and on random inputs; `export` and `verify` do so on their data.
+    is proved to fit 32 bits, by its bound over the actual weights. Every node is compared with the trained network's
+    own operations (`lowering.proof`), on the example and on random inputs; `export` and `verify` do so on their data.
 
     Args:
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated and trained; not changed.
-        example_input: a batch of inputs: a tensor, or where the network takes several a tuple of them in the order of its arguments,
-            or a dictionary by their names; shapes without the batch are the integer network's.
-        allow_diverged: convert a network of which training has driven a step out of its bounds, or below zero, with the bound
-            that it is computed with in evaluation as well.
-        accumulator_bits: of the processor; a network with sums that could overflow it is refused, with the width that every such layer
-            needs. (`costs` has the width of each, too.) None is 32.
+        example_input: a batch of inputs: a tensor, or where the network takes several a tuple of them in the order of
+            its arguments, or a dictionary by their names; shapes without the batch are the integer network's.
+        allow_diverged: convert a network of which training has driven a step out of its bounds, or below zero, with the
+            bound that it is computed with in evaluation as well.
+        accumulator_bits: of the processor; a network with sums that could overflow it is refused, with the width that
+            every such layer needs. (`costs` has the width of each, too.) None is 32.
 
     Raises:
-        LowbitError: the network was prepared otherwise or is not started, a step is not finite or has run out of its bounds
-            (training has diverged), a zero point is not an integer (`lowbit.round_zero_points`), an operation has no integer form, an accumulator can overflow, or the integer
-            network would compute something else than the trained one; the message names the layer or node.
+        LowbitError: the network was prepared otherwise or is not started, a step is not finite or has run out of its
+            bounds (training has diverged), a zero point is not an integer (`lowbit.round_zero_points`), an operation
+            has no integer form, an accumulator can overflow, or the integer network would compute something else than
+            the trained one; the message names the layer or node.
     """
     proof = Proof(*_converted(model, example_input, allow_diverged=allow_diverged))
     if accumulator_bits is not None:
@@ -75,41 +76,45 @@ def export(
 ) -> Report:
     """Write the network to a file, which is kept only if it computes what the network does.
 
-    The file is written beside, run in its own runtime against the integer reference, and renamed if not one code differs.
+    The file is written beside, run in its own runtime against the integer reference, and renamed if not one code
+    differs.
 
     Args:
-        network: from `to_integer`. For "qonnx" also the trained network itself, from `lowbit.prepare(…, integer_only=True)`,
-            if its zero points (LSQ+) are not rounded: they stay the fractions they are. No integers compute that, so the file is
-            compared with the trained network and kept if at most one code in twenty differs, by float32's rounding at ties.
+        network: from `to_integer`. For "qonnx" also the trained network itself, from `lowbit.prepare(…,
+            integer_only=True)`, if its zero points (LSQ+) are not rounded: they stay the fractions they are. No
+            integers compute that, so the file is compared with the trained network and kept if at most one code in
+            twenty differs, by float32's rounding at ties.
         path: the file to write. Its folder must exist.
-        format: a name in `lowbit.formats.FORMATS`: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same arithmetic,
-            weights stored at their width), "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's floats), "executorch"
-            (.pte for XNNPACK, one sample at a time; its output alone is compared), "litert" (.tflite for XNNPACK), "lowbit"
-            (`IntegerNetwork.load` reads it), "json" (the network as text) or "c" (C99 for microcontrollers, with a header beside it,
-            in the rounding "shift" or another).
-        batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A trained network
-            needs them: their shape is the input's.
+        format: a name in `lowbit.formats.FORMATS`: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same
+            arithmetic, weights stored at their width), "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's
+            floats), "executorch" (.pte for XNNPACK, one sample at a time; its output alone is compared), "litert"
+            (.tflite for XNNPACK), "lowbit" (`IntegerNetwork.load` reads it), "json" (the network as text) or "c" (C99
+            for microcontrollers, with a header beside it, in the rounding "shift" or another).
+        batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A
+            trained network needs them: their shape is the input's.
         allow_diverged: of a trained network, as for `to_integer`.
         max_ram: bytes of RAM of the microcontroller that a "c" file is for; a network that takes more is refused.
         max_flash: bytes of its flash, likewise.
-        io: of a "litert" file. "codes" writes 8-bit operators alone, for microcontrollers (TensorFlow Lite Micro) and NPUs: inputs and
-            outputs are codes, signed bytes with the channels last, and the rounding is "double-rounding". Outputs that are floats
-            get a grid of 8 bits over the values that they have on the batches.
+        io: of a "litert" file. "codes" writes 8-bit operators alone, for microcontrollers (TensorFlow Lite Micro) and
+            NPUs: inputs and outputs are codes, signed bytes with the channels last, and the rounding is
+            "double-rounding". Outputs that are floats get a grid of 8 bits over the values that they have on the
+            batches.
         weights: "int4" stores weights of at most 4 bits two to a byte, in a "litert" file of codes.
-        rounding: of a "c" file: "shift", "fixed", "fixed16", "double-rounding" or "single-rounding" (`lowbit.integer.roundings`).
+        rounding: of a "c" file: "shift", "fixed", "fixed16", "double-rounding" or "single-rounding"
+            (`lowbit.integer.roundings`).
 
     Returns:
         The comparison.
 
     Raises:
-        LowbitError: unknown format, missing folder or package, a network that was changed into none, or a file that does not
-            compute the same.
+        LowbitError: unknown format, missing folder or package, a network that was changed into none, or a file that
+            does not compute the same.
     """
     fractional = _has_fractions(network) and get_format(format).takes_fractions
     if not isinstance(network, IntegerNetwork) and not fractional:
         raise LowbitError(
-            f"export takes the integer network, not a {type(network).__name__}: make it with lowbit.to_integer(model, example_input), "
-            "or read it with lowbit.IntegerNetwork.load(path)"
+            f"export takes the integer network, not a {type(network).__name__}: make it with lowbit.to_integer(model, "
+            "example_input), or read it with lowbit.IntegerNetwork.load(path)"
         )
     writer = get_format(format)
     options = writer.checked_options({"io": io, "weights": weights, "rounding": rounding})
@@ -142,7 +147,8 @@ def export(
             whose = "trained network" if fractional or report.conversion_differ else "network"
             at = report.first_conversion_difference or report.first_difference
             raise LowbitError(
-                f"{path}: not written, because the file would not compute what the {whose} does (it first differs at {at!r}):\n"
+                f"{path}: not written, because the file would not compute what the {whose} does (it first differs at "
+                f"{at!r}):\n"
                 f"{report.text()}"
             )
     return report
@@ -156,7 +162,10 @@ def _has_fractions(network: Any) -> bool:
 
 
 def _first_of(batches: Iterable[Any], lacking: str) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and all of them once more. Raises LowbitError, which begins with `lacking`, where there is none."""
+    """The first batch, and all of them once more.
+
+    Raises LowbitError, which begins with `lacking`, where there is none.
+    """
     rest = iter(batches)
     first = next(rest, None)
     if first is None:
@@ -180,8 +189,8 @@ def verify(
         model: the trained network (converted anew, so that a change after the export shows), or an integer network.
         file: what `export` wrote, in any format; of an "executorch" file the output alone is compared.
         batches: inputs, or (input, label) pairs; gone through once, one at a time in memory.
-        board: a core on which a "c" file is compiled and run in an emulator: "cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7",
-            "cortex-m33", "cortex-m55" or "rv32".
+        board: a core on which a "c" file is compiled and run in an emulator: "cortex-m0", "cortex-m3", "cortex-m4",
+            "cortex-m7", "cortex-m33", "cortex-m55" or "rv32".
 
     Returns:
         A report with a row per tensor; `.ok` says whether file and integer reference agree on every code.

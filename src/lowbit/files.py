@@ -99,7 +99,10 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def check_readable(path: str | os.PathLike) -> None:
-    """Raise LowbitError, without opening it, for what is not a file: a pipe would be waited for, a device never ends."""
+    """Raise LowbitError, without opening it, for what is not a file.
+
+    a pipe would be waited for, a device never ends.
+    """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
@@ -109,7 +112,10 @@ def check_readable(path: str | os.PathLike) -> None:
 
 
 def check_place(path: str | os.PathLike) -> None:
-    """Raise LowbitError for a name that the system cannot look up: too long, a folder that may not be entered, a loop."""
+    """Raise LowbitError for a name that the system cannot look up.
+
+    Too long, a folder that may not be entered, a loop.
+    """
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

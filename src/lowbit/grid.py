@@ -9,7 +9,10 @@ from lowbit.errors import LowbitError
 BITS_MAX = 16
 """Of a code anywhere."""
 TRAINED_BITS_MAX = 8
-"""Of a quantizer, but for the state of recurrent layers; wider codes stand between the operations of an integer network."""
+"""Of a quantizer, but for the state of recurrent layers.
+
+Wider codes stand between the operations of an integer network.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ class Grid:
 
 
 def check_bits(bits: object, most: int = TRAINED_BITS_MAX) -> None:
-    """Raise LowbitError where a quantizer can't have so many bits: what is not a whole number from 1 to 8, or to `most`."""
+    """Raise LowbitError where a quantizer can't have so many bits.
+
+    What is not a whole number from 1 to 8, or to `most`.
+    """
     _check(bits, most)
 
 

@@ -27,7 +27,8 @@ def rank() -> int:
 def end(status: int) -> NoReturn:
     """Exit; at once where processes have worked together.
 
-    There a thread of the exchange that releases a tensor while the interpreter shuts down would abort the process, and with it the job.
+    There a thread of the exchange that releases a tensor while the interpreter shuts down would abort the process, and
+    with it the job.
     """
     if not several():
         sys.exit(status)

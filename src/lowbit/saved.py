@@ -22,7 +22,8 @@ def saved_bytes(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
     Counted are storages, whole, each once: a tensor that several operations save, that one saves and another changed
     in place, or of which a view is saved, is one piece of memory. Storages of `given` (parameters, buffers, the batch)
     are there anyway and not counted. What a compiled function saves is seen as well: AOT autograd makes one autograd
-    function of it. What a function hides from autograd, as an attribute of its context, is not: only an allocator sees that.
+    function of it. What a function hides from autograd, as an attribute of its context, is not: only an allocator sees
+    that.
     """
     there = {_place(tensor) for tensor in given}
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()

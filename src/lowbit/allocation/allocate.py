@@ -56,8 +56,8 @@ class Allocation(Sequence[Rule]):
     Attributes:
         rules: a rule for each layer, behind those that were given.
         bits: of weight and input, by layer; None is full precision.
-        loss: what the choice is expected to lose against full precision, per sample: nats of divergence where the outputs are
-            scores of classes.
+        loss: what the choice is expected to lose against full precision, per sample: nats of divergence where the
+            outputs are scores of classes.
         costs: weights (bytes), average_bits, and what else the budget limits.
         budget: that it is within.
         uniform: the same for the most bits within the budget that all layers can have alike; None if there are none.
@@ -158,8 +158,8 @@ def allocate(
 ) -> Allocation:
     """The bits of each layer's weight and input that are expected to lose least within a budget.
 
-    What a choice loses is taken for the sum of what it loses tensor by tensor, each with the step of least squares; which choice
-    is best is then solved exactly. Layers that take one tensor have the same bits for it.
+    What a choice loses is taken for the sum of what it loses tensor by tensor, each with the step of least squares;
+    which choice is best is then solved exactly. Layers that take one tensor have the same bits for it.
 
     Args:
         model: the trained network in full precision; not changed.
@@ -167,8 +167,8 @@ def allocate(
         budget: limits that hold together: a `Budget`, or as `Budget.of` takes them, such as "weights=64kB".
         choices: numbers of bits for weights.
         activation_choices: for inputs; None: those for weights, (): inputs stay in full precision.
-        sensitivity: "gradients": from one pass with gradients (`by_gradients`); "measured": by running the network once for each
-            tensor and choice (`by_measurement`).
+        sensitivity: "gradients": from one pass with gradients (`by_gradients`); "measured": by running the network once
+            for each tensor and choice (`by_measurement`).
         loss: of outputs and labels; None takes no labels.
         first_last: as for `lowbit.prepare`; what is decided by it, or by rules, is not chosen.
         rules: as for `lowbit.prepare`; they stay, in front of the new ones.
@@ -178,9 +178,9 @@ def allocate(
         UserWarning: one width for all layers is within the budget and expected to do as well.
 
     Raises:
-        LowbitError: no batches, choices out of range, an unknown sensitivity, a budget in wrong units or one that no choice is
-            within (the message has the least), a loss without labels, or an integer form that "file" or "activations" needs and
-            the network does not have.
+        LowbitError: no batches, choices out of range, an unknown sensitivity, a budget in wrong units or one that no
+            choice is within (the message has the least), a loss without labels, or an integer form that "file" or
+            "activations" needs and the network does not have.
     """
     limits = Budget.of(budget).limits
     weights, inputs = (
@@ -233,7 +233,8 @@ def allocate(
         point = Point(cost, program.loss(same), same, next(iter(free)) if len(free) == 1 else None)
         if point.loss <= NEARLY * program.loss(bits):
             warnings.warn(
-                f"{point.uniform or 'the same number of'} bits for all layers are within the budget and expected to do as well "
+                f"{point.uniform or 'the same number of'} bits for all layers are within the budget and expected to "
+                "do as well "
                 f"(a loss of {point.loss:.3g} against {program.loss(bits):.3g})",
                 stacklevel=2,
             )
@@ -262,7 +263,10 @@ def _choices(given: Sequence[int], name: str) -> tuple[int, ...]:
 def _sides(
     model: nn.Module, other: nn.Module, weights: Sequence[int], inputs: Sequence[int], batches: Sequence[Any]
 ) -> list[Side]:
-    """What bits are chosen for, and what has bits already: that has the same in two models prepared with different ones."""
+    """What bits are chosen for, and what has bits already.
+
+    That has the same in two models prepared with different ones.
+    """
     elsewhere = dict(other.named_modules())
     names = {module: name for name, module in model.named_modules()}
 

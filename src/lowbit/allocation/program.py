@@ -21,7 +21,8 @@ class Cost:
 
     Attributes:
         name: of the limit.
-        sums: of each, (constant, its amount for each choice of a side, its amount for each choice of two sides together).
+        sums: of each, (constant, its amount for each choice of a side, its amount for each choice of two sides
+            together).
     """
 
     name: str
@@ -158,7 +159,10 @@ class Program:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within: nothing is written to standard output, not by compiled code either: HiGHS in scipy 1.17 says things there, asked or not."""
+    """Within: nothing is written to standard output, not by compiled code either.
+
+    HiGHS in scipy 1.17 says things there, asked or not.
+    """
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -171,7 +175,10 @@ def _quiet() -> Iterator[None]:
 
 
 def uniform(program: Program, limits: Mapping[str, float]) -> Bits | None:
-    """The same number of bits for all sides that can have it, the most that is within the limits; None if there is none."""
+    """The same number of bits for all sides that can have it, the most that is within the limits.
+
+    None if there is none.
+    """
     widths: Sequence[int] = sorted({bits for by_bits in program.losses.values() for bits in by_bits}, reverse=True)
     for width in widths:
         bits = {

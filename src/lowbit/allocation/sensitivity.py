@@ -26,7 +26,10 @@ Losses = dict[str, dict[int, float]]
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A quantizer of the prepared network, which stands for its setting, and what it quantizes: a weight, or statistics of an input."""
+    """A quantizer of the prepared network, which stands for its setting, and what it quantizes.
+
+    a weight, or statistics of an input.
+    """
 
     quantizer: Quantizer
     data: Tensor | Statistics
@@ -69,12 +72,14 @@ class Side:
 def by_gradients(
     model: nn.Module, sides: Sequence[Side], batches: Sequence[Any], loss: Loss | None, seed: int
 ) -> Losses:
-    """½ Σ E[(∂ℓ/∂x)²]·(x̂ − x)²: the second-order term of a quantization error x̂ − x, with the Fisher information as the curvature.
+    """½ Σ E[(∂ℓ/∂x)²]·(x̂ − x)².
+
+    The second-order term of a quantization error x̂ − x, with the Fisher information as the curvature.
 
     With ℓ the log-likelihood of labels that are drawn from what the network itself predicts, the mean of the squared
     gradients is the diagonal of the Fisher information, and the sum is what the divergence from the network's own
-    predictions grows by, in nats per sample. Outputs that are no scores of classes are taken as means of a normal distribution
-    (variance 1). With a `loss` of one's own its gradients on the labels given are taken instead.
+    predictions grows by, in nats per sample. Outputs that are no scores of classes are taken as means of a normal
+    distribution (variance 1). With a `loss` of one's own its gradients on the labels given are taken instead.
 
     Args:
         model: prepared; nothing of it is quantized here.

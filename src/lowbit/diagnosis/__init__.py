@@ -1,4 +1,7 @@
-"""Which layer breaks, why, and what to do: measurements of a prepared network beside the float network, and what follows."""
+"""Which layer breaks, why, and what to do.
+
+Measurements of a prepared network beside the float network, and what follows.
+"""
 
 from __future__ import annotations
 

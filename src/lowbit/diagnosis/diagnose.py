@@ -33,16 +33,16 @@ def diagnose(
 ) -> Diagnosis:
     """Measure a prepared, calibrated network on batches, beside the float network, and say what is wrong with it.
 
-    Every quantized tensor is measured as the quantized network has it: signal-to-quantization-noise, clipped share, unused
-    codes, range against step. Every layer is measured beside the float network: all quantizers on (the error accumulated
-    along the network), and its own quantizers alone (on the first batch). Batch-norm's stored statistics are compared with
-    those of the batches. Nothing of the model changes, and no random state is touched; it costs about as much as four runs
-    over the batches, and one run of the first batch for every layer.
+    Every quantized tensor is measured as the quantized network has it: signal-to-quantization-noise, clipped share,
+    unused codes, range against step. Every layer is measured beside the float network: all quantizers on (the error
+    accumulated along the network), and its own quantizers alone (on the first batch). Batch-norm's stored statistics
+    are compared with those of the batches. Nothing of the model changes, and no random state is touched; it costs about
+    as much as four runs over the batches, and one run of the first batch for every layer.
 
     Args:
         model: from `lowbit.prepare`, with `integer_only` or without, calibrated; trained or not.
-        batches: a few batches of the network's inputs: tensors, (input, label) pairs or dictionaries of keyword arguments. Some
-            hundred samples are enough. Where labels are class numbers, accuracies are counted too.
+        batches: a few batches of the network's inputs: tensors, (input, label) pairs or dictionaries of keyword
+            arguments. Some hundred samples are enough. Where labels are class numbers, accuracies are counted too.
         reference: the float network that the model was made from; None compares with the model without its quantizers.
         history: what was logged of quantizers during training, events of a run's log (`lowbit.report.read_looks`).
 
@@ -50,8 +50,8 @@ def diagnose(
         The measurements and `findings`, most serious first.
 
     Raises:
-        LowbitError: the model has no quantizers, or one that has no step yet; no batches, or such as it can't take; a reference
-            that is prepared itself or lacks a layer of the model; NaN or infinity in a quantized tensor.
+        LowbitError: the model has no quantizers, or one that has no step yet; no batches, or such as it can't take; a
+            reference that is prepared itself or lacks a layer of the model; NaN or infinity in a quantized tensor.
     """
     if isinstance(batches, Tensor):
         raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")

@@ -1,7 +1,7 @@
 """What the measurements say: rules over plain data, one per kind.
 
-The severity of a finding is in decibels: about what the fault costs in signal-to-noise at its tensor. What one finding explains is
-not told again by another: a tensor, and a layer, has the most serious one alone.
+The severity of a finding is in decibels: about what the fault costs in signal-to-noise at its tensor. What one finding
+explains is not told again by another: a tensor, and a layer, has the most serious one alone.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _of_tensor(t: TensorRecord) -> Finding | None:
         steps = "its step" if t.steps == 1 else f"{t.outliers} of its {t.steps} steps"
         return _finding(
             t.layer, t.tensor, Kind.OUTLIER, 20 * math.log10(t.crest / 1.5),
-            f"{what}'s largest value is {t.crest:.1f} times what all but a half percent of the others keep within; it stretches "
+            f"{what}'s largest value is {t.crest:.1f} times what all but a half percent of the others keep within; it "
+            "stretches "
             f"{steps}.",
             crest=t.crest, outliers=t.outliers,
         )  # fmt: skip
@@ -125,14 +126,16 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
     if t.signed and not t.offset and not t.is_weight and t.low >= 0 < t.high and t.bits > 1:
         return _finding(
             t.layer, t.tensor, Kind.SIGNED_GRID, 6.02,
-            f"{what} is never negative (from {t.low:.3g} to {t.high:.3g}), but its grid is signed: {-t.qn} of {t.codes} codes have no "
+            f"{what} is never negative (from {t.low:.3g} to {t.high:.3g}), but its grid is signed: {-t.qn} of "
+            f"{t.codes} codes have no "
             "use.",
             low=t.low, high=t.high, unused=-t.qn,
         )  # fmt: skip
     if not t.signed and not t.offset and t.clipped_low > NEGATIVE:
         return _finding(
             t.layer, t.tensor, Kind.UNSIGNED_GRID, max(t.gain, 6.0) + 10 * t.clipped_low,
-            f"{100 * t.clipped_low:.0f} % of {what} are negative (down to {t.low:.3g}), and its grid is unsigned: they become zero.",
+            f"{100 * t.clipped_low:.0f} % of {what} are negative (down to {t.low:.3g}), and its grid is unsigned: "
+            "they become zero.",
             clipped_low=t.clipped_low, low=t.low,
         )  # fmt: skip
     if t.sqnr > NOISY:
@@ -141,20 +144,23 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
     if gain > GAIN and gain > t.gain + GAIN / 2:
         return _finding(
             t.layer, t.tensor, Kind.ZERO_POINT, gain,
-            f"the grid of {what} lies beside the data: {t.used_codes} of {t.codes} codes are used, {100 * t.clipped:.0f} % of the values "
+            f"the grid of {what} lies beside the data: {t.used_codes} of {t.codes} codes are used, "
+            f"{100 * t.clipped:.0f} % of the values "
             f"are cut off; a better offset would gain {gain:.0f} dB.",
             zero_point=t.zero_point, used_codes=t.used_codes, codes=t.codes, clipped=t.clipped, gain_db=gain,
         )  # fmt: skip
     if t.gain > GAIN and t.best_ratio > 1:
         return _finding(
             t.layer, t.tensor, Kind.CLIPPED, t.gain,
-            f"{100 * t.clipped:.0f} % of {what} are beyond the grid; a step {t.best_ratio:.2g} times as large would gain {t.gain:.0f} dB.",
+            f"{100 * t.clipped:.0f} % of {what} are beyond the grid; a step {t.best_ratio:.2g} times as large would "
+            f"gain {t.gain:.0f} dB.",
             clipped=t.clipped, best_ratio=t.best_ratio, gain_db=t.gain,
         )  # fmt: skip
     if t.gain > GAIN and t.best_ratio < 1 / FAR:
         return _finding(
             t.layer, t.tensor, Kind.STEP_TOO_LARGE, t.gain,
-            f"{what} takes {t.used_codes} of {t.codes} codes; a step {1 / t.best_ratio:.2g} times smaller would gain {t.gain:.0f} dB.",
+            f"{what} takes {t.used_codes} of {t.codes} codes; a step {1 / t.best_ratio:.2g} times smaller would gain "
+            f"{t.gain:.0f} dB.",
             used_codes=t.used_codes, codes=t.codes, best_ratio=t.best_ratio, gain_db=t.gain,
         )  # fmt: skip
     return None
@@ -171,15 +177,17 @@ def _calibration(tensors: Sequence[TensorRecord]) -> Iterator[Finding]:
     first, gain = of_input[0], statistics.fmean(t.gain for t in missed)
     yield _finding(
         first.layer, first.tensor, Kind.CALIBRATION_DATA, _FIRST / 2 + gain,
-        f"the network's input lies between {first.low:.3g} and {first.high:.3g}, its grid between {first.qn * first.step:.3g} and "
-        f"{first.qp * first.step:.3g}: it was initialized with other data, and with it {len(missed) - 1} of {len(activations) - 1} other "
+        f"the network's input lies between {first.low:.3g} and {first.high:.3g}, its grid between "
+        f"{first.qn * first.step:.3g} and "
+        f"{first.qp * first.step:.3g}: it was initialized with other data, and with it {len(missed) - 1} of "
+        f"{len(activations) - 1} other "
         "activations that miss their grids.",
         missed=len(missed), activations=len(activations), gain_db=gain,
     )  # fmt: skip
 
 
 def _low_bits(tensors: Sequence[TensorRecord], layers: Sequence[LayerRecord]) -> Iterator[Finding]:
-    """A layer with far fewer bits than the middle one, and more noise at the output than any with as many bits as that."""
+    """A layer with far fewer bits than the median, and more noise at the output than any with as many as that."""
     alone = {layer.name: layer.alone for layer in layers}
     for weights in (True, False):
         side = [t for t in tensors if t.is_weight == weights and t.tensor != "value"]
@@ -195,7 +203,8 @@ def _low_bits(tensors: Sequence[TensorRecord], layers: Sequence[LayerRecord]) ->
                 continue
             yield _finding(
                 t.layer, t.tensor, Kind.LOW_BITS, 6.02 * (middle - t.bits),
-                f"the {t.tensor} has {t.bits} bits where the others have {middle:.0f}: with this layer alone quantized the output has "
+                f"the {t.tensor} has {t.bits} bits where the others have {middle:.0f}: with this layer alone "
+                "quantized the output has "
                 f"{mine:.0f} dB, with one of the others {statistics.median(others):.0f} dB.",
                 bits=t.bits, median_bits=middle, alone_db=mine,
             )  # fmt: skip
@@ -208,7 +217,8 @@ def _drift(norms: Sequence[NormRecord]) -> Iterator[Finding]:
             severity = 10 * math.log10(1 + norm.drift)
             yield _finding(
                 norm.name, "", Kind.BATCHNORM_DRIFT, severity + (_UPSTREAM if norm.float_drift > DRIFT else -10.0),
-                f"stored means are off by {norm.mean_shift:.2f} standard deviations of the batches, stored deviations are "
+                f"stored means are off by {norm.mean_shift:.2f} standard deviations of the batches, stored deviations "
+                "are "
                 f"{norm.std_ratio:.2f} times theirs.",
                 drift=norm.drift, mean_shift=norm.mean_shift, std_ratio=norm.std_ratio,
             )  # fmt: skip

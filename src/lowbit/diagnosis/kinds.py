@@ -44,11 +44,13 @@ REMEDIES: dict[Kind, str] = {
         "`lowbit.calibrate(model, batches)`; in a run, check `data.mean` and `data.std`."
     ),
     Kind.SIGNED_GRID: (
-        'Leave the choice to calibration: a method other than "lsq+2" and "lsq+3", no `signed=True`, and calibration data like '
+        'Leave the choice to calibration: a method other than "lsq+2" and "lsq+3", no `signed=True`, and calibration '
+        "data like "
         "the network's inputs."
     ),
     Kind.UNSIGNED_GRID: (
-        "Calibrate with data that has the negative values (`lowbit.calibrate` on batches like the network's inputs), or take "
+        "Calibrate with data that has the negative values (`lowbit.calibrate` on batches like the network's inputs), "
+        "or take "
         'method="lsq+", which learns an offset.'
     ),
     Kind.ZERO_POINT: 'Calibrate anew (`lowbit.prepare`, `lowbit.calibrate`) with init_activations="least-squares".',
@@ -57,16 +59,19 @@ REMEDIES: dict[Kind, str] = {
         "`quantization.init-activations` of a recipe; then train on, or give the layer more bits by a rule."
     ),
     Kind.STEP_TOO_LARGE: (
-        'Start the step from the data: init_activations="least-squares" (or init_weights=) of `lowbit.prepare`, and calibrate '
+        'Start the step from the data: init_activations="least-squares" (or init_weights=) of `lowbit.prepare`, and '
+        "calibrate "
         "on batches like the network's inputs."
     ),
     Kind.OUTLIER: (
-        'Give every channel a step of its own (`lowbit.Rule(layer, granularity="channel")`), or start the step where the error is '
+        'Give every channel a step of its own (`lowbit.Rule(layer, granularity="channel")`), or start the step where '
+        "the error is "
         'least (init_weights="least-squares"), which clips the outlier.'
     ),
     Kind.LOW_BITS: "Give the layer more bits by a rule: `lowbit.Rule(layer, weights=…, activations=…)`.",
     Kind.DEAD_CHANNEL: (
-        'A step per channel keeps small channels alive: `lowbit.Rule(layer, granularity="channel")`. If the channel is dead in '
+        'A step per channel keeps small channels alive: `lowbit.Rule(layer, granularity="channel")`. If the channel '
+        "is dead in "
         "full precision too, remove it, or start from other weights."
     ),
     Kind.BATCHNORM_DRIFT: (
@@ -74,7 +79,8 @@ REMEDIES: dict[Kind, str] = {
         "`--bn-batches N` of `lowbit train`."
     ),
     Kind.OSCILLATION: (
-        "Dampen or freeze: `--quantization.dampening`, `--quantization.freezing 0.02`, `--quantization.transition-rate`; "
+        "Dampen or freeze: `--quantization.dampening`, `--quantization.freezing 0.02`, "
+        "`--quantization.transition-rate`; "
         "or lower the learning rate and re-estimate batch-norm (`--bn-batches N`)."
     ),
 }

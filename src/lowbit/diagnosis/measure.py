@@ -110,7 +110,10 @@ class Measured:
             self.crest = float((largest / most.clamp_min(1e-12))[stretched].max())
 
     def record(self, float_alive: Tensor | None) -> TensorRecord | None:
-        """The record; None where the quantizer was never called. `float_alive` is largest |x| per channel in full precision."""
+        """The record; None where the quantizer was never called.
+
+        `float_alive` is largest |x| per channel in full precision.
+        """
         if self.count == 0:
             return None
         quantizer, grid, place = self.quantizer, self.grid, self.place
@@ -181,7 +184,7 @@ def _step_and_offset(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor | 
 
 
 def _best_ratio(sample: Tensor, quantizer: Quantizer) -> tuple[float, float, float, float]:
-    """(the factor of the steps with the least noise, that noise, the noise at factor 1, the signal), over the sample."""
+    """(the factor of the steps with the least noise, that noise, noise at factor 1, signal), over the sample."""
     v, s = sample
     grid = _grid(quantizer)
     weights = s.square().double()

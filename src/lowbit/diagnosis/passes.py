@@ -1,7 +1,9 @@
-"""The runs of the network: in full precision, quantized, with one layer quantized alone, and on batch-norm's own statistics.
+"""The runs of the network.
 
-Nothing of the network changes: what is looked at is looked at by hooks, and quantizers are taken out of their places and put
-back.
+In full precision, quantized, with one layer quantized alone, and on batch-norm's own statistics.
+
+Nothing of the network changes: what is looked at is looked at by hooks, and quantizers are taken out of their places
+and put back.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from lowbit.errors import LowbitError
 
 
 def inputs_of(batch: Any, device: torch.device) -> tuple[tuple, dict[str, Any], Tensor | None]:
-    """(arguments, keyword arguments, class numbers or None) of a batch as `lowbit.calibrate` or `lowbit.verify` take it.
+    """(arguments, keyword arguments, class numbers or None) of a batch as `lowbit.calibrate` takes it.
 
     Raises:
         LowbitError: anything else, or an empty batch.
@@ -101,7 +103,10 @@ _FAR = 10.0  # divergence of one channel, beyond which it says nothing more
 
 
 class NormStatistics:
-    """Statistics of what batch-norms are given, each of which normalizes with those of its batch while they are gathered."""
+    """Statistics of the inputs of batch-norms.
+
+    Each normalizes with those of its batch while they are gathered.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.norms = {

@@ -59,7 +59,8 @@ def places(model: nn.Module) -> list[Place]:
                 continue
             if not child.initialized:
                 raise LowbitError(
-                    f"{child.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before a diagnosis"
+                    f"{child.name} has no step yet: run lowbit.calibrate(model, batches) or load a checkpoint before "
+                    "a diagnosis"
                 )
             tensor = _TENSORS.get(
                 attribute, attribute.removesuffix("_quantizer") if attribute.endswith("_quantizer") else "value"

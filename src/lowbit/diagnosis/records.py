@@ -10,20 +10,23 @@ class TensorRecord:
     """One quantized tensor, over all batches.
 
     Attributes:
-        layer, tensor: see `Place`; `is_weight` for what does not depend on the data, `is_input` for an input of the network.
-        bits, signed, qn, qp: the grid.
+        layer, tensor: see `Place`; `is_weight` for what does not depend on the data, `is_input` for an input of the
+        network. bits, signed, qn, qp: the grid.
         offset: whether there is one (LSQ+).
         steps: how many steps there are; `step` is their mean.
-        step_ratio: the step over its initial value; of several that which has moved most. `at_bound`: whether one is at its bounds.
+        step_ratio: the step over its initial value; of several that which has moved most. `at_bound`: whether one is at
+            its bounds.
         low, high: extreme values. `std`: of all values.
         sqnr: signal-to-quantization-noise, 10·log10(Σx² / Σ(x̂ − x)²), in dB.
-        best_sqnr: the same with all steps multiplied by `best_ratio`, the factor with the least Σ(x̂ − x)² (of 2^(−6) to 2^6).
+        best_sqnr: the same with all steps multiplied by `best_ratio`, the factor with the least Σ(x̂ − x)² (of 2^(−6)
+            to 2^6).
         best_offset_sqnr: with the best step and offset; None where no offset is learned.
         clipped_low, clipped_high: share of values beyond the grid by more than half a step.
-        used_codes, codes: how many codes occur, of how many; `first_code` and `last_code` are the extreme ones that occur.
+        used_codes, codes: how many codes occur, of how many; `first_code` and `last_code` are the extreme ones that
+        occur.
         zero_point: mean code of real zero.
-        outliers: number of steps with an outlier, `crest` the largest quotient of the largest value and that which all but a
-            half percent of the values keep within (weights alone).
+        outliers: number of steps with an outlier, `crest` the largest quotient of the largest value and that which all
+            but a half percent of the values keep within (weights alone).
         channels, dead_channels: output channels of a weight or channels of an activation, and those of which all codes
             mean zero where the float network has more.
         values: histogram of x/s (from `values_low` to `values_high`, in steps). `code_counts`: share of each code.
@@ -105,9 +108,10 @@ class LayerRecord:
 class NormRecord:
     """One batch-norm: how far its stored statistics are from those of the batches.
 
-    `drift` is the mean over channels (but constant ones) of the divergence of two normal distributions, stored from measured,
-    at most 10: ½·((μ − μ̂)²/σ̂² + σ²/σ̂² − 1 − ln(σ²/σ̂²)). `mean_shift` is the mean of |μ − μ̂|/σ̂, `std_ratio` the geometric mean of σ/σ̂.
-    `float_drift` is `drift` in the network without quantizers: small where quantization alone has shifted the statistics.
+    `drift` is the mean over channels (but constant ones) of the divergence of two normal distributions, stored from
+    measured, at most 10: ½·((μ − μ̂)²/σ̂² + σ²/σ̂² − 1 − ln(σ²/σ̂²)). `mean_shift` is the mean of |μ − μ̂|/σ̂,
+    `std_ratio` the geometric mean of σ/σ̂. `float_drift` is `drift` in the network without quantizers: small where
+    quantization alone has shifted the statistics.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """What training does to steps and codes, looked at now and then: cheap enough to be on always.
 
-A look lasts `WINDOW` steps of the optimizer in a row, because a weight that oscillates is seen only where it comes back. Between
-two looks nothing is done but counting.
+A look lasts `WINDOW` steps of the optimizer in a row, because a weight that oscillates is seen only where it comes
+back. Between two looks nothing is done but counting.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Watch:
         self._looks: list[dict[str, Any]] = []
 
     def begin(self, epoch: int, steps: int, epochs: int) -> None:
-        """An epoch begins, of so many steps of the optimizer; looks depend on these numbers alone, also where a run goes on."""
+        """An epoch begins, of so many steps of the optimizer.
+
+        Looks depend on these numbers alone, also where a run goes on.
+        """
         self._epoch, self._done, self._open = epoch, epoch * steps, None
         self._every = max(APART, -(-steps * epochs // LOOKS))
         self._next = -(-self._done // self._every) * self._every

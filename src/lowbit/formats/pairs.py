@@ -1,8 +1,8 @@
 """Additions and products as plain float32 operators, tried out on every pair of input codes.
 
-`Add` and `Multiply` round in a way of their own. A writer whose runtime has float operators looks for factors, a few units
-in the last place from the real ones, with which those give the same code for every pair; where there are none, it writes a
-table of `sums` or `products`.
+`Add` and `Multiply` round in a way of their own. A writer whose runtime has float operators looks for factors, a few
+units in the last place from the real ones, with which those give the same code for every pair; where there are none, it
+writes a table of `sums` or `products`.
 """
 
 from __future__ import annotations

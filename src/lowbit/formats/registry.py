@@ -1,8 +1,8 @@
 """What a format is, and how an operation gets a form in one.
 
-A format is a folder of this package with its writer and its runner side by side, and one line in `formats.FORMATS`. Its writer
-has a `Lowerings`: a function per operation, registered for the operation's class or for a class it derives from, so that
-`Elementwise` and `Take` bring all their subclasses along.
+A format is a folder of this package with its writer and its runner side by side, and one line in `formats.FORMATS`. Its
+writer has a `Lowerings`: a function per operation, registered for the operation's class or for a class it derives from,
+so that `Elementwise` and `Take` bring all their subclasses along.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ class Format:
         name: as `lowbit.export` and `--format` take it.
         suffix: of the file that `lowbit export` writes.
         extra: the extra of lowbit that installs what it needs.
-        write: writes a validated graph to a path, with a value for each of `options`; raises LowbitError, naming the node, for
-            what the format can't hold.
-        open: the file at a path, which was written from a graph, in the runtime that it is for; raises LowbitError for a
-            file that is damaged or another graph's.
+        write: writes a validated graph to a path, with a value for each of `options`; raises LowbitError, naming the
+            node, for what the format can't hold.
+        open: the file at a path, which was written from a graph, in the runtime that it is for; raises LowbitError for
+            a file that is damaged or another graph's.
         recognizes: whether a file with this content is one of the format's.
         covers: whether the format has a form of an operation.
         bits_max: the widest code that the format carries.
@@ -144,7 +144,10 @@ class Format:
                     stack.enter_context(atomic_write(target)).write_bytes((Path(folder) / target.name).read_bytes())
 
     def checked_options(self, given: Mapping[str, str | None]) -> dict[str, str]:
-        """A value for each option, by default its first. Raises LowbitError for options and values that there are not."""
+        """A value for each option, by default its first.
+
+        Raises LowbitError for options and values that there are not.
+        """
         chosen = {name: value for name, value in given.items() if value is not None}
         for name, value in chosen.items():
             if name not in self.options:

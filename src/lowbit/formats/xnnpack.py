@@ -120,7 +120,9 @@ def _folded(node: Node, x: TensorType, codes: Tensor, bias: Tensor | None, **whe
 def with_positive_scales(
     node: Node, codes: Tensor, scale: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(codes, |scale|, bias) of the same layer: a negative scale (batch-norm with γ < 0) changes the sign of a channel's integers.
+    """(codes, |scale|, bias) of the same layer.
+
+    a negative scale (batch-norm with γ < 0) changes the sign of a channel's integers.
 
     Args:
         scale: (out,), or one value.
@@ -173,7 +175,8 @@ def check_exact(node: Node, types: Sequence[TensorType]) -> None:
     bound = node.accumulator_bound(types)
     if bound >= _EXACT:
         raise LowbitError(
-            f"node {node.name!r}: its sum can reach {bound}, and is made in float32, exactly only below {_EXACT}: give its inputs "
+            f"node {node.name!r}: its sum can reach {bound}, and is made in float32, exactly only below {_EXACT}: "
+            "give its inputs "
             "fewer bits"
         )
 

@@ -29,8 +29,8 @@ class Multiplier:
     Attributes:
         single: float32, rounded as the operation states it.
         exact: float64, before any rounding to float32.
-        unit: float64, the real value of one unit of the accumulator as TFLite's kernels compute it, from the float32 numbers of
-            a file; their multiplier is unit / s_y.
+        unit: float64, the real value of one unit of the accumulator as TFLite's kernels compute it, from the float32
+            numbers of a file; their multiplier is unit / s_y.
         count: by which TFLite's kernels divide the integer multiplier of a mean.
         through: float64, the magnitude of a product of scales that `single` is rounded through, where there is one.
     """
@@ -42,7 +42,7 @@ class Multiplier:
     through: Tensor | None = None
 
     def along(self, axis: int, rank: int) -> Multiplier:
-        """The same, with one value per channel reshaped to broadcast along `axis` of a tensor with `rank` dimensions."""
+        """The same, reshaped from one value per channel to broadcast along `axis` of a tensor of `rank` dimensions."""
         if self.single.ndim == 0:
             return self
         shape = [1] * rank
@@ -142,8 +142,9 @@ def global_mean_multiplier(x: TensorType, count: int, y: TensorType) -> Multipli
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a · b + c rounded to float32 once.
 
-    By way of float64. a or b is a byte, so that the product has at most 32 bits and is exact there; so is the sum, unless c is
-    more than 2^21 times the product or 2^28 times below it: then the second rounding could show in the last place alone.
+    By way of float64. a or b is a byte, so that the product has at most 32 bits and is exact there; so is the sum,
+    unless c is more than 2^21 times the product or 2^28 times below it: then the second rounding could show in the last
+    place alone.
     """
     return torch.addcmul(c.to(torch.float64), a.to(torch.float64), b.to(torch.float64)).to(torch.float32)
 
@@ -178,10 +179,12 @@ def shift_half_away(n: Tensor, shift: Tensor) -> Tensor:
 
 
 def significand_and_exponent(m: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-    """(significand, exponent) of |m| / count as TFLite's kernels have it: int64, |m| ≈ significand · 2^(exponent − 31), elementwise.
+    """(significand, exponent) of |m| / count as TFLite's kernels have it.
 
-    significand = |m| · 2^(31 − exponent), halves away from zero, 2^30 <= significand < 2^31; (0, 0) where exponent < −31. For a
-    mean over `count` elements the significand times 2^h is divided, cutting off, and the exponent is h less:
+    Int64, |m| ≈ significand · 2^(exponent − 31), elementwise.
+
+    significand = |m| · 2^(31 − exponent), halves away from zero, 2^30 <= significand < 2^31; (0, 0) where exponent <
+    −31. For a mean over `count` elements the significand times 2^h is divided, cutting off, and the exponent is h less:
     h = min(⌊log2 count⌋, 31 + exponent).
 
     m: float64, finite, not 0.
@@ -205,7 +208,10 @@ def shift_half_up(n: Tensor, shift: Tensor | int) -> Tensor:
 
 
 def product_half_up(n: Tensor, m: Tensor, shift: Tensor) -> Tensor:
-    """(n · m + 2^(shift−1)) >> shift of int64 n of up to 47 bits and m of up to 31, for shifts from 17 to 62: half by half of n."""
+    """(n · m + 2^(shift−1)) >> shift of int64 n of up to 47 bits and m of up to 31, for shifts from 17 to 62.
+
+    Half by half of n.
+    """
     low = (n & 0xFFFF) * m + (torch.ones_like(shift) << (shift - 1))
     return ((n >> 16) * m + (low >> 16)) >> (shift - 16)
 
@@ -217,7 +223,10 @@ def exponents(m: Tensor) -> Tensor | None:
 
 
 def shift_half_even(n: Tensor, shift: Tensor) -> Tensor:
-    """n / 2^shift of int64 n below 2^32, rounded half to even; n · 2^−shift where the shift is negative, −30 at least."""
+    """n / 2^shift of int64 n below 2^32, rounded half to even.
+
+    n · 2^−shift where the shift is negative, −30 at least.
+    """
     k = shift.clamp(1, 62)
     floor = n >> k
     rest, half = n - (floor << k), torch.ones_like(k) << (k - 1)

@@ -50,7 +50,8 @@ class LayerCost:
         parameters, weight_bytes, macs: as `Work` has them; 0 without weights.
         output_bytes: the output's codes packed at output_bits.
         bit_operations: macs · bits of the weight, or of the second input, · input_bits.
-        accumulator_bits: the narrowest signed accumulator that holds every partial sum, by its proved bound; 0 where nothing is summed.
+        accumulator_bits: the narrowest signed accumulator that holds every partial sum, by its proved bound; 0 where
+            nothing is summed.
     """
 
     name: str
@@ -111,7 +112,8 @@ def check_accumulators(graph: Graph, bits: int) -> None:
             )
     if found:
         raise LowbitError(
-            f"sums of {len(found)} layers may overflow accumulators of {bits} bits: {'; '.join(found)}. Train the network with "
+            f"sums of {len(found)} layers may overflow accumulators of {bits} bits: {'; '.join(found)}. Train the "
+            "network with "
             f"lowbit.prepare(…, accumulator_bits={bits}), which keeps its weights to the bound, or with fewer bits"
         )
 

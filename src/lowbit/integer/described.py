@@ -1,7 +1,7 @@
 """A graph as plain data: JSON for everything but tensors, which a `Tensors` stores in whatever way a file has for them.
 
-How a field of an operation is described and read back follows from its annotation: an operation made of the kinds of field in
-`FIELDS` is written and read by every file without a line of its own.
+How a field of an operation is described and read back follows from its annotation: an operation made of the kinds of
+field in `FIELDS` is written and read by every file without a line of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class Tensors:
         raise NotImplementedError
 
     def take_codes(self, name: str, bits: int, count: int) -> Tensor:
-        """What `put_codes` stored, int32 (count,), which is taken out. Raises LowbitError where there is no such tensor."""
+        """What `put_codes` stored, int32 (count,), which is taken out.
+
+        Raises LowbitError where there is no such tensor.
+        """
         raise NotImplementedError
 
 

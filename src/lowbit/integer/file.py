@@ -7,15 +7,15 @@ Tensors, for a node called NAME:
     NAME:table   uint8    a Lookup's output codes minus the lowest one, packed at the output's bits
     NAME:codes   uint8    a Constant's codes, in the same way
     NAME:gain    float32  Normalize's γ, where there is one, and NAME:shift its β
-Packed: codes one after the other in row-major order, code i in bits i·b .. (i+1)·b − 1 of the file's bits, bit 0 being the least
-significant one of the first byte; the unused bits of the last byte are 0.
+Packed: codes one after the other in row-major order, code i in bits i·b .. (i+1)·b − 1 of the file's bits, bit 0 being
+the least significant one of the first byte; the unused bits of the last byte are 0.
 
-Metadata, under the one key "lowbit": JSON with "format_version", "graph" (`integer.described`) and "sha256" of the graph's JSON
-and of every tensor. Loading checks all of it, sizes before anything is allocated for them, and then the graph as `validate`
-does. Version 2 has "inputs" and "outputs" where version 1, which graphs with one of each are still written in, has "input",
-"input_shape" and "output". Version 3 has "about" (`Graph.about`) beside them, and is written where there is something in it. Version 4
-has {"of": NAME} for a tensor that is an earlier node's, of the same operation and field: weights of a layer that is called more
-than once.
+Metadata, under the one key "lowbit": JSON with "format_version", "graph" (`integer.described`) and "sha256" of the
+graph's JSON and of every tensor. Loading checks all of it, sizes before anything is allocated for them, and then the
+graph as `validate` does. Version 2 has "inputs" and "outputs" where version 1, which graphs with one of each are still
+written in, has "input", "input_shape" and "output". Version 3 has "about" (`Graph.about`) beside them, and is written
+where there is something in it. Version 4 has {"of": NAME} for a tensor that is an earlier node's, of the same operation
+and field: weights of a layer that is called more than once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ FORMAT_VERSION = described.VERSION
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Unsigned codes (any shape, values 0 .. 2^bits − 1) as a little-endian bit stream: uint8 of ceil(numel · bits / 8)."""
+    """Unsigned codes (any shape, values 0 .. 2^bits − 1) as a little-endian bit stream.
+
+    Uint8 of ceil(numel · bits / 8).
+    """
     wide = torch.uint8 if bits <= 8 else torch.int32
     flat, places = codes.flatten().to(wide), torch.arange(bits, dtype=wide, device="cpu")
     stream = ((flat[:, None] >> places) & 1).to(torch.uint8).flatten()
@@ -110,7 +113,9 @@ def _safetensors() -> Any:
 
 
 def sizes(path: str | os.PathLike) -> dict[str, int]:
-    """Bytes of a saved network's file by what they hold: "codes" (packed weights), "tables", "scales", "biases", "metadata".
+    """Bytes of a saved network's file by what they hold.
+
+    "codes" (packed weights), "tables", "scales", "biases", "metadata".
 
     They add up to the file's size. Raises LowbitError for a file that `load` does not read.
     """
@@ -126,7 +131,8 @@ def sizes(path: str | os.PathLike) -> dict[str, int]:
 def load(path: str | os.PathLike) -> Graph:
     """The validated graph in a file that `save` wrote.
 
-    Raises LowbitError for a file that is missing, truncated, altered, of a newer format version, or not such a file at all.
+    Raises LowbitError for a file that is missing, truncated, altered, of a newer format version, or not such a file at
+    all.
     """
     path, library = Path(path), _safetensors()
     check_readable(path)

@@ -1,14 +1,14 @@
 """The integer network as data: a graph of integer operations, each stated to the bit in its own file (`integer.ops`).
 
-A `Graph` is a list of nodes in topological order; every node computes one tensor, which has the node's name. All tensors but
-the graph's inputs and its float outputs are tensors of *codes*, described by a `TensorType`: code q stands for the real number
-scale · (q − zero point).
+A `Graph` is a list of nodes in topological order; every node computes one tensor, which has the node's name. All
+tensors but the graph's inputs and its float outputs are tensors of *codes*, described by a `TensorType`: code q stands
+for the real number scale · (q − zero point).
 
-Notation of the arithmetic stated at every operation: s, z and [qn, qp] are scale, zero point and code range of the tensor
-named in the index (x, a, b inputs; y output). f(·) rounds a real number to float32, so f(f(a · b) / c) is two float32
-operations; rint rounds half to even; clip is to [qn, qp] of the output. Integers have 32 bits unless stated otherwise.
-requant(n, M) turns an integer accumulator n, worth M output steps per unit, into a code, by one of the named roundings
-(`integer.roundings`).
+Notation of the arithmetic stated at every operation: s, z and [qn, qp] are scale, zero point and code range of the
+tensor named in the index (x, a, b inputs; y output). f(·) rounds a real number to float32, so f(f(a · b) / c) is two
+float32 operations; rint rounds half to even; clip is to [qn, qp] of the output. Integers have 32 bits unless stated
+otherwise. requant(n, M) turns an integer accumulator n, worth M output steps per unit, into a code, by one of the named
+roundings (`integer.roundings`).
 
 A code is stored elsewhere as the unsigned byte u = q + offset, offset = 2^(bits−1) for signed codes, else 0; its zero
 point is then ζ = z + offset. Only Add and Multiply depend on it.
@@ -46,7 +46,10 @@ Places = tuple[int, ...]
 
 
 def added(default: Any) -> Any:
-    """A field that files of earlier versions lack; written where it is not this default, so that other files stay as they were."""
+    """A field that files of earlier versions lack.
+
+    Written where it is not this default, so that other files stay as they were.
+    """
     return field(default=default, metadata={"added": True})
 
 
@@ -64,8 +67,9 @@ class TensorType:
 
     Attributes:
         scale: greater than 0, and a value that float32 can hold.
-        zero_point: the code of real 0. An integer in every network that runs; a fraction (an LSQ+ offset before rounding)
-            is accepted by the QONNX writer alone. It may lie outside the code range as long as the carrier holds ζ.
+        zero_point: the code of real 0. An integer in every network that runs; a fraction (an LSQ+ offset before
+            rounding) is accepted by the QONNX writer alone. It may lie outside the code range as long as the carrier
+            holds ζ.
         bits: 1 to 16 unsigned, 2 to 16 signed.
         signed: whether there are negative codes.
         narrow: leave out the lowest signed code, so that the range is symmetric.
@@ -139,7 +143,9 @@ class Weight:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
-    """One operation of the graph; a subclass per operation states what it computes, and is everything that is known of it.
+    """One operation of the graph.
+
+    A subclass per operation states what it computes, and is everything that is known of it.
 
     Attributes:
         name: of the node and of the tensor it computes; without a colon.
@@ -189,11 +195,18 @@ class Node:
         return []
 
     def tolerance(self, inputs: Sequence[TensorType]) -> float:
-        """How far its value may lie from that of real numbers, in steps of its output (in its own unit, where it is a float).
+        """How far its value may lie from that of real numbers, in steps of its output.
 
-        This is of the rounding "float", before rounding to a code. By default what moving codes needs, 0, or 8 · 2^-24 · accumulator bound · max|M|, summed over its multipliers: the
-        scales, the multiplier, the accumulator and the product are each rounded to float32, and each rounding is at most
-        2^-24 of a magnitude that the bound times the multiplier limits. The trained network rounds its folded scale, too.
+        A float output's is in its own unit.
+
+        A float output's is in its own unit.
+
+        A float output's is in its own unit.
+
+        This is of the rounding "float", before rounding to a code. By default what moving codes needs, 0, or 8 · 2^-24
+        · accumulator bound · max|M|, summed over its multipliers: the scales, the multiplier, the accumulator and the
+        product are each rounded to float32, and each rounding is at most 2^-24 of a magnitude that the bound times the
+        multiplier limits. The trained network rounds its folded scale, too.
         """
         if self.moves_codes:
             return 0.0
@@ -226,7 +239,8 @@ class Graph:
     """An integer network.
 
     Attributes:
-        inputs: the shape of every input, without the batch, by name: floats, or whole numbers where an operation takes indices.
+        inputs: the shape of every input, without the batch, by name: floats, or whole numbers where an operation takes
+            indices.
         nodes: in an order in which every input of a node is computed before it.
         outputs: names of the nodes whose tensors are the result, in order.
         about: what is known of the network beside what it computes, as JSON has it: what its images are read as, and

@@ -23,10 +23,10 @@ class IntegerNetwork:
     """A network whose tensors between the inputs' quantizers and the outputs are integers.
 
     Args:
-        graph: checked and completed by `validate`, which raises LowbitError. Nothing in it is to change afterwards; what
-            leaves for a file is checked again.
-        proof: compares the graph with the trained network that it was made from, on a batch of inputs by name; None for a
-            network that was read from a file. It is not saved.
+        graph: checked and completed by `validate`, which raises LowbitError. Nothing in it is to change afterwards;
+            what leaves for a file is checked again.
+        proof: compares the graph with the trained network that it was made from, on a batch of inputs by name; None for
+            a network that was read from a file. It is not saved.
     """
 
     def __init__(self, graph: Graph, proof: Prove | None = None) -> None:
@@ -88,7 +88,10 @@ class IntegerNetwork:
         return costs.table(self.costs())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file with packed codes; see `file`. Raises LowbitError where the graph was changed and is not valid."""
+        """Write one safetensors file with packed codes; see `file`.
+
+        Raises LowbitError where the graph was changed and is not valid.
+        """
         file.save(validate(self.graph), path)
 
     @classmethod

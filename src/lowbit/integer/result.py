@@ -13,8 +13,8 @@ class Result:
     """The tensors of one batch.
 
     Attributes:
-        codes: by the name of the node, on the graph's grids, of any type that holds whole numbers. Tensors that are not shown are
-            left out.
+        codes: by the name of the node, on the graph's grids, of any type that holds whole numbers. Tensors that are not
+            shown are left out.
         outputs: float32, by the name of the output's node.
     """
 
@@ -44,7 +44,8 @@ class Mismatch:
 
     def text(self) -> str:
         """What differs, for a message."""
-        return f"{self.count:,} of its values differ, the first is {self.integer:g} in integers and {self.trained:g} as trained"
+        first = f"{self.integer:g} in integers and {self.trained:g} as trained"
+        return f"{self.count:,} of its values differ, the first is {first}"
 
 
 Prove = Callable[[Mapping[str, Tensor]], dict[str, Mismatch]]

@@ -1,21 +1,25 @@
-"""The named ways in which integer accumulators become codes. A rounding is an entry of `ROUNDINGS`, and every operation runs in each.
+"""The named ways in which integer accumulators become codes.
+
+A rounding is an entry of `ROUNDINGS`, and every operation runs in each.
 
     float             clip(rint(f(f(n) · M)) + z_y)                       M a float32, rounded as the operation says
-    fixed             clip(sign(n) · ((|n| · m + 2^(k−1)) >> k) + z_y)    m = rint(|M| · 2^k), 2^30 <= m < 2^31, M from float64;
-                                                                          64-bit product, half away from zero; 0 where k > 62
-    shift             clip(rint(n · M) + z_y), exact                      where all M of an operation are ±2^−k; else as "fixed"
-    fixed16           clip(((n · m + 2^(k−1)) >> k) + z_y)                m = rint(|M| · 2^k), 2^15 <= m < 2^16, M from float64
-    double-rounding   a = (n · m + 2^30) >> 31, then                      TFLite's m and e (`significand_and_exponent`) for
+    fixed clip(sign(n) · ((|n| · m + 2^(k−1)) >> k) + z_y) m = rint(|M| · 2^k), 2^30 <= m < 2^31, M from float64;
+                                                                          64-bit product, half away from zero; 0 where k
+                                                                          > 62
+    shift clip(rint(n · M) + z_y), exact where all M of an operation are ±2^−k; else as "fixed" fixed16 clip(((n · m +
+    2^(k−1)) >> k) + z_y) m = rint(|M| · 2^k), 2^15 <= m < 2^16, M from float64 double-rounding a = (n · m + 2^30) >>
+    31, then TFLite's m and e (`significand_and_exponent`) for
                       clip(sign(a) · ((|a| + 2^(−e−1)) >> −e) + z_y)      M = unit / s_y (`Multiplier.unit`)
     single-rounding   clip(((n · m + 2^(30−e)) >> (31 − e)) + z_y)        the same m and e
 
 In all but "float" a negative M negates n first.
 
-"float" is what ONNX Runtime 1.31 computes, to the bit, with its graph optimizations on x86-64 processors that have AVX2;
-"fixed" is what processors without a float unit do, "fixed16" those that lack a product of 64 bits, too.
-"shift" is what C files do: of a network with power-of-two steps it gives the codes of "float", which the trained network has.
-"double-rounding" is what TensorFlow Lite's reference kernels, TensorFlow Lite Micro and, by default, CMSIS-NN compute on 8-bit
-tensors; "single-rounding" the same where they are compiled with TFLITE_SINGLE_ROUNDING or CMSIS_NN_USE_SINGLE_ROUNDING.
+"float" is what ONNX Runtime 1.31 computes, to the bit, with its graph optimizations on x86-64 processors that have
+AVX2; "fixed" is what processors without a float unit do, "fixed16" those that lack a product of 64 bits, too. "shift"
+is what C files do: of a network with power-of-two steps it gives the codes of "float", which the trained network has.
+"double-rounding" is what TensorFlow Lite's reference kernels, TensorFlow Lite Micro and, by default, CMSIS-NN compute
+on 8-bit tensors; "single-rounding" the same where they are compiled with TFLITE_SINGLE_ROUNDING or
+CMSIS_NN_USE_SINGLE_ROUNDING.
 """
 
 from __future__ import annotations
@@ -44,7 +48,10 @@ from lowbit.integer.graph import TensorType
 
 
 class Rounding(Protocol):
-    """One way of rounding. What an operation needs beside these two it states in its own file, for the rounding's name."""
+    """One way of rounding.
+
+    What an operation needs beside these two it states in its own file, for the rounding's name.
+    """
 
     @property
     def name(self) -> str:
@@ -99,7 +106,8 @@ class FixedRounding:
 class ShiftRounding(FixedRounding):
     """Shifts with halves to even where all multipliers of an operation are powers of two; "fixed" where they are not.
 
-    weighted_sum: M_i = ±2^(k_i − k), the least k_i being 0: t = Σ ±n_i · 2^k_i, shifted by k; "fixed" where a k_i passes 15.
+    weighted_sum: M_i = ±2^(k_i − k), the least k_i being 0: t = Σ ±n_i · 2^k_i, shifted by k; "fixed" where a k_i
+        passes 15.
     """
 
     name = "shift"
@@ -120,11 +128,13 @@ class ShiftRounding(FixedRounding):
 
 
 class Fixed16Rounding:
-    """16-bit integer multipliers with a shift, half up: 32 bits hold all products, of the halves of n where n has more than 16.
+    """16-bit integer multipliers with a shift, half up.
+
+    32 bits hold all products, of the halves of n where n has more than 16.
 
     k is at least 1, and m at most 2^16 − 1: where M is 2^15 or more, any n but 0 leaves the range of every code.
-    weighted_sum: m_i = rint(M_i · 2^k), the largest magnitude in 2^15 … 2^16 − 1; clip(((Σ n_i · m_i + 2^(k−1)) >> k) + z_y).
-    Where k would pass 47, m is 0.
+    weighted_sum: m_i = rint(M_i · 2^k), the largest magnitude in 2^15 … 2^16 − 1; clip(((Σ n_i · m_i + 2^(k−1)) >> k) +
+    z_y). Where k would pass 47, m is 0.
     """
 
     name = "fixed16"
@@ -161,10 +171,10 @@ class Fixed16Rounding:
 class TfliteRounding:
     """TensorFlow Lite's integer kernels; the arithmetic is stated at the top, for single and for double rounding.
 
-    With e > 0, and so m · 2^e >= 2^31, both round once. Numbers that pass 32 bits are exact here; TFLite's wrap around, and a
-    file that could meet them is refused.
-    weighted_sum: s = 2 · max(unit_i);  t = Σ ± r(n_i · 2^20, unit_i / s),  clip(r(t, s / (2^20 · s_y)) + z_y), where r(n, M) is the
-    rounding above before z_y and clip, and ± the sign of M_i.
+    With e > 0, and so m · 2^e >= 2^31, both round once. Numbers that pass 32 bits are exact here; TFLite's wrap around,
+    and a file that could meet them is refused.
+    weighted_sum: s = 2 · max(unit_i); t = Σ ± r(n_i · 2^20, unit_i / s), clip(r(t, s / (2^20 · s_y)) + z_y), where r(n,
+    M) is the rounding above before z_y and clip, and ± the sign of M_i.
     """
 
     def __init__(self, name: str, *, single: bool) -> None:

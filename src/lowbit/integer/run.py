@@ -1,6 +1,7 @@
 """The bit-exact reference executor, on torch integer tensors, on the CPU.
 
-It executes the nodes in order, each as its operation says, whatever the process has set for floats (`integer.settings`).
+It executes the nodes in order, each as its operation says, whatever the process has set for floats
+(`integer.settings`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def run(graph: Graph, x: Inputs, requantize: str = "float") -> Iterator[tuple[st
         requantize: the name of a rounding (`roundings.ROUNDINGS`).
 
     Raises:
-        LowbitError: an input of the wrong shape or type, with NaN or an index that there is not in it, or an unknown rounding.
+        LowbitError: an input of the wrong shape or type, with NaN or an index that there is not in it, or an unknown
+            rounding.
     """
     rounding = get_rounding(requantize)
     values = checked_inputs(graph, x)
@@ -81,7 +83,8 @@ def checked_inputs(graph: Graph, x: Inputs) -> dict[str, Tensor]:
     if isinstance(x, Mapping):
         if x.keys() != graph.inputs.keys():
             raise LowbitError(
-                f"the network's inputs are {', '.join(graph.inputs)}, but tensors are given for {', '.join(map(str, x))}"
+                f"the network's inputs are {', '.join(graph.inputs)}, but tensors are given for "
+                f"{', '.join(map(str, x))}"
             )
         values = {name: x[name] for name in graph.inputs}
     elif len(graph.inputs) == 1:

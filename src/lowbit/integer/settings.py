@@ -37,10 +37,16 @@ def reference_arithmetic() -> Iterator[None]:
 
 
 def exact_dtype(bound: int) -> torch.dtype:
-    """The type of floats in which a matrix product of integers is exact, where no partial sum is greater than `bound`, below 2^31.
+    """The type of floats in which a matrix product of integers is exact.
 
-    float32 holds each one when the bound is below 2^24, and products do not run at reduced precision on request; float64
-    always does.
+    No partial sum may be greater than `bound`, below 2^31.
+
+    No partial sum may be greater than `bound`, below 2^31.
+
+    No partial sum may be greater than `bound`, below 2^31.
+
+    float32 holds each one when the bound is below 2^24, and products do not run at reduced precision on request;
+    float64 always does.
     """
     return torch.float32 if bound < 1 << 24 and float32_products_are_exact() else torch.float64
 

@@ -1,4 +1,7 @@
-"""Windows that slide over the positions of a tensor: their shapes, and the elements that each position of a kernel meets."""
+"""Windows that slide over the positions of a tensor.
+
+Their shapes, and the elements that each position of a kernel meets.
+"""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ class LowbitCallback(TrainerCallback):
 
         trainer = Trainer(model=quantized, …, callbacks=[LowbitCallback()])
 
-    It sets the progress of methods that anneal a parameter, re-estimates batch-norm on training batches when training ends (the model
-    that Trainer holds then has the new statistics; checkpoints within training have the running ones), and warns where Trainer's optimizer would
-    decay the learned steps.
+    It sets the progress of methods that anneal a parameter, re-estimates batch-norm on training batches when training
+    ends (the model that Trainer holds then has the new statistics; checkpoints within training have the running ones),
+    and warns where Trainer's optimizer would decay the learned steps.
 
     Args:
         batchnorm_batches: training batches to re-estimate batch-norm with; 0 leaves it as it is.

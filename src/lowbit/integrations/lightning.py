@@ -15,11 +15,12 @@ class LowbitCallback(Callback):
 
         trainer = lightning.Trainer(…, callbacks=[LowbitCallback(quantized)])
 
-    It sets the progress of methods that anneal a parameter, re-estimates batch-norm on training batches when training ends, and
-    warns where an optimizer would decay the learned steps.
+    It sets the progress of methods that anneal a parameter, re-estimates batch-norm on training batches when training
+    ends, and warns where an optimizer would decay the learned steps.
 
     Args:
-        network: the prepared network, which takes the inputs of the training batches; None for the LightningModule itself.
+        network: the prepared network, which takes the inputs of the training batches; None for the LightningModule
+            itself.
         batchnorm_batches: training batches to re-estimate batch-norm with; 0 leaves it as it is.
         diagnosis_batches: training batches for `lowbit.diagnose` at the end, whose result is `diagnosis`; 0 for none.
 

@@ -20,8 +20,8 @@ from lowbit.qat.training import set_progress
 class Companion:
     """Accompanies the training of a prepared and calibrated network.
 
-    It sets the progress of methods that anneal a parameter before every step. At the end it re-estimates batch-norm's statistics,
-    which oscillating weights leave behind, and diagnoses the network if that is asked for.
+    It sets the progress of methods that anneal a parameter before every step. At the end it re-estimates batch-norm's
+    statistics, which oscillating weights leave behind, and diagnoses the network if that is asked for.
 
     Args:
         batchnorm_batches: training batches that batch-norm is re-estimated with at the end; 0 leaves it as it is.
@@ -58,8 +58,10 @@ class Companion:
                 decayed = [steps[id(p)] for p in group["params"] if group.get("weight_decay") and id(p) in steps]
                 if decayed:
                     warnings.warn(
-                        f"weight decay of {group['weight_decay']} applies to {len(decayed)} learned steps and offsets, such as "
-                        f"that of {decayed[0]!r}: make the optimizer from lowbit.parameter_groups(model, weight_decay=…)",
+                        f"weight decay of {group['weight_decay']} applies to {len(decayed)} learned steps and "
+                        "offsets, such as "
+                        f"that of {decayed[0]!r}: make the optimizer from lowbit.parameter_groups(model, "
+                        "weight_decay=…)",
                         stacklevel=3,
                     )
                     return

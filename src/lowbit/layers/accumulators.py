@@ -4,10 +4,11 @@ A P-bit accumulator holds every sum and partial sum of an output channel, with i
 
     Σ|q_w| · max|q_x − z_x| + |b|  ≤  2^(P−1) − 1
 
-which bounds the L1 norm of the channel's codes (Colbert et al., ICCV 2023, A2Q, arXiv 2308.13504; the bound there is on the
-products, and the weights are kept to it by another parametrization). Here a channel that is within the bound is left exactly as
-it is, and one that is not is projected onto it: its weights are moved toward 0 by the same threshold τ, in steps, the least that
-serves, so that small weights become 0 and large ones stay apart. The gradient goes to the weights as if they had not been moved.
+which bounds the L1 norm of the channel's codes (Colbert et al., ICCV 2023, A2Q, arXiv 2308.13504; the bound there is on
+the products, and the weights are kept to it by another parametrization). Here a channel that is within the bound is
+left exactly as it is, and one that is not is projected onto it: its weights are moved toward 0 by the same threshold τ,
+in steps, the least that serves, so that small weights become 0 and large ones stay apart. The gradient goes to the
+weights as if they had not been moved.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def check_accumulators(name: str, layer: nn.Module, setting: Setting) -> None:
     """Refuse a width of accumulators that a layer's setting can't keep.
 
     Raises:
-        LowbitError: no such width, a side in full precision, binary weights, steps that the method sets from the weight.
+        LowbitError: no such width, a side in full precision, binary weights, steps that the method sets from the
+            weight.
     """
     bits = setting.accumulator_bits
     if bits is None:
@@ -48,13 +50,14 @@ def check_accumulators(name: str, layer: nn.Module, setting: Setting) -> None:
         raise LowbitError(f"layer {name!r}: codes of one bit, -1 and 1, have no smaller sums: {without}")
     if setting.method.range is not None or setting.method.transform is not None:
         raise LowbitError(
-            f"layer {name!r}: method {setting.method.name!r} sets the weight's step or codes from the whole weight, which a bound on "
+            f"layer {name!r}: method {setting.method.name!r} sets the weight's step or codes from the whole weight, "
+            "which a bound on "
             f"its sums would change: use a method that learns its steps, or {without}"
         )
 
 
 def within_accumulator(layer: QuantizedLayer, weight: Tensor) -> Tensor:
-    """`weight`, or what is nearest to it with codes whose sums fit `layer.accumulator_bits` with the bias that there is."""
+    """`weight`, or what is nearest to it with codes whose sums, bias included, fit `layer.accumulator_bits`."""
     quantizer, inputs = layer.weight_quantizer, layer.input_quantizer
     ready = isinstance(quantizer, Quantizer) and isinstance(inputs, Quantizer)
     if layer.accumulator_bits is None or not ready or not (quantizer.initialized and inputs.initialized):

@@ -3,8 +3,8 @@
     a = softmax(scale · q̂·k̂ᵀ + mask)        y = â·v̂
 
 q, k and v are signed; the probabilities a are never negative, so that their grid is unsigned. Each of the four has one
-step for all heads. The class is swapped as in `layers`: the projections before and behind stay ordinary prepared layers, and
-names stay as they are. The fused kernel is not used, since it has no place for quantizers.
+step for all heads. The class is swapped as in `layers`: the projections before and behind stay ordinary prepared
+layers, and names stay as they are. The fused kernel is not used, since it has no place for quantizers.
 """
 
 from __future__ import annotations

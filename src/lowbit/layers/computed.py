@@ -1,8 +1,8 @@
 """Weights that are computed anew before each call of their layer: by torch's hooks, or by its parametrizations.
 
-Weight normalization, spectral normalization and pruning keep what is learned under another name (`weight_g`, `weight_orig`)
-and put the weight in its place as a plain attribute. A quantizer would be initialized from whatever stands there at that
-moment, and an integer network has no such computation.
+Weight normalization, spectral normalization and pruning keep what is learned under another name (`weight_g`,
+`weight_orig`) and put the weight in its place as a plain attribute. A quantizer would be initialized from whatever
+stands there at that moment, and an integer network has no such computation.
 """
 
 from __future__ import annotations
@@ -47,13 +47,16 @@ def check_not_computed(name: str, module: nn.Module) -> None:
     """
     for attribute, by, remedy in computed(module):
         raise LowbitError(
-            f"layer {name!r} ({plain_class(module).__name__}): its {attribute} is computed anew before each call, by {by}: make it "
+            f"layer {name!r} ({plain_class(module).__name__}): its {attribute} is computed anew before each call, by "
+            f"{by}: make it "
             f"a parameter again with {remedy}(layer, {attribute!r})"
         )
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of the model; tensors that hooks compute before each call are copied without the graph they come from.
+    """A deep copy of the model.
+
+    Tensors that hooks compute before each call are copied without the graph they come from.
 
     Raises:
         LowbitError: something in it can't be copied; names the module and the attribute.
@@ -72,7 +75,8 @@ def copied(model: nn.Module) -> nn.Module:
                 if attribute != "_modules" and not _can_be_copied(value, made):
                     raise LowbitError(
                         f"module {name!r} ({type(module).__name__}): its attribute {attribute!r} can't be copied "
-                        f"({_first_sentence(error)}), and prepare makes a copy of the network: delete it first, or set it to None"
+                        f"({_first_sentence(error)}), and prepare makes a copy of the network: delete it first, or "
+                        "set it to None"
                     ) from error
         raise
 

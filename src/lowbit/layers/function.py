@@ -1,7 +1,7 @@
 """Convolutions and linear layers that forward computes as functions, with a weight that is not a layer's own.
 
-Weight standardization, weights shared by hand, nn.MultiheadAttention's projections: the weight is a parameter of the network or
-computed of its parameters. What is quantized is the weight that is used.
+Weight standardization, weights shared by hand, nn.MultiheadAttention's projections: the weight is a parameter of the
+network or computed of its parameters. What is quantized is the weight that is used.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class QuantizedFunction(nn.Module):
         super().__init__()
         if setting.accumulator_bits is not None:
             raise LowbitError(
-                f"{name!r}: accumulator_bits bounds layers with a weight of their own, not functions: leave it out with "
+                f"{name!r}: accumulator_bits bounds layers with a weight of their own, not functions: leave it out "
+                "with "
                 f"lowbit.Rule({name!r}, accumulator_bits=None)"
             )
         self.function, self.options, self.shape = function, dict(options), shape

@@ -17,7 +17,10 @@ from torch.nn import functional as F
 
 
 class SamePadding:
-    """Zeros around the input, so that there are ⌈size / stride⌉ results along each dimension; the odd one comes last."""
+    """Zeros around the input, so that there are ⌈size / stride⌉ results along each dimension.
+
+    The odd one comes last.
+    """
 
     if TYPE_CHECKING:
         kernel_size: tuple[int, ...]

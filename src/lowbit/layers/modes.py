@@ -10,7 +10,10 @@ from torch import nn
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Within: the model in evaluation mode. Afterwards every module is in its own mode again, frozen batch-norms too."""
+    """Within: the model in evaluation mode.
+
+    Afterwards every module is in its own mode again, frozen batch-norms too.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

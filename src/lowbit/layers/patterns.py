@@ -1,8 +1,9 @@
 """Regular expressions that are matched in bounded time, whatever they are.
 
-Python's `re` goes back and tries again: `(a+)+b` takes twice as long for each further "a". Patterns with few choices, none of them
-repeated, are left to it. Of all others the set of places where a match may end is computed, part by part; each part is
-looked at once for each place of the name, so that time grows with a power of the name's length, and not exponentially.
+Python's `re` goes back and tries again: `(a+)+b` takes twice as long for each further "a". Patterns with few choices,
+none of them repeated, are left to it. Of all others the set of places where a match may end is computed, part by part;
+each part is looked at once for each place of the name, so that time grows with a power of the name's length, and not
+exponentially.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     """Whether the whole of a name matches the pattern, as `re.fullmatch` says it.
 
     Raises:
-        LowbitError: no regular expression; one of more than 1000 characters, or one that repeats what it repeats and has in it what can
-            only be matched by trying: references to groups, atomic groups, lookaround with such repetitions.
+        LowbitError: no regular expression; one of more than 1000 characters, or one that repeats what it repeats and
+            has in it what can only be matched by trying: references to groups, atomic groups, lookaround with such
+            repetitions.
     """
     if len(pattern) > _LONGEST:
         raise LowbitError(

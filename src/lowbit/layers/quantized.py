@@ -36,7 +36,8 @@ class QuantizedLayer(nn.Module):
     bias_rounding: Callable[[Any], Tensor] | None = None
     # The width that the sums of products are to fit; None where they are free.
     accumulator_bits: int | None = None
-    # In an integer-only network a function of the layer, which gives the bias of its accumulator, with batch-norm's; per output.
+    # In an integer-only network a function of the layer, which gives the bias of its accumulator, with batch-norm's;
+    # per output.
     accumulator_bias: Callable[[Any], Tensor] | None = None
     followed_by: tuple[
         nn.Module, ...
@@ -56,7 +57,10 @@ class QuantizedLayer(nn.Module):
         raise NotImplementedError
 
     def used_weight(self) -> Tensor:
-        """The weight that the layer computes with, before it is quantized: the parameter, or a function of parameters."""
+        """The weight that the layer computes with, before it is quantized.
+
+        The parameter, or a function of parameters.
+        """
         return self.weight
 
     def quantized_from(self) -> Tensor:
@@ -159,7 +163,8 @@ def check_layer(name: str, layer: nn.Module) -> None:
     for parameter in ("weight", "bias"):
         if parameter not in layer._parameters:
             raise LowbitError(
-                f"layer {name!r} ({spelled}): its {parameter} is not a parameter of its own, so that something computes it: make it "
+                f"layer {name!r} ({spelled}): its {parameter} is not a parameter of its own, so that something "
+                "computes it: make it "
                 f"an nn.Parameter, {leave}"
             )
     own = [

@@ -13,7 +13,7 @@ from lowbit.layers.patterns import matcher
 from lowbit.quantizer.methods import Method, get_method
 
 INSERTED = "activation_quantizers"
-"""The submodule of an integer-only network that holds the quantizers between its layers, and the first part of their names."""
+"""The submodule that holds an integer-only network's quantizers between layers; their names begin with it."""
 INSERTED_IN_0_1_0 = "streams"
 
 _KEEP: Any = object()  # a rule's field that leaves the setting as it was
@@ -41,7 +41,8 @@ class Rule:
     """An exception for the layers whose name a pattern matches.
 
     Args:
-        pattern: a regular expression that must match the whole layer name, as in `model.named_modules()`; matched in bounded time.
+        pattern: a regular expression that must match the whole layer name, as in `model.named_modules()`; matched in
+            bounded time.
         weights: bits of weights, or None for full precision.
         activations: bits of activations, likewise.
         method: a name in `lowbit.METHODS` or a `Method`.
@@ -138,7 +139,8 @@ class Rules:
             decided = [name for name in self._names if matches(name)]
             if decided:
                 raise LowbitError(
-                    f"rule {rule.pattern!r} has no effect: an earlier rule already matches {', '.join(decided)}; put the more "
+                    f"rule {rule.pattern!r} has no effect: an earlier rule already matches {', '.join(decided)}; put "
+                    "the more "
                     "specific rule first"
                 )
             raise LowbitError(

@@ -49,7 +49,7 @@ def input_sites(model: nn.Module) -> Iterator[Site]:
 
 
 def upgrade_names(model: nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: object) -> None:
-    """Bring the names in a checkpoint of version 0.1.0 of an integer-only network in line with this version's, in place."""
+    """Bring the names in a 0.1.0 checkpoint of an integer-only network in line with this version's, in place."""
     if not hasattr(model, INSERTED) or hasattr(model, INSERTED_IN_0_1_0):
         return
     old = f"{prefix}{INSERTED_IN_0_1_0}."

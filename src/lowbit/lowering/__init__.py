@@ -1,1 +1,4 @@
-"""A trained network becomes an integer graph: its operations traced, quantizers placed, batch-norm folded, nodes converted."""
+"""A trained network becomes an integer graph.
+
+Its operations traced, quantizers placed, batch-norm folded, nodes converted.
+"""

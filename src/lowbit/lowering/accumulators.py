@@ -1,10 +1,10 @@
 """Weight and bias of an integer layer, on the accumulator's grid, in 32 bits.
 
-A bias may be larger than that: what a layer's products give is then next to nothing beside it, as behind a batch-norm whose
-statistics are tiny, or after a step of training that was too long. Where the output's code is the same for every sum that the
-channel's inputs can give, the channel is that code: its weights are 0, its multiplier is 1 and its bias the code less the zero
-point. Nothing is lost by that, and the bound that proves it is the one over the actual weights. A channel whose code does depend
-on its sum, beside a bias of more than 32 bits, is refused.
+A bias may be larger than that: what a layer's products give is then next to nothing beside it, as behind a batch-norm
+whose statistics are tiny, or after a step of training that was too long. Where the output's code is the same for every
+sum that the channel's inputs can give, the channel is that code: its weights are 0, its multiplier is 1 and its bias
+the code less the zero point. Nothing is lost by that, and the bound that proves it is the one over the actual weights.
+A channel whose code does depend on its sum, beside a bias of more than 32 bits, is refused.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ def weight_and_bias(
             bias = torch.where(constant, steps, bias)
     if not bool(torch.isfinite(bias).all()) or bool((bias.abs() >= 2**31).any()):
         raise LowbitError(
-            f"{where}: its bias does not fit 32 bits on the accumulator's grid (largest {float(bias.abs().max()):.3g}): what "
-            "its input and weight give is next to nothing beside its bias, or its batch-norm's statistics; train the network, "
+            f"{where}: its bias does not fit 32 bits on the accumulator's grid (largest "
+            f"{float(bias.abs().max()):.3g}): what "
+            "its input and weight give is next to nothing beside its bias, or its batch-norm's statistics; train the "
+            "network, "
             "or calibrate it anew on data like the training's"
         )
     bits = max(bits, 2) if bool((codes == 0).any()) else bits  # 1-bit codes have no 0
@@ -56,7 +58,7 @@ def weight_and_bias(
 def _constant_channels(
     scale: Tensor, sums: Tensor, bias: Tensor, x: TensorType, y: TensorType
 ) -> tuple[Tensor, Tensor]:
-    """(which channels with a bias that does not fit have one code for every sum up to `sums` of magnitude, that code in steps)."""
+    """(channels whose bias does not fit and that have one code for every sum up to `sums`, that code in steps)."""
     multiplier = scale.double() * x.scale / y.scale
     ends = torch.stack([(bias - sums) * multiplier, (bias + sums) * multiplier])
     slack = _ROUNDED * ends.abs().amax(0)

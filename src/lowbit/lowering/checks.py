@@ -30,12 +30,14 @@ def check_float_layers(model: nn.Module) -> None:
             for side, what in ((module.weight_quantizer, "weights"), (module.input_quantizer, "inputs")):
                 if not isinstance(side, Quantizer):
                     raise LowbitError(
-                        f"{describe_layer(name, module)} has full-precision {what}, which an integer-only network can't have: "
+                        f"{describe_layer(name, module)} has full-precision {what}, which an integer-only network "
+                        "can't have: "
                         "give them bits"
                     )
         elif float_class(module) is not None:
             raise LowbitError(
-                f"{describe_layer(name, module)} is in full precision, which an integer-only network can't have: give it bits, "
+                f"{describe_layer(name, module)} is in full precision, which an integer-only network can't have: give "
+                "it bits, "
                 "8 if need be"
             )
 
@@ -44,9 +46,9 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diver
     """Refuse quantizers whose codes no integer network can have, or should have.
 
     Raises:
-        LowbitError: naming the quantizer, for one that has no step yet, a step or offset that is not finite, a step that has
-            run out of its bounds unless `allow_diverged`, a fractional zero point unless `fractional_zero_points`, one that a
-            byte can't hold, and activations of one bit and sign.
+        LowbitError: naming the quantizer, for one that has no step yet, a step or offset that is not finite, a step
+            that has run out of its bounds unless `allow_diverged`, a fractional zero point unless
+            `fractional_zero_points`, one that a byte can't hold, and activations of one bit and sign.
     """
     for name, module in model.named_modules():
         if not isinstance(module, Quantizer):
@@ -65,15 +67,18 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diver
             )
         if not module.integer_zero_point and not fractional_zero_points:
             raise LowbitError(
-                f"{module.name} has a fractional offset, which integers can't express: call lowbit.round_zero_points(model) "
+                f"{module.name} has a fractional offset, which integers can't express: call "
+                "lowbit.round_zero_points(model) "
                 "first, best before the last epochs of training"
             )
         offset = 1 << (module.bits - 1) if grid.signed else 0
         top = 255 if module.bits <= 8 else 65535
         if bool(((module.zero_point + offset < 0) | (module.zero_point + offset > top)).any()):
             raise LowbitError(
-                f"{where} has the zero point {float(module.zero_point.flatten()[0]):g}, which the byte of its codes can't hold: "
-                "its values lie far to one side of 0, where an offset doesn't pay; prepare it without one (method='lsq' by a rule)"
+                f"{where} has the zero point {float(module.zero_point.flatten()[0]):g}, which the byte of its codes "
+                "can't hold: "
+                "its values lie far to one side of 0, where an offset doesn't pay; prepare it without one "
+                "(method='lsq' by a rule)"
             )
         if grid.binary and not module.name.startswith("the weight"):
             raise LowbitError(f"{module.name} is binary {{-1, 1}}, which has no zero: give activations 2 bits or more")
@@ -86,7 +91,8 @@ def _run_away(quantizer: Quantizer) -> str:
     )
     at = int((raw != used).nonzero()[0])
     return (
-        f"was initialized with the step {float(initial[at]):.3g}, which training has driven to {float(raw[at]):.3g}, beyond the bound "
+        f"was initialized with the step {float(initial[at]):.3g}, which training has driven to {float(raw[at]):.3g}, "
+        "beyond the bound "
         f"{float(used[at]):.3g} of what is computed with"
     )
 
@@ -100,14 +106,18 @@ def check_norms(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, IntegerNorm):
             raise LowbitError(
-                f"{describe_layer(name, module)} took the place of a batch-norm after lowbit.prepare, and does not evaluate as integers "
-                "will: call nn.SyncBatchNorm.convert_sync_batchnorm first and then prepare(…, integer_only=True); the state dict of this "
+                f"{describe_layer(name, module)} took the place of a batch-norm after lowbit.prepare, and does not "
+                "evaluate as integers "
+                "will: call nn.SyncBatchNorm.convert_sync_batchnorm first and then prepare(…, integer_only=True); the "
+                "state dict of this "
                 "network loads into that one"
             )
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Refuse parameters and buffers that are not float32 or not finite, and parameters that hooks compute. Masks may be −∞.
+    """Refuse parameters and buffers that are not float32 or not finite, and parameters that hooks compute.
+
+    Masks may be −∞.
 
     Raises:
         LowbitError: naming the layer that has it.
@@ -127,7 +137,9 @@ def check_parameters(model: nn.Module) -> None:
 
 
 def check_shapes(graph: Graph, places: Places, model: fx.GraphModule, modules: Modules, shapes: Shapes) -> None:
-    """Refuse a graph whose tensors have other shapes than the trained network's: an operation was not what it was taken for.
+    """Refuse a graph whose tensors have other shapes than the trained network's.
+
+    An operation was not what it was taken for.
 
     Raises:
         LowbitError: naming the operation, and both shapes.
@@ -138,6 +150,7 @@ def check_shapes(graph: Graph, places: Places, model: fx.GraphModule, modules: M
         expected, found = place.layout.sample(shapes[tensor]), graph.by_name[name].shape_of()
         if found != expected:
             raise LowbitError(
-                f"{describe(tensor, modules)} gives shape {expected} in the trained network and {found} in integers: it is used "
+                f"{describe(tensor, modules)} gives shape {expected} in the trained network and {found} in integers: "
+                "it is used "
                 f"in a way that has no integer form; {REMEDY_FOR_ONE}"
             )

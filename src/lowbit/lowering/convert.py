@@ -1,9 +1,10 @@
 """From a trained network prepared with `integer_only=True` to the integer graph.
 
-The nodes of the traced network are walked in order; the handler of each node's kind (`lowbit.lowering.handlers`) says what it
-becomes. A computation (layer, addition, …) waits until the quantizer behind it says on which grid its result is; only then
-is an integer node made. What lies between, batch-norm and clamps, goes into the node; what only moves codes (pooling by
-maximum, reshaping, …) is done behind it. `lowbit.lowering.values` has what stands for a tensor meanwhile.
+The nodes of the traced network are walked in order; the handler of each node's kind (`lowbit.lowering.handlers`) says
+what it becomes. A computation (layer, addition, …) waits until the quantizer behind it says on which grid its result
+is; only then is an integer node made. What lies between, batch-norm and clamps, goes into the node; what only moves
+codes (pooling by maximum, reshaping, …) is done behind it. `lowbit.lowering.values` has what stands for a tensor
+meanwhile.
 """
 
 from __future__ import annotations
@@ -46,19 +47,20 @@ def convert(
 
     Args:
         model: from `lowbit.prepare(…, integer_only=True)`, calibrated or trained. It is not changed.
-        example_input: a batch of inputs, as `named_examples` takes them; shapes without the batch become those of the graph's
-            inputs.
+        example_input: a batch of inputs, as `named_examples` takes them; shapes without the batch become those of the
+            graph's inputs.
         fractional_zero_points: take zero points that are not integers as they are. No integers compute such a graph.
         allow_diverged: take steps that training has driven out of their bounds, with the bound as the step.
 
     Raises:
-        LowbitError: a model prepared otherwise, a quantizer without step, a step, offset or parameter that is not finite, a
-            fractional offset, an example that the network does not take, or an operation in a form that has no integer
-            counterpart; the message names the layer. Also what `validate` raises.
+        LowbitError: a model prepared otherwise, a quantizer without step, a step, offset or parameter that is not
+            finite, a fractional offset, an example that the network does not take, or an operation in a form that has
+            no integer counterpart; the message names the layer. Also what `validate` raises.
     """
     if not isinstance(model, fx.GraphModule) or not hasattr(model, INSERTED):
         raise LowbitError(
-            "the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …); on the command line, "
+            "the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …); on the "
+            "command line, "
             "lowbit train … --quantization.integer-only"
         )
     check_quantizers(model, fractional_zero_points, allow_diverged)
@@ -182,7 +184,10 @@ class Converter:
         return layout
 
     def place(self, axis: int, tensor: fx.Node, node: fx.Node) -> int:
-        """A dimension of a tensor, as one of the integer graph's, where the batch is 0. Refuses the node that of the batch."""
+        """A dimension of a tensor, as one of the integer graph's, where the batch is 0.
+
+        Refuses the node that of the batch.
+        """
         layout, axis = self.layout(tensor), axis % len(self.shapes[tensor])
         place = layout.place(axis)
         if axis == layout.axis or place is None:
@@ -261,7 +266,10 @@ class Converter:
         return describe(node, self.modules)
 
     def refusal(self, node: fx.Node, why: str) -> Refusal:
-        """The error for a node in a form that has no integer counterpart: its description, what follows it, and the remedy."""
+        """The error for a node in a form that has no integer counterpart.
+
+        Its description, what follows it, and the remedy.
+        """
         return Refusal(f"{self.describe(node)}{why}; {REMEDY_FOR_ONE}")
 
     # What becomes of it in the integer graph.

@@ -1,7 +1,7 @@
 """Batch-norm and bias on the integer accumulator's grid.
 
-Behind a layer with integer accumulator n, input step s_x and weight step s_w, batch-norm with running statistics and the
-layer's bias b amount to  gain·(n·s_x·s_w + b) + shift.  An integer network computes that as  scale·(n + bias)  with
+Behind a layer with integer accumulator n, input step s_x and weight step s_w, batch-norm with running statistics and
+the layer's bias b amount to gain·(n·s_x·s_w + b) + shift. An integer network computes that as scale·(n + bias) with
 
     scale = s_x·s_w·gain  per output channel, negative where γ is        bias = rint((gain·b + shift) / scale)
 
@@ -31,7 +31,14 @@ from lowbit.quantizer.variation import rounding_of, weakened
 
 
 def gain_and_shift(norm: _BatchNorm, rounding: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """Batch-norm with running statistics as y = gain·x + shift, float64, with a gain that is rounded where a rounding is given."""
+    """Batch-norm with running statistics as y = gain·x + shift, float64.
+
+    The gain is rounded where a rounding is given.
+
+    The gain is rounded where a rounding is given.
+
+    The gain is rounded where a rounding is given.
+    """
     assert norm.running_mean is not None and norm.running_var is not None  # else it is no `kinds.NORM`
     gain = 1 / torch.sqrt(norm.running_var.detach().double() + norm.eps)
     shift = -gain * norm.running_mean.detach().double()
@@ -44,10 +51,12 @@ def gain_and_shift(norm: _BatchNorm, rounding: Callable[[Tensor], Tensor] | None
 
 
 def gain_rounding(source: QuantizedLayer | Quantizer) -> Callable[[Tensor], Tensor] | None:
-    """How the gain of a batch-norm behind it, a layer or a quantizer, is rounded so that integers are shifted; None if it is not.
+    """How the gain of a batch-norm behind it, a layer or a quantizer, is rounded so that integers are shifted.
 
-    Behind a layer with power-of-two steps to a power of two, because the gain becomes a part of the weight's scale. Behind a
-    quantizer the gain becomes a weight of its own, whose code has seven bits beside that scale.
+    None if it is not.
+
+    Behind a layer with power-of-two steps to a power of two, because the gain becomes a part of the weight's scale.
+    Behind a quantizer the gain becomes a weight of its own, whose code has seven bits beside that scale.
     """
     if isinstance(source, QuantizedLayer):
         return nearest_power_of_two if as_quantizer(source.weight_quantizer).method.power_of_two else None
@@ -60,7 +69,10 @@ def _seven_bits(gain: Tensor) -> Tensor:
 
 
 def outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A layer's weight, or what lies as it does, as (out, in/groups, …): a transposed convolution has (in, out/groups, …)."""
+    """A layer's weight, or what lies as it does, as (out, in/groups, …).
+
+    a transposed convolution has (in, out/groups, …).
+    """
     if not isinstance(layer, _ConvTransposeNd):
         return weight
     grouped = weight.reshape(layer.groups, weight.shape[0] // layer.groups, *weight.shape[1:])
@@ -89,7 +101,8 @@ def _per_channel(layer: nn.Module, quantizer: Quantizer, weight: Tensor, values:
     # `prepare` has looked, and a compiler can't.
     if not torch.compiler.is_compiling() and not bool((per_channel == per_channel[:, :1]).all()):
         raise LowbitError(
-            f"{quantizer.name} has several steps within an output channel, which one integer accumulator can't sum: use "
+            f"{quantizer.name} has several steps within an output channel, which one integer accumulator can't sum: "
+            "use "
             "granularity 'tensor', 'channel' or 'channels:N'"
         )
     return per_channel[:, 0]
@@ -98,8 +111,8 @@ def _per_channel(layer: nn.Module, quantizer: Quantizer, weight: Tensor, values:
 def fold(input_step: Tensor, layer: QuantizedLayer, norm: _BatchNorm | None) -> tuple[Tensor, Tensor, Tensor]:
     """(gain float64 [out], the weight's scale with the gain in it float32 [out], bias float64 [out], whole numbers).
 
-    A channel that batch-norm switches off (gain 0, also where it was too small to count) keeps the weight's own step; its
-    codes are to be 0.
+    A channel that batch-norm switches off (gain 0, also where it was too small to count) keeps the weight's own step;
+    its codes are to be 0.
     """
     steps = channel_steps(layer)
     channels = outputs_first(layer, layer.weight).shape[0]  # no len(), which recorders of traces warn of
@@ -112,11 +125,17 @@ def fold(input_step: Tensor, layer: QuantizedLayer, norm: _BatchNorm | None) -> 
 
 
 DEPTHWISE_CODE = 127
-"""The weight code of a batch-norm that becomes a depthwise 1×1 convolution. The largest: the grid of its bias is finest then."""
+"""The weight code of a batch-norm that becomes a depthwise 1×1 convolution.
+
+The largest: the grid of its bias is finest then.
+"""
 
 
 def fold_as_depthwise(input_step: Tensor, norm: IntegerNorm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`fold` for a batch-norm with no layer before it: weight codes int8 [channels], and gain, scale and bias as `fold` has them."""
+    """`fold` for a batch-norm with no layer before it.
+
+    Weight codes int8 [channels], and gain, scale and bias as `fold` has them.
+    """
     rounding = gain_rounding(*norm.folded_into)
     gain, shift = gain_and_shift(norm, rounding)
     codes = torch.full_like(gain, DEPTHWISE_CODE)
@@ -132,9 +151,10 @@ def _on_grid(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `fold` returns, of weights with these steps.
 
-    may_vanish: set gains to 0 that weight decay has driven so near to it that the channel is its shift alone: 2^64 times
-    below 1, or with a shift of 2^30 of the accumulator's steps, beside which sums of products hardly count and which 32
-    bits may not hold. A shift that does not fit with the weight's own step either has nothing to do with γ, and stays.
+    may_vanish: set gains to 0 that weight decay has driven so near to it that the channel is its shift alone: 2^64
+    times below 1, or with a shift of 2^30 of the accumulator's steps, beside which sums of products hardly count and
+    which 32 bits may not hold. A shift that does not fit with the weight's own step either has nothing to do with γ,
+    and stays.
     """
 
     def scale_and_bias(gain: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +172,10 @@ def _on_grid(
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """torchvision's and timm's FrozenBatchNorm2d as a batch-norm: always in evaluation, with buffers in place of parameters."""
+    """torchvision's and timm's FrozenBatchNorm2d as a batch-norm.
+
+    Always in evaluation, with buffers in place of parameters.
+    """
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -164,7 +187,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def frozen_as_norms(model: nn.Module) -> None:
-    """Make every FrozenBatchNorm2d of torchvision, and FrozenBatchNormAct2d of timm, a `FrozenBatchNorm2d`, in place."""
+    """Make every FrozenBatchNorm2d of torchvision or FrozenBatchNormAct2d of timm our `FrozenBatchNorm2d`, in place."""
     for module in model.modules():
         kind = type(module)
         library = kind.__module__.partition(".")[0] in ("torchvision", "timm")
@@ -187,8 +210,8 @@ class IntegerNorm(_BatchNorm):
     ) -> Tensor:
         """Batch-norm with the batch's statistics.
 
-        Where the gain will be rounded, γ is what makes it the rounded one with running statistics: γ·r, for the ratio r of
-        rounded and exact gain. γ is learned through it, r being 1 but for the rounding.
+        Where the gain will be rounded, γ is what makes it the rounded one with running statistics: γ·r, for the ratio r
+        of rounded and exact gain. γ is learned through it, r being 1 but for the rounding.
         """
         normalized = super().forward(input)
         if rounding is None or not self.affine:

@@ -19,8 +19,8 @@ from lowbit.quantizer.module import Quantizer
 def check_convertible(model: fx.GraphModule, example_input: Any) -> None:
     """Refuse what `convert` would refuse of a network's operations once it is trained.
 
-    The network is converted on steps that stand for those it will have: whether an operation has an integer form depends on
-    how it is called and on shapes alone.
+    The network is converted on steps that stand for those it will have: whether an operation has an integer form
+    depends on how it is called and on shapes alone.
 
     Args:
         model: prepared for integers; it need not be calibrated, and is not changed.

@@ -1,7 +1,7 @@
 """Functions of one value, in every spelling that torch has of them: each becomes a table.
 
-What a spelling computes is asked of the spelling itself, called with the tensor in its place and the numbers beside it as they
-are given.
+What a spelling computes is asked of the spelling itself, called with the tensor in its place and the numbers beside it
+as they are given.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from torch.nn import functional as F
 from lowbit.lowering.calls import Modules, arguments
 
 _NAMES = (
-    "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh ceil celu cos cosh deg2rad div "
-    "divide elu erf erfc exp exp2 expit expm1 fix floor frac gelu hardshrink hardsigmoid hardswish leaky_relu log log10 log1p log2 logit "
-    "logsigmoid mish nan_to_num neg negative positive pow rad2deg reciprocal round rsqrt rsub selu sgn sigmoid sign silu sin sinc "
+    "abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh ceil celu cos cosh "
+    "deg2rad div "
+    "divide elu erf erfc exp exp2 expit expm1 fix floor frac gelu hardshrink hardsigmoid hardswish leaky_relu log "
+    "log10 log1p log2 logit "
+    "logsigmoid mish nan_to_num neg negative positive pow rad2deg reciprocal round rsqrt rsub selu sgn sigmoid sign "
+    "silu sin sinc "
     "sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold true_divide trunc"
 ).split()
 _SPELLED = [name + end for name in _NAMES for end in ("", "_")]

@@ -1,7 +1,7 @@
 """The operations that have an integer form: one table of kinds, with every spelling of each.
 
-What tracing keeps whole, where placement puts quantizers and which handler converts a node all follow from its kind. To add
-an operation: its kind here, and its handler in `lowbit.lowering.handlers`.
+What tracing keeps whole, where placement puts quantizers and which handler converts a node all follow from its kind. To
+add an operation: its kind here, and its handler in `lowbit.lowering.handlers`.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ SELECT = Kind(
     moves_codes=True,
     parameters=("index", "repeats"),
 )
-EXPAND = Kind("expand", functions=(torch.broadcast_to,), methods=("expand", "expand_as", "broadcast_to"), moves_codes=True,
-              parameters=("other",))  # fmt: skip
+EXPAND = Kind("expand", functions=(torch.broadcast_to,), methods=("expand", "expand_as", "broadcast_to"),
+              moves_codes=True, parameters=("other",))  # fmt: skip
 INDEX = Kind("index", functions=(operator.getitem,), moves_codes=True, parameters=("other",))
 PAD = Kind("pad", functions=(F.pad,), modules=(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
            moves_codes=True, instead=_padding)  # fmt: skip
@@ -284,9 +284,10 @@ SHAPE = Kind(  # makes no tensor
 )
 
 KINDS = (
-    INPUT, OUTPUT, QUANTIZER, LAYER, FUNCTION, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, MATMUL, SOFTMAX, NORMALIZE, REDUCE, EXTREMUM,
-    AVERAGE, CONCATENATE, STACK, MAX_POOL, UPSAMPLE, LINEAR_RESIZE, SPLIT, UNBIND, SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, LOWEST_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE,
-     TRANSPOSE, RESHAPE, UNCHANGED, CONSTANT, SHAPE, EMBEDDING, INDICES, MASK, SUM_OF_PRODUCTS, REGRID,
+    INPUT, OUTPUT, QUANTIZER, LAYER, FUNCTION, NORM, CLAMP, LOOKUP, PRELU, ADD, SUBTRACT, MULTIPLY, MATMUL, SOFTMAX,
+    NORMALIZE, REDUCE, EXTREMUM, AVERAGE, CONCATENATE, STACK, MAX_POOL, UPSAMPLE, LINEAR_RESIZE, SPLIT, UNBIND,
+    SELECT, EXPAND, INDEX, PAD, REPEATED_PAD, LOWEST_PAD, CHANNEL_SHUFFLE, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE, TRANSPOSE,
+    RESHAPE, UNCHANGED, CONSTANT, SHAPE, EMBEDDING, INDICES, MASK, SUM_OF_PRODUCTS, REGRID,
 )  # fmt: skip
 
 _BY_FUNCTION = {function: kind for kind in KINDS for function in kind.functions}
@@ -359,7 +360,7 @@ def _is_constant(node: fx.Node, kinds: Mapping[fx.Node, Kind | None]) -> bool:
 
 
 def operands(node: fx.Node, kinds: Mapping[fx.Node, Kind | None]) -> list[fx.Node]:
-    """The nodes whose tensors a node takes as tensors on a grid: not those whose shape it asks for, nor its parameters."""
+    """The nodes whose tensors a node takes as tensors on a grid, without those whose shape alone it asks for."""
     kind = kinds.get(node)
     apart: list[fx.Node] = []
     if kind is FUNCTION:

@@ -1,8 +1,8 @@
 """Where the batch lies in a tensor of the trained network, and what shape the tensor has in the integer graph.
 
-A sample's tensor has no batch in the integer graph. In the trained network the batch may stand at any dimension, and share it
-with windows, heads or groups that are folded into it (B·nW, N, C); there they come behind the batch, so that B·nW counts the
-windows of one sample before those of the next.
+A sample's tensor has no batch in the integer graph. In the trained network the batch may stand at any dimension, and
+share it with windows, heads or groups that are folded into it (B·nW, N, C); there they come behind the batch, so that
+B·nW counts the windows of one sample before those of the next.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Layout:
         return (*shape[: self.axis], *own, *shape[self.axis + 1 :])
 
     def place(self, axis: int) -> int | None:
-        """A dimension of the tensor as one of the integer graph's, where the batch is 0; None for that of the batch alone."""
+        """A dimension of the tensor as one of the integer graph's, where the batch is 0.
+
+        None for that of the batch alone.
+        """
         if self.axis is None or axis < self.axis:
             return axis + 1
         if axis == self.axis:
@@ -60,7 +63,10 @@ class Layout:
 
 
 def layout_of(shape: Shape) -> Layout | None:
-    """Where the batch lies in a tensor of this shape, in which it has the size `BATCH`; None where that is not one dimension."""
+    """Where the batch lies in a tensor of this shape, in which it has the size `BATCH`.
+
+    None where that is not one dimension.
+    """
     axes = [axis for axis, size in enumerate(shape) if batch_of(size)]
     if len(axes) > 1:
         return None

@@ -1,7 +1,9 @@
-"""Masks of attention, however a network writes them, as one: scores of −∞ before a softmax that gives them the weight 0.
+"""Masks of attention, however a network writes them, as one.
 
-A mask that is added hides what it makes `HIDDEN` or less (−100 in Swin, −10,000, the lowest float, −∞). On a grid with the
-scores it would take the whole range, and leave the scores a few codes; and no runtime adds −∞ to a code.
+Scores of −∞ before a softmax that gives them the weight 0.
+
+A mask that is added hides what it makes `HIDDEN` or less (−100 in Swin, −10,000, the lowest float, −∞). On a grid with
+the scores it would take the whole range, and leave the scores a few codes; and no runtime adds −∞ to a code.
 """
 
 from __future__ import annotations
@@ -181,7 +183,10 @@ def values_of_whole(
 def limit_of(
     numbers: fx.Node, kinds: Mapping[fx.Node, Kind | None], shapes: Mapping[fx.Node, Any], modules: Modules
 ) -> int:
-    """How many different whole numbers an input may hold: as many as the tables that it is looked up in; else two, as a mask."""
+    """How many different whole numbers an input may hold: as many as the tables that it is looked up in.
+
+    Else two, as a mask.
+    """
     rows, waiting = [], [numbers]
     while waiting:
         for user in waiting.pop().users:

@@ -1,11 +1,12 @@
 """Quantizers wherever an integer processor needs them, so that training sees what the integer network computes.
 
 A tensor that is computed (by a layer, an addition, a multiplication, an average, an activation function) must be on a
-grid before anything else computes with it; which kinds of operation compute and which move codes says `lowbit.lowering.kinds`. Where all that takes it are layers with one setting, their input quantizer
-does; otherwise a quantizer is inserted behind it, in `activation_quantizers`, 8 bits unless a rule says otherwise: residual sums and
-what feeds them, concatenations, averages, lookups. Batch-norm behind a layer and clamps (ReLU, ReLU6) behind anything
-belong to the computation before them. Maximum pooling, reshaping, slicing and padding only move codes, so a quantizer
-behind them is as good as one before. All that a concatenation joins is on one grid, with one step.
+grid before anything else computes with it; which kinds of operation compute and which move codes says
+`lowbit.lowering.kinds`. Where all that takes it are layers with one setting, their input quantizer does; otherwise a
+quantizer is inserted behind it, in `activation_quantizers`, 8 bits unless a rule says otherwise: residual sums and what
+feeds them, concatenations, averages, lookups. Batch-norm behind a layer and clamps (ReLU, ReLU6) behind anything belong
+to the computation before them. Maximum pooling, reshaping, slicing and padding only move codes, so a quantizer behind
+them is as good as one before. All that a concatenation joins is on one grid, with one step.
 """
 
 from __future__ import annotations
@@ -73,12 +74,12 @@ def integer_form(
         function_setting: the setting of a convolution or linear layer that forward calls as a function, from its name
             ("functions.<name>").
         example_input: a batch of inputs, as `named_examples` takes them; None where shapes are not known.
-        setting_for: the settings of the inserted quantizers, from their names ("activation_quantizers.<name>"), and whether a rule has made each of
-            them; the state of a recurrent layer has 16 bits where none has.
+        setting_for: the settings of the inserted quantizers, from their names ("activation_quantizers.<name>"), and
+            whether a rule has made each of them; the state of a recurrent layer has 16 bits where none has.
 
     Raises:
-        LowbitError: operations without an integer form, all of them named; layers in full precision; several steps within an
-            output channel.
+        LowbitError: operations without an integer form, all of them named; layers in full precision; several steps
+            within an output channel.
     """
     check_float_layers(prepared)
     examples = None if example_input is None else named_examples(prepared, example_input)
@@ -117,7 +118,8 @@ def integer_form(
     for node in graph.nodes:
         if kinds[node] is k.LAYER and (layer := _layer(node, modules)) in folded and layer.bias_rounding is not None:
             raise LowbitError(
-                f"{describe(node, modules)} is called with a batch-norm behind it and without one, and its bias would be rounded for "
+                f"{describe(node, modules)} is called with a batch-norm behind it and without one, and its bias would "
+                "be rounded for "
                 "one of the two: call a layer of its own in each place"
             )
 
@@ -258,19 +260,24 @@ def _follow(node: fx.Node, modules: Modules, source: nn.Module, where: str) -> N
     """`follow` for the batch-norm of a node.
 
     Raises:
-        LowbitError: the batch-norm stands behind something else too: its bias would be rounded on the grid of one of them.
+        LowbitError: the batch-norm stands behind something else too: its bias would be rounded on the grid of one of
+            them.
     """
     norm = modules[str(node.target)]
     if isinstance(norm, IntegerNorm) and norm.folded_into[0] is not source:
         raise LowbitError(
-            f"{describe(node, modules)} stands behind {where} and behind something else, and its bias would be rounded on the "
+            f"{describe(node, modules)} stands behind {where} and behind something else, and its bias would be "
+            "rounded on the "
             "accumulator's grid of one of the two: give each a batch-norm of its own"
         )
     follow(norm, source)
 
 
 def tensor_users(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
-    """The nodes that take the tensor itself on a grid, not merely its shape; of a constant those that are none themselves."""
+    """The nodes that take the tensor itself on a grid, not merely its shape.
+
+    Of a constant those that are none themselves.
+    """
     apart = (k.SHAPE, k.CONSTANT) if kinds[node] is k.CONSTANT else (k.SHAPE,)
     return [user for user in node.users if kinds[user] not in apart and node in k.operands(user, kinds)]
 
@@ -289,7 +296,10 @@ def folds_into(node: fx.Node, kinds: Kinds) -> fx.Node | None:
 
 
 def _is_table(node: fx.Node, kinds: Kinds) -> bool:
-    """Whether a node ends a function of one value of a tensor on a grid: a lookup, or a clamp behind one or behind a grid."""
+    """Whether a node ends a function of one value of a tensor on a grid.
+
+    a lookup, or a clamp behind one or behind a grid.
+    """
     if kinds[node] is not k.CLAMP:
         return kinds[node] is k.LOOKUP
     (source,) = node.all_input_nodes
@@ -398,7 +408,10 @@ def _is_float_output(group: OneGrid, kinds: Kinds) -> bool:
 
 
 def _name(end: fx.Node) -> str:
-    """The module an operation stands in and the operation: "layer1_0_add"; of those that share a grid, the name they share."""
+    """The module an operation stands in and the operation: "layer1_0_add".
+
+    Of those that share a grid, the name they share.
+    """
     if SHARED in end.meta:
         return end.meta[SHARED]
     stack = end.meta.get("nn_module_stack")

@@ -1,15 +1,16 @@
 """Whether the integer network computes what the trained one does, node by node.
 
-Every tensor that a quantizer of the trained network puts on a grid is computed twice from the tensors before it, which are
+Every tensor that a quantizer of the trained network puts on a grid is computed twice from the tensors before it, which
+are
 given: their codes are those that the trained network's own quantizers give.
 
     integer   the integer nodes between, executed on these codes ("float" rounding)
     exact     the trained network's own operations between, in float64, on the real values of these codes
 
-The integer code must be the code of the exact value v (in steps of the output, clip(rint(v) + z)). Both are roundings of one
-number, so they may differ only where v lies next to a tie: at most `tolerance` steps away from it, and by one code. How far the
-arithmetic of an operation is from that of real numbers, it says itself (`Node.tolerance`, with the derivation); the
-tolerance is the sum over the nodes between.
+The integer code must be the code of the exact value v (in steps of the output, clip(rint(v) + z)). Both are roundings
+of one number, so they may differ only where v lies next to a tie: at most `tolerance` steps away from it, and by one
+code. How far the arithmetic of an operation is from that of real numbers, it says itself (`Node.tolerance`, with the
+derivation); the tolerance is the sum over the nodes between.
 
 Anything else that differs is a fault of preparation or conversion: an operation dropped or taken for another, the wrong
 batch-norm, a clamp forgotten, strides swapped.
@@ -72,8 +73,8 @@ class Proof:
 
         Args:
             inputs: float32 (batch, *shape) of every input, by name.
-            scrambled: let every operation take random codes of the whole grid, of the same shapes, instead of those that the
-                trained network gives. What data seldom reach, as the ends of a table, is tried too.
+            scrambled: let every operation take random codes of the whole grid, of the same shapes, instead of those
+                that the trained network gives. What data seldom reach, as the ends of a table, is tried too.
         """
         found: dict[str, Mismatch] = {}
         count = len(next(iter(inputs.values())))
@@ -142,7 +143,10 @@ class Proof:
 
 
 def _mismatch(node: Node, value: Tensor, exact: Tensor, y: TensorType | None, tolerance: float) -> Mismatch | None:
-    """What of the node's value is neither the exact value's on the trained network's grid y nor next to a tie; None where nothing is."""
+    """What of the node's value is neither the exact value's on the trained network's grid y nor next to a tie.
+
+    None where nothing is.
+    """
     if y is None:
         trained, wrong = exact, ~((value.double() - exact).abs() <= tolerance)
     else:
@@ -163,7 +167,8 @@ def _mismatch(node: Node, value: Tensor, exact: Tensor, y: TensorType | None, to
 class _ExactNetwork:
     """The trained network in float64 between its quantizers, whose results are given.
 
-    Weights are quantized in float32, as in training, and then taken as float64; so are batch-norm's and the biases' values.
+    Weights are quantized in float32, as in training, and then taken as float64; so are batch-norm's and the biases'
+    values.
 
     Attributes:
         grids: on which the network's own quantizers put its tensors, by the name of the integer tensor.
@@ -284,7 +289,8 @@ def check_equal(proof: Proof, examples: Mapping[str, Tensor]) -> None:
         operation = type(graph.by_name[mismatch.name]).__name__
         raise LowbitError(
             f"node {mismatch.name!r} ({operation}) would not compute what the trained network does: {mismatch.text()}. "
-            "An operation before it behaves in another way than its integer form: write it in another way or leave it out, "
+            "An operation before it behaves in another way than its integer form: write it in another way or leave it "
+            "out, "
             "and please report it"
         )
 
@@ -307,7 +313,9 @@ def _random_codes(codes: Mapping[str, Tensor], grids: Mapping[str, TensorType], 
 
 
 def trial_inputs(graph: Graph, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The examples' first samples, and as many random ones: one each of a large network, several where that is little work.
+    """The examples' first samples, and as many random ones.
+
+    One each of a large network, several where that is little work.
 
     A tensor of 2 bits with one position tells little of one sample.
     """

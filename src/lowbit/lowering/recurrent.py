@@ -1,7 +1,8 @@
 """Recurrent layers, written out over the steps of the example's sequence.
 
-What is computed at every step (hidden products, gates, states) is on one grid for all steps, whose quantizers are shared, and so are
-those of the weights: `shared` marks the nodes. The state that is carried on (an LSTM's cell, a GRU's hidden state) has 16 bits.
+What is computed at every step (hidden products, gates, states) is on one grid for all steps, whose quantizers are
+shared, and so are those of the weights: `shared` marks the nodes. The state that is carried on (an LSTM's cell, a GRU's
+hidden state) has 16 bits.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _regrid(x: Any) -> Any:
 
 
 def shared(x: Any, name: str, *, wide: bool = False) -> Any:
-    """Say that a tensor is on one grid with all others of this name in the module that is recorded, and in its other calls."""
+    """Say that a tensor is on one grid with all others of this name in the recorded module, in all its calls."""
     stack = x.node.meta.get("nn_module_stack") or {"": ("", None)}
     place = next(reversed(stack.values()))[0].replace(".", "_")
     x.node.meta[SHARED] = f"{place}_{name}" if place else name
@@ -143,7 +144,8 @@ def _layers(step: Callable) -> Callable:
         lstm, directions = step is _lstm_step, 2 if layer.bidirectional else 1
         if not isinstance(input, fx.Proxy) or input.dim() != 3:
             raise fx.proxy.TraceError(
-                f"nn.{type(layer).__name__} of a packed sequence, or without a batch, has no integer form: give it padded sequences"
+                f"nn.{type(layer).__name__} of a packed sequence, or without a batch, has no integer form: give it "
+                "padded sequences"
             )
         x = input if layer.batch_first else input.transpose(0, 1)
         given = None if hx is None else (hx if lstm else (hx,))

@@ -14,13 +14,15 @@ from lowbit.lowering.recurrent import Regrid, SumOfProducts
 from lowbit.lowering.whole import WholeNumbers
 
 HIDDEN = -64.0
-"""What is at most this, in a mask that is added to scores or put in their place, hides: a softmax then gives less than 2^-24 of the
-shown share for scores that are 47 below it or less.
+"""What is at most this, in a mask that is added to scores or put in their place, hides.
+
+a softmax then gives less than 2^-24 of the shown share for scores that are 47 below it or less.
 """
 
 _FUNCTIONS = (
     operator.invert, operator.not_, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
-    operator.and_, operator.or_, operator.xor, torch.logical_not, torch.bitwise_not, torch.logical_and, torch.logical_or,
+    operator.and_, operator.or_, operator.xor, torch.logical_not, torch.bitwise_not, torch.logical_and,
+    torch.logical_or,
     torch.bitwise_and, torch.bitwise_or, torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge,
 )  # fmt: skip
 _METHODS = (
@@ -30,7 +32,10 @@ _METHODS = (
 
 
 def is_elementwise(node: fx.Node) -> bool:
-    """Whether it is an operation on whole numbers or masks that other tensors have not: a cast, a comparison, a logical operation."""
+    """Whether it is an operation on whole numbers or masks that other tensors have not.
+
+    a cast, a comparison, a logical operation.
+    """
     return node.target in (_FUNCTIONS if node.op == "call_function" else _METHODS)
 
 

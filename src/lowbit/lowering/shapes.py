@@ -15,7 +15,10 @@ from lowbit.lowering.layouts import Shape
 from lowbit.lowering.tracer import values_of
 
 Shapes = dict[fx.Node, Any]
-"""By node: a Shape, with a batch of `tracer.BATCH`; of a node that gives several tensors a list of them; or a number."""
+"""By node: a Shape, with a batch of `tracer.BATCH`; of a node that gives several tensors a list of them.
+
+Or a number.
+"""
 
 
 def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
@@ -26,7 +29,8 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
         examples: a batch of each input, by name.
 
     Raises:
-        LowbitError: inputs that are no tensors of float32, of whole numbers or bools, or that the network does not take.
+        LowbitError: inputs that are no tensors of float32, of whole numbers or bools, or that the network does not
+            take.
     """
     for example in examples.values():
         check_example(example)
@@ -34,7 +38,8 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
     missing = [name for name in wanted if name not in examples]
     if missing:
         raise LowbitError(
-            f"the network takes {len(wanted)} inputs, {', '.join(wanted)}, and the example has no {missing[0]!r}: give a tuple of "
+            f"the network takes {len(wanted)} inputs, {', '.join(wanted)}, and the example has no {missing[0]!r}: "
+            "give a tuple of "
             "tensors in this order, or a dictionary by name"
         )
     try:
@@ -59,7 +64,8 @@ def check_example(example: Any) -> None:
     if not isinstance(example, Tensor) or example.dtype not in _TAKEN or example.ndim == 0:
         what = example.dtype if isinstance(example, Tensor) else type(example).__name__
         raise LowbitError(
-            f"the example input must be a batch of float32 inputs (or of int64 indices, or bools) in one tensor, not {what}"
+            "the example input must be a batch of float32 inputs (or of int64 indices, or bools) in one tensor, not "
+            f"{what}"
         )
 
 

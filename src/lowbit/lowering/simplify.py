@@ -17,8 +17,9 @@ from lowbit.lowering.trained import Places
 def simplified(graph: Graph, places: Places) -> tuple[Graph, Places]:
     """The graph without superfluous nodes.
 
-    Those are nodes that do what an earlier one does, moves of constants, and reshapes that another one follows or that change nothing.
-    A tensor that is split waits for its grid in each part, and so is made once a part; reshapes stand around a channel shuffle.
+    Those are nodes that do what an earlier one does, moves of constants, and reshapes that another one follows or that
+    change nothing. A tensor that is split waits for its grid in each part, and so is made once a part; reshapes stand
+    around a channel shuffle.
 
     Args:
         graph: validated.

@@ -23,6 +23,8 @@ class SizeCheck(nn.Module):
         """Raises LowbitError for another shape."""
         if tuple(x.shape[1:]) != self.shape:
             raise LowbitError(
-                f"the input {self.name!r} has shape {tuple(x.shape[1:])}, but the network was prepared with an example of shape "
-                f"{self.shape}, and its forward computes with sizes: prepare it with an example of the size it is to take"
+                f"the input {self.name!r} has shape {tuple(x.shape[1:])}, but the network was prepared with an "
+                "example of shape "
+                f"{self.shape}, and its forward computes with sizes: prepare it with an example of the size it is to "
+                "take"
             )

@@ -1,9 +1,9 @@
 """Where steps that are equal would make ties: around averages.
 
-The average of whole numbers often lies half-way between two of them: of four, one in four does. If both sides have one step, that
-is a tie of the rounding behind it, which the integer network decides exactly and float32 by the last bit of its sum; training and
-integers then differ in as many codes. LSQ's rule initializes the two steps alike, because averaging non-negative values keeps their
-mean. Steps a little apart make no ties.
+The average of whole numbers often lies half-way between two of them: of four, one in four does. If both sides have one
+step, that is a tie of the rounding behind it, which the integer network decides exactly and float32 by the last bit of
+its sum; training and integers then differ in as many codes. LSQ's rule initializes the two steps alike, because
+averaging non-negative values keeps their mean. Steps a little apart make no ties.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ APART = 2.0**-12
 
 
 def averages(model: fx.GraphModule) -> Iterator[tuple[Quantizer, Quantizer]]:
-    """The quantizers before and behind every average of a network prepared for integers, in the order of computation."""
+    """The quantizers before and behind every average of an integer-only network, in the order of computation."""
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds: Kinds = {node: kind for node, kind in k.kinds_of(model.graph, modules).items() if kind is not None}
     for node in model.graph.nodes:

@@ -29,8 +29,8 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
     """The operations of the model in evaluation. Takes timm's normalisation-with-activation layers apart, in place.
 
     A graph holds one of the ways that a forward goes, training or evaluation; what an integer network computes is the
-    second. Dropout, written as a function or as a layer, is in the graph as a layer and so acts in training all the same.
-    Arguments that have a default have it, and are no inputs of the graph.
+    second. Dropout, written as a function or as a layer, is in the graph as a layer and so acts in training all the
+    same. Arguments that have a default have it, and are no inputs of the graph.
 
     Raises:
         LowbitError: torch.fx cannot follow the model's forward (control flow that depends on data, say).
@@ -48,7 +48,8 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
         with evaluation(model):
             tracer = Tracer(known)
             graph = tracer.trace(model)
-        # A pickled graph is recorded again when it is loaded, from code that has all of this in it: by a plain tracer, or what
+        # A pickled graph is recorded again when it is loaded, from code that has all of this in it: by a plain tracer,
+        # or what
         # `Tracer` adds would be in it twice.
         graph._tracer_cls = None
     except Exception as error:  # whatever the network's own code raises of what it is traced with

@@ -1,9 +1,15 @@
-"""The tracer: records what a network does with tensors, as torch.fx does, and knows the tensors' shapes where it is given inputs.
+"""The tracer: records what a network does with tensors, as torch.fx does.
 
-Every recorded call is also computed, on tensors without data, so that sizes, ranks, lengths and types are plain Python values
-in the network's own code, and control flow on them goes the way it goes for these inputs. The size of the batch is not: it is a
-large prime, so that each size that has the batch in it can be told by its factor (`batch_of`), and stays a recorded call. A
-decision that depends on it, or on data, is refused.
+It knows the tensors' shapes where it is given inputs.
+
+It knows the tensors' shapes where it is given inputs.
+
+It knows the tensors' shapes where it is given inputs.
+
+Every recorded call is also computed, on tensors without data, so that sizes, ranks, lengths and types are plain Python
+values in the network's own code, and control flow on them goes the way it goes for these inputs. The size of the batch
+is not: it is a large prime, so that each size that has the batch in it can be told by its factor (`batch_of`), and
+stays a recorded call. A decision that depends on it, or on data, is refused.
 """
 
 from __future__ import annotations
@@ -89,8 +95,8 @@ class Tracer(fx.Tracer):
     """Records prepared layers, quantizers, activations and normalisations whole, and looks into everything else.
 
     Args:
-        known: an example of each input, a batch, by the name of forward's argument; arguments that have a default and no example
-            have their default. None: nothing is known of shapes.
+        known: an example of each input, a batch, by the name of forward's argument; arguments that have a default and
+            no example have their default. None: nothing is known of shapes.
     """
 
     def __init__(self, known: Mapping[str, Tensor] | None) -> None:
@@ -123,7 +129,10 @@ class Tracer(fx.Tracer):
         return out
 
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *more: Any, **options: Any) -> Any:
-        """Arguments of forward that have a default are recorded with it: no proxy, so that `if mask is None` says so."""
+        """Arguments of forward that have a default are recorded with it.
+
+        No proxy, so that `if mask is None` says so.
+        """
         if kind == "placeholder" and args and not isinstance(args[0], (tuple, list, dict)):  # fx takes structures apart
             if self.known is None or target not in self.known:
                 return args[0]
@@ -138,7 +147,7 @@ class Tracer(fx.Tracer):
         return super().create_arg(a.as_subclass(Tensor) if isinstance(a, _Made) else a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Tensors that modules hold are recorded like parameters, so that what is done with the batch's size to them is."""
+        """Record tensors that modules hold like parameters, so that operations on them with the batch's size are."""
         found = super().getattr(attr, attr_val, parameter_proxy_cache)
         if self.shapes is None or not isinstance(found, Tensor):
             return found
@@ -331,7 +340,10 @@ def _certain(value: Any, what: str) -> Any:
 
 
 class _Parts(fx.Proxy):
-    """What chunk, or split into given sizes, gives: as many parts as are asked for, so that `list` and `for` can take them."""
+    """What chunk, or split into given sizes, gives.
+
+    As many parts as are asked for, so that `list` and `for` can take them.
+    """
 
     def __init__(self, node: fx.Node, tracer: Tracer, count: int) -> None:
         super().__init__(node, tracer)

@@ -24,7 +24,8 @@ class Traced:
 
     Attributes:
         node: the name of the traced network's node.
-        of_input: whether the quantizer is the input quantizer of the layer there; else the node is an inserted quantizer.
+        of_input: whether the quantizer is the input quantizer of the layer there; else the node is an inserted
+            quantizer.
         layout: where the batch lies in its tensor.
     """
 

@@ -1,8 +1,8 @@
 """What stands for a tensor of the trained network while it is converted.
 
-A tensor is on a grid (`Codes`), or it waits for the quantizer behind it to say on which grid it is: a `Computation`, or a
-`Concatenation` of several. Only then are integer nodes made. What is done to the tensor meanwhile, clamps and moves, is kept
-with it.
+A tensor is on a grid (`Codes`), or it waits for the quantizer behind it to say on which grid it is: a `Computation`, or
+a `Concatenation` of several. Only then are integer nodes made. What is done to the tensor meanwhile, clamps and moves,
+is kept with it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,14 @@ class Computation:
 
 @dataclass(frozen=True, eq=False)
 class Concatenation:
-    """Tensors that are concatenated along a dimension, counted with the batch as 0, not all of which are on one grid yet."""
+    """Tensors that are concatenated along a dimension, counted with the batch as 0.
+
+    Not all of them are on one grid yet.
+
+    Not all of them are on one grid yet.
+
+    Not all of them are on one grid yet.
+    """
 
     name: str
     parts: tuple[Value, ...]

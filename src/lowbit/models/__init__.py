@@ -1,7 +1,7 @@
 """Networks by name: the papers' and MLPerf Tiny's, and everything timm and torchvision know.
 
-`NETWORKS` holds those with a short name, with their input and their published number of parameters. `SHIPPED` are trained
-integer networks that come with lowbit; `load` gives them.
+`NETWORKS` holds those with a short name, with their input and their published number of parameters. `SHIPPED` are
+trained integer networks that come with lowbit; `load` gives them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The four networks of MLPerf Tiny: Banbury et al., NeurIPS 2021 Datasets and Benchmarks, arXiv 2106.07597.
 
-Layers, widths and biases are those of the reference models (github.com/mlcommons/tiny). What pads there on the right and
-at the bottom pads here on the left and at the top: the networks are mirror images, so that the reference's weights serve
-with input and kernels flipped. Softmax belongs to the loss.
+Layers, widths and biases are those of the reference models (github.com/mlcommons/tiny). What pads there on the right
+and at the bottom pads here on the left and at the top: the networks are mirror images, so that the reference's weights
+serve with input and kernels flipped. Softmax belongs to the loss.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class MobileNetV1Tiny(nn.Module):
 class DsCnn(nn.Module):
     """Keyword spotting: a 10x4 convolution and four depthwise-separable blocks of 64 channels.
 
-    Zhang et al. 2017, Hello Edge, arXiv 1711.07128. [B, 1, 49, 10], 49 frames of 10 mel-frequency cepstral coefficients, to [B, num_classes].
+    Zhang et al. 2017, Hello Edge, arXiv 1711.07128. [B, 1, 49, 10], 49 frames of 10 mel-frequency cepstral
+    coefficients, to [B, num_classes].
     """
 
     def __init__(self, num_classes: int = 12) -> None:

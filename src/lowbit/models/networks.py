@@ -51,7 +51,9 @@ def _cifar(name: str, build: Callable[..., nn.Module], published: str, source: s
     return Network(name, build, (3, 32, 32), 10, published, source)
 
 
-def _tiny(name: str, build: Callable[..., nn.Module], shape: tuple[int, ...], classes: int | None, published: str) -> Network:  # fmt: skip
+def _tiny(
+    name: str, build: Callable[..., nn.Module], shape: tuple[int, ...], classes: int | None, published: str
+) -> Network:
     return Network(name, build, shape, classes, published, _TINY, with_statistics=True)
 
 

@@ -7,10 +7,12 @@ from torch.nn import functional as F
 
 
 class SqueezeNext(nn.Module):
-    """SqueezeNext-23 for 227x227 (or 224x224) images: 6, 6, 8 and 1 blocks of 32, 64, 128 and 256 channels times `width`.
+    """SqueezeNext-23 for 227x227 (or 224x224) images.
 
-    One 7x7 convolution of 64 channels, the blocks, a 1x1 convolution to 128 channels, average, and a linear layer without
-    bias, as the authors' own network definitions have it. `width` 2 is the paper's 2.0-SqNxt-23.
+    6, 6, 8 and 1 blocks of 32, 64, 128 and 256 channels times `width`.
+
+    One 7x7 convolution of 64 channels, the blocks, a 1x1 convolution to 128 channels, average, and a linear layer
+    without bias, as the authors' own network definitions have it. `width` 2 is the paper's 2.0-SqNxt-23.
 
     [B, 3, H, W] to [B, num_classes].
     """

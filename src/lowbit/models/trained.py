@@ -78,7 +78,8 @@ def load(what: str | Path) -> IntegerNetwork:
     """An integer network, by the name of one that comes with lowbit or by the path of a file ("lowbit" or "json").
 
     Raises:
-        LowbitError: no such file or name, a file that holds no integer network, or one of lowbit's own that was altered.
+        LowbitError: no such file or name, a file that holds no integer network, or one of lowbit's own that was
+            altered.
     """
     if Path(what).is_file():
         path = Path(what)

@@ -27,7 +27,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copy the tensors of a file into a network, all of them and no others.
 
     Takes safetensors (`.safetensors`) and what `torch.save` wrote of a state dict (`.pt`, `.pth`, `.bin`; read
-    without running code from it), also of version 0.1.0. Only batch-norm's counters `num_batches_tracked` may be absent.
+    without running code from it), also of version 0.1.0. Only batch-norm's counters `num_batches_tracked` may be
+    absent.
 
     A file of `save_weights` is checked against its checksum, and one of `torch.save` against those of the zip archive
     that it is; other safetensors, and what torch before 1.6 wrote, have none.
@@ -63,7 +64,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     broken = next(_not_finite(found, wanted), None)
     if broken is not None:
         raise LowbitError(
-            f"{path}: {broken} holds NaN or infinity; the file is damaged, or its training has diverged: give other weights"
+            f"{path}: {broken} holds NaN or infinity; the file is damaged, or its training has diverged: give other "
+            "weights"
         )
     try:
         model.load_state_dict(found, strict=False)

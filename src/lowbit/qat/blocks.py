@@ -21,7 +21,10 @@ Values = dict[fx.Node, Any]
 """What nodes have given, for a batch or for all samples."""
 
 _MOST_LAYERS = 8
-"""A block with more quantized layers than this is cut into its layers: an attention and a bottleneck are blocks, a whole U-Net is not."""
+"""A block with more quantized layers than this is cut into its layers.
+
+An attention and a bottleneck are blocks, a whole U-Net is not.
+"""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     Weight quantizers are initialized from their weights, input quantizers from what the float network (batch-norm in
     evaluation mode) feeds its layers on the batches. Layers that take the same tensor, with the same setting, get one
     quantizer between them. With several processes each gives its own batches, and all get the same steps, from all the
-    data. When an error is raised, no quantizer has been initialized. Layers that run in training alone (auxiliary heads) are
-    initialized by a second pass over the batches, which a warning says.
+    data. When an error is raised, no quantizer has been initialized. Layers that run in training alone (auxiliary
+    heads) are initialized by a second pass over the batches, which a warning says.
 
     Args:
         model: what `lowbit.prepare` returned.
@@ -36,8 +36,9 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
             empty where only weights are quantized.
 
     Raises:
-        LowbitError: NaN, infinity or nothing but zeros at a quantizer, a layer that no batch reaches, no batches; of a network
-            prepared with `integer_only`, operations that have no integer form for inputs of the first batch's shape.
+        LowbitError: NaN, infinity or nothing but zeros at a quantizer, a layer that no batch reaches, no batches; of a
+            network prepared with `integer_only`, operations that have no integer form for inputs of the first batch's
+            shape.
     """
     if isinstance(batches, Tensor):
         raise LowbitError("batches must be an iterable of batches, got one tensor: pass [tensor]")
@@ -111,12 +112,14 @@ def _observe(
     still = _unreached(observers)
     if still:
         raise LowbitError(
-            f"no batch reaches {_some(still)}: give batches that do (in a list, if layers run in training alone), or leave the layer in "
+            f"no batch reaches {_some(still)}: give batches that do (in a list, if layers run in training alone), or "
+            "leave the layer in "
             "full precision by a rule"
         )
     if unreached:
         warnings.warn(
-            f"training alone reaches {_some(unreached)}: initialized by a second pass over the batches, in training mode but for "
+            f"training alone reaches {_some(unreached)}: initialized by a second pass over the batches, in training "
+            "mode but for "
             "batch-norm and dropout",
             stacklevel=3,
         )
@@ -132,7 +135,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _in_training(model: nn.Module, sites: Sequence[Site], observers: Mapping[Quantizer, Observer]) -> None:
-    """Let the modules around the layers that no batch has reached be in training mode, and observe those layers alone."""
+    """Put the modules around layers that no batch has reached in training mode, and observe those layers alone."""
     missing = {id(each) for each in observers.values() if each.statistics.count == 0}
     names = {module: name for name, module in model.named_modules()}
     for site in sites:
@@ -179,7 +182,10 @@ class Observer(nn.Module):
 
 
 def _as_parameters_start(x: Tensor) -> Tensor:
-    """Values as a position embedding or a class token starts with, for one that starts at 0: what training makes of it is not known."""
+    """Values as a position embedding or a class token starts with, for one that starts at 0.
+
+    What training makes of it is not known.
+    """
     return 0.02 * torch.linspace(-2, 2, x.numel(), device=x.device, dtype=x.dtype).reshape(x.shape)
 
 

@@ -1,7 +1,7 @@
 """Networks for integers alone: recorded as a graph with all its quantizers, at once or when the first batch is there.
 
-Most networks of convolutions can be recorded without their inputs' shapes. Where forward decides by sizes, or computes with
-functions that are several operations, an example is needed: `lowbit.prepare` takes one, else the first batch of
+Most networks of convolutions can be recorded without their inputs' shapes. Where forward decides by sizes, or computes
+with functions that are several operations, an example is needed: `lowbit.prepare` takes one, else the first batch of
 `lowbit.calibrate` serves.
 """
 
@@ -51,7 +51,10 @@ class Recording:
 
 
 def recorded(prepared: nn.Module, recording: Recording, example_input: Any) -> nn.Module:
-    """The network as a graph; where it takes an example that is not given, the network itself, for `with_first_batch`."""
+    """The network as a graph.
+
+    Where it takes an example that is not given, the network itself, for `with_first_batch`.
+    """
     try:
         return recording.of(prepared, example_input)
     except NeedsExample:
@@ -65,7 +68,13 @@ def needs_example(model: nn.Module) -> bool:
 
 
 def with_first_batch(model: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
-    """Record a network that waits for its inputs' shapes, in place, and refuse one that has no integer form before it is trained.
+    """Record a network that waits for its inputs' shapes, in place.
+
+    A network that has no integer form is refused before it is trained.
+
+    A network that has no integer form is refused before it is trained.
+
+    A network that has no integer form is refused before it is trained.
 
     Args:
         model: from `lowbit.prepare`.
@@ -86,7 +95,8 @@ def with_first_batch(model: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
         if waiting is None:
             return ()
         raise LowbitError(
-            "the network is recorded with the first batch of calibration, and there is none: pass one, or give prepare an example_input"
+            "the network is recorded with the first batch of calibration, and there is none: pass one, or give "
+            "prepare an example_input"
         )
     example = first[0] if isinstance(first, (tuple, list)) and first else first
     if waiting is None:
@@ -118,5 +128,6 @@ def refuse_state(model: nn.Module, *_: object) -> None:
     """Before loading: a network that is not recorded has no place for the state of quantizers between layers."""
     if needs_example(model):
         raise LowbitError(
-            "the network takes an example to be recorded: give it to lowbit.prepare (example_input=…) before loading a checkpoint"
+            "the network takes an example to be recorded: give it to lowbit.prepare (example_input=…) before loading "
+            "a checkpoint"
         )

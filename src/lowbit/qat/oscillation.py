@@ -61,7 +61,8 @@ class OscillationFreezer:
         for layer in self._layers:
             if isinstance(layer, Standardized):
                 raise LowbitError(
-                    f"{_quantizer(layer)[0].name} is standardized, so that none of its elements can be held: use dampening_loss"
+                    f"{_quantizer(layer)[0].name} is standardized, so that none of its elements can be held: use "
+                    "dampening_loss"
                 )
         self._state = [self._fresh(layer) for layer in self._layers]
         self._hook = optimizer.register_step_post_hook(lambda *_: self.update())

@@ -55,14 +55,17 @@ def prepare(
         activations: bits of activations, likewise.
         method: a name in `lowbit.METHODS`, or a `Method`.
         init_weights: how steps of weights are initialized, instead of as the method does it: a name in
-            `quantizer.initialization.INITS`, or a function as there. The `method` of a rule is taken as it is, here and below.
+            `quantizer.initialization.INITS`, or a function as there. The `method` of a rule is taken as it is, here and
+            below.
         init_activations: how steps of activations are initialized, likewise.
         balance: hold the gradients of steps at the pace of their weights (SSG's magnitude); None leaves the method's.
-        scales: which steps are powers of two, learned in the logarithm: "power-of-two" (all of them), "power-of-two-weights" or
-            "power-of-two-activations"; "free" is none, and None leaves the method's. With `integer_only` the gains of batch-norms
-            behind such weights are powers of two as well, so that integers are requantized by shifts.
-        accumulator_bits: the width, 2 to 32, that every sum of a layer's products must fit whatever its input is, with the bias of an
-            integer-only network; training keeps the weights to it (`layers.accumulators`). None is no bound but 32 bits.
+        scales: which steps are powers of two, learned in the logarithm: "power-of-two" (all of them),
+            "power-of-two-weights" or "power-of-two-activations"; "free" is none, and None leaves the method's. With
+            `integer_only` the gains of batch-norms behind such weights are powers of two as well, so that integers are
+            requantized by shifts.
+        accumulator_bits: the width, 2 to 32, that every sum of a layer's products must fit whatever its input is, with
+            the bias of an integer-only network; training keeps the weights to it (`layers.accumulators`). None is no
+            bound but 32 bits.
         first_last: bits of the first and the last layer (in the order of `named_modules`), both sides; the papers use
             8. None leaves the two in full precision.
         rules: exceptions by layer name; the first that matches decides.
@@ -70,11 +73,13 @@ def prepare(
         narrow: symmetric signed grids.
         integer_only: also quantize every tensor that an integer processor needs on a grid (additions, concatenations,
             pooling, lookups), so that `lowbit.to_integer` can convert the network. The result is then a
-            torch.fx.GraphModule; the inserted quantizers have 8 bits and are called "activation_quantizers.…", which rules can match.
-        example_input: for `integer_only`: a batch of inputs (a tensor, a tuple of them in the order of forward's arguments, or a
-            dictionary by their names). With it sizes are numbers in forward, which control flow may depend on, and what has no
-            integer form is found here, all of it. Without it that is left to `lowbit.calibrate`, whose first batch serves; a
-            network that can't be recorded before is an ordinary module until then.
+            torch.fx.GraphModule; the inserted quantizers have 8 bits and are called "activation_quantizers.…", which
+            rules can match.
+        example_input: for `integer_only`: a batch of inputs (a tensor, a tuple of them in the order of forward's
+            arguments, or a dictionary by their names). With it sizes are numbers in forward, which control flow may
+            depend on, and what has no integer form is found here, all of it. Without it that is left to
+            `lowbit.calibrate`, whose first batch serves; a network that can't be recorded before is an ordinary module
+            until then.
 
     Warns:
         UnquantizedWarning: once, naming what computes with weights in full precision because lowbit does not quantize

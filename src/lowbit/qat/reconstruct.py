@@ -22,8 +22,8 @@ from lowbit.qat.calibrate import observed
 from lowbit.qat.soft_rounding import SoftRounding
 from lowbit.quantizer.module import Quantizer, as_quantizer
 
-# How far v, and a step relative to itself, can go: with Adam a parameter moves by its learning rate at each step of learning,
-# so that fewer of these take larger ones.
+# How far v, and a step relative to itself, can go: with Adam a parameter moves by its learning rate at each step of
+# learning, so that fewer of these take larger ones.
 _ROUNDING, _STEPS = 20.0, 2.0
 
 _CHUNK = 64
@@ -60,15 +60,15 @@ def reconstruct(
     """Learn the rounding of weights and the steps of activations, block by block, in place. Takes no labels.
 
     A block is what lies between two places where one tensor alone goes on, such as a residual block (BRECQ: Li et al.,
-    ICLR 2021, arXiv 2102.05426). Its weights are rounded up or down as is learned by AdaRound (`SoftRounding`), while each
-    activation stays in full precision with probability `drop` (QDrop: Wei et al., ICLR 2022, arXiv 2203.05740), so that
-    the block gives what it gives in full precision. Afterwards each weight lies on the level it was rounded to. The network
-    stays what `lowbit.prepare` made: training, integers and export go on from it.
+    ICLR 2021, arXiv 2102.05426). Its weights are rounded up or down as is learned by AdaRound (`SoftRounding`), while
+    each activation stays in full precision with probability `drop` (QDrop: Wei et al., ICLR 2022, arXiv 2203.05740), so
+    that the block gives what it gives in full precision. Afterwards each weight lies on the level it was rounded to.
+    The network stays what `lowbit.prepare` made: training, integers and export go on from it.
 
     Args:
         model: a network from `lowbit.prepare`, calibrated, with the weights of the trained network in full precision.
-        batches: inputs, (input, label) pairs or dictionaries, as for `lowbit.calibrate`; a few hundred samples together,
-            all of which are held in memory, and what goes on between two blocks with them.
+        batches: inputs, (input, label) pairs or dictionaries, as for `lowbit.calibrate`; a few hundred samples
+            together, all of which are held in memory, and what goes on between two blocks with them.
         steps: of learning, for each block.
         batch_size: samples in each of these.
         drop: the share of activations that are not quantized while a block learns; 0 quantizes all.
@@ -230,7 +230,7 @@ class _Learning:
     def _soft(
         self, block: Block, generator: torch.Generator
     ) -> Iterator[tuple[dict[Any, SoftRounding], list[Quantizer]]]:
-        """Within: soft rounding in place of the block's weight quantizers, and activations that are dropped at random."""
+        """Within: soft rounding replaces the block's weight quantizers, and activations are dropped at random."""
         called = [self.blocks.model.get_submodule(str(n.target)) for n in block.nodes if n.op == "call_module"]
         inside = {each for module in called for each in module.modules()}
         layers = [each for each in inside if isinstance(each, QuantizedLayer) and each not in self.learned]
@@ -327,7 +327,8 @@ def _resumed(checkpoint: str | Path | None, model: nn.Module, learning: _Learnin
     for name, value in _key(learning).items():
         if key.get(name) != value:
             raise LowbitError(
-                f"{checkpoint} is of another reconstruction: its {name} differ from those given. Give those, or another file"
+                f"{checkpoint} is of another reconstruction: its {name} differ from those given. Give those, or "
+                "another file"
             )
     model.load_state_dict(state)
     return [Reconstructed(tuple(layers), before, after) for layers, before, after in done]

@@ -49,7 +49,8 @@ def set_progress(model: nn.Module, fraction: float) -> None:
 def round_zero_points(model: nn.Module) -> nn.Module:
     """Round the zero point of every learned offset (LSQ+) to an integer from now on, in place; returns the model.
 
-    An integer network has integer zero points only. Offsets stay learnable: training may go on with rounded zero points.
+    An integer network has integer zero points only. Offsets stay learnable: training may go on with rounded zero
+    points.
     """
     for _, quantizer in quantizers(model):
         quantizer.round_zero_point()

@@ -23,9 +23,9 @@ class TransitionRate:
 
         K ← m·K + (1 − m)·k        U ← max(0, U + η·(R − K))
 
-    The next step moves the weight by U times the optimizer's update. U starts at the optimizer's learning rate, and η is
-    that too. A schedule of the learning rate acts on the other parameters alone. Steps of weights are not learned on,
-    since a code changes with them too.
+    The next step moves the weight by U times the optimizer's update. U starts at the optimizer's learning rate, and η
+    is that too. A schedule of the learning rate acts on the other parameters alone. Steps of weights are not learned
+    on, since a code changes with them too.
 
     Args:
         model: a prepared and calibrated network.

@@ -157,12 +157,17 @@ def fake_quantize(
 
 
 def is_recorded(module: nn.Module) -> bool:
-    """Whether torch.jit records a module in evaluation: then by operations that it can save, not by autograd functions."""
+    """Whether torch.jit records a module in evaluation.
+
+    Then by operations that it can save, not by autograd functions.
+    """
     return torch.jit.is_tracing() and not module.training
 
 
 def check_supported(x: Tensor) -> None:
-    """Refuse what a quantizer's own backward pass does not support: FakeQuantize has no `jvp`, which compilers don't take.
+    """Refuse what a quantizer's own backward pass does not support.
+
+    FakeQuantize has no `jvp`, which compilers don't take.
 
     Raises:
         LowbitError: within torch.func.grad, vmap, jvp and what is made of them; an x with a tangent.
@@ -171,7 +176,8 @@ def check_supported(x: Tensor) -> None:
         return
     if torch._C._are_functorch_transforms_active():
         raise LowbitError(
-            "quantizers do not support the transforms of torch.func (grad, vmap, jvp, jacrev, …): take gradients by backward() or "
+            "quantizers do not support the transforms of torch.func (grad, vmap, jvp, jacrev, …): take gradients by "
+            "backward() or "
             "torch.autograd.grad, and give batches instead of vmap"
         )
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
@@ -232,7 +238,10 @@ class QuantizerNode(Protocol):
 
 
 def node_of(x: Tensor) -> QuantizerNode | None:
-    """The node of an x that `FakeQuantize` returned, unchanged and with a graph: `recomputed` gives x again. Or None."""
+    """The node of an x that `FakeQuantize` returned, unchanged and with a graph: `recomputed` gives x again.
+
+    Or None.
+    """
     node: Any = x.grad_fn
     return node if isinstance(getattr(node, "settings", None), Settings) and x._version == 0 else None
 

@@ -198,7 +198,10 @@ def max_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, 
 
 
 def spacious_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:
-    """Four times the step of `max_init`: for grids of 16 bits, where room is worth more than steps. The data is to move."""
+    """Four times the step of `max_init`: for grids of 16 bits, where room is worth more than steps.
+
+    The data is to move.
+    """
     step, beta = max_init(statistics, grid, offset)
     return 4 * step, beta
 

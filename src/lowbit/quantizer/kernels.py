@@ -41,7 +41,8 @@ def fused_values(function: Callable, x: Tensor, step: Tensor, offset: Tensor | N
     x_hat = torch.empty_like(x)
     out = _flat(x_hat, groups)
     ran = _run(
-        _values_kernel(function, _any_of(grid), _variant(x, groups)), out, _flat(x, groups), _column(step, groups), _column(offset, groups),
+        _values_kernel(function, _any_of(grid), _variant(x, groups)), out, _flat(x, groups), _column(step, groups),
+        _column(offset, groups),
         *_bounds(grid, x.device),
     )  # fmt: skip
     return None if ran is None else x_hat
@@ -69,8 +70,10 @@ def fused_gradients(
         gradient = torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
     grad_x = torch.empty_like(x) if wanted[0] else None
     sums = _run(
-        _gradients_kernel(function, _any_of(grid), method, wanted, _variant(x, groups)), None if grad_x is None else _flat(grad_x, groups),
-        _flat(x, groups), _column(step, groups), _column(offset, groups), surrogate_value, surrogate_norm, scaling_value,
+        _gradients_kernel(function, _any_of(grid), method, wanted, _variant(x, groups)),
+        None if grad_x is None else _flat(grad_x, groups),
+        _flat(x, groups), _column(step, groups), _column(offset, groups), surrogate_value, surrogate_norm,
+        scaling_value,
         _flat(gradient, groups), _number(g, x.device), *_bounds(grid, x.device),
     )  # fmt: skip
     if sums is None:
@@ -121,7 +124,9 @@ def _column(values: Tensor | None, groups: int) -> Tensor | None:
 
 
 def _alias(x: Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """x's memory as another tensor, not as a view of x: of a view, a compiled kernel would be tied to x's shape and strides.
+    """x's memory as another tensor, not as a view of x.
+
+    Of a view, a compiled kernel would be tied to x's shape and strides.
 
     What is written there does not count as a change of x in place either.
     """

@@ -1,9 +1,10 @@
 """The table of methods: one entry per published method, made of the parts in this package.
 
-A method combines a surrogate gradient of rounding, a gradient scaling, a step gradient, an initialization and a choice of
-offset. A new one is
+A method combines a surrogate gradient of rounding, a gradient scaling, a step gradient, an initialization and a choice
+of offset. A new one is
 
-    METHODS["mine"] = Method("mine", surrogate_gradient=GradientFunction(my_derivative, 3.0), activations=METHODS["lsq"])
+    METHODS["mine"] = Method("mine", surrogate_gradient=GradientFunction(my_derivative, 3.0),
+    activations=METHODS["lsq"])
 
 where `my_derivative(position, value)` is any elementwise function of tensors. See docs/add-a-method.md.
 """
@@ -48,8 +49,8 @@ class Method:
 
     Args:
         name: what the method is called in messages and files.
-        surrogate_gradient: the derivative of a soft round that replaces that of round() in the backward pass; None is the
-            straight-through estimator's 1.
+        surrogate_gradient: the derivative of a soft round that replaces that of round() in the backward pass; None is
+            the straight-through estimator's 1.
         gradient_scaling: a factor of the gradient that depends on the rounding error, as in EWGS; None is 1.
         step_gradient: how the step is learned; None keeps its initial value.
         init: the initialization of step and offset.
@@ -58,7 +59,8 @@ class Method:
         range: None, or a function (x, grid, step_shape) -> step that sets the step anew from x at every call.
         transform: None, or a differentiable map applied to the tensor before it is quantized.
         activations: the method that activations use instead of this one.
-        power_of_two: compute with the power of two nearest to the step, in the logarithm; the step is learned through it.
+        power_of_two: compute with the power of two nearest to the step, in the logarithm; the step is learned through
+            it.
     """
 
     name: str
@@ -150,8 +152,8 @@ def tanh_transform(w: Tensor) -> Tensor:
 def lsq_plus(configuration: int) -> Method:
     """LSQ+ with the activation quantizer of the paper's Table 1.
 
-    1 unsigned without offset (LSQ's), 2 signed without, 3 signed with offset, 4 unsigned with offset: the entries "lsq+1"
-    to "lsq+4" of the table. Its entry "lsq+" takes 4 where activations go negative and 1 elsewhere.
+    1 unsigned without offset (LSQ's), 2 signed without, 3 signed with offset, 4 unsigned with offset: the entries
+    "lsq+1" to "lsq+4" of the table. Its entry "lsq+" takes 4 where activations go negative and 1 elsewhere.
     """
     if configuration not in (1, 2, 3, 4):
         raise LowbitError(f"LSQ+ has the configurations 1 to 4, got {configuration!r}")

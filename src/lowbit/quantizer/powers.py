@@ -14,14 +14,17 @@ from lowbit.quantizer.functional import bounded_step
 def nearest_power_of_two(x: Tensor) -> Tensor:
     """sign(x)·2^round(log2 |x|), elementwise and exact for normal float32 and float64 numbers; 0 stays 0."""
     kind, places = _as_bits(x)
-    # On the bits of the number, because exp2(log2 x) may be off in the last place: from √2 on, the fraction carries into
-    # the exponent, and then it is cut off.
+    # On the bits of the number, because exp2(log2 x) may be off in the last place: from √2 on, the fraction carries
+    # into the exponent, and then it is cut off.
     carry = (2 << places) - math.isqrt(2 << (2 * places)) - 1
     return ((x.view(kind) + carry) & -(1 << places)).view(x.dtype)
 
 
 def nearest_with_bits(x: Tensor, bits: int) -> Tensor:
-    """The number code·2^e nearest to x, elementwise, where the code's magnitude has `bits` bits, the first of them 1; 0 stays 0."""
+    """The number code·2^e nearest to x, elementwise, where the code's magnitude has `bits` bits, the first of them 1.
+
+    0 stays 0.
+    """
     kind, places = _as_bits(x)
     cut = places - bits + 1
     return ((x.view(kind) + (1 << (cut - 1))) & -(1 << cut)).view(x.dtype)
@@ -56,7 +59,9 @@ class _PowerOfTwoStep(torch.autograd.Function):
 
 
 def power_of_two_step(step: Tensor, initial_step: Tensor | None, *, trained: bool = True) -> Tensor:
-    """2^round(log2 s) of the step s within its bounds; the gradient goes straight through the rounding of the logarithm.
+    """2^round(log2 s) of the step s within its bounds.
+
+    The gradient goes straight through the rounding of the logarithm.
 
     With t = log2 s and ∂round(t)/∂t = 1, ∂/∂s of 2^round(t) is 2^round(t)/s, which lies between 1/√2 and √2.
 

@@ -3,7 +3,8 @@
 round() has derivative zero almost everywhere, so every method of quantization-aware training replaces it. The straight-
 through estimator (STE) takes 1. The others are a product of at most two factors, each a `GradientFunction`:
 
-- a *surrogate gradient* d(c): the derivative of a soft round, a function of the position c on the grid alone (ASR, DSQ);
+- a *surrogate gradient* d(c): the derivative of a soft round, a function of the position c on the grid alone (ASR,
+  DSQ);
 - a *gradient scaling* e(c − q, G): it depends on the rounding error c − q and the arriving gradient G (MDE, EWGS).
 
     ∂L/∂c = G · d(c) · e(c − q, G)
@@ -35,13 +36,13 @@ class GradientFunction:
     """One factor of the backward pass: a function of tensors and of one parameter, which may change over training.
 
     Args:
-        function: elementwise, `value` being a 0-dim tensor: of a surrogate gradient `function(position, value)`, of a gradient
-            scaling `function(error, gradient, value)`.
+        function: elementwise, `value` being a 0-dim tensor: of a surrogate gradient `function(position, value)`, of a
+            gradient scaling `function(error, gradient, value)`.
         value: the parameter (ASR's k, MDE's δ) at the start of training.
         final: the parameter at the end of training; linear in between. None keeps it as it is.
         bounds: the open-below, open-above range the parameter must stay in.
-        norm: a function of `value` alone that multiplies a surrogate gradient, so that its integral over a cell is 1. Apart from
-            `function`, because it is the same for every element and computed once. None is 1.
+        norm: a function of `value` alone that multiplies a surrogate gradient, so that its integral over a cell is 1.
+            Apart from `function`, because it is the same for every element and computed once. None is 1.
     """
 
     function: Callable[..., Tensor]
@@ -83,7 +84,7 @@ def arctan_norm(k: Tensor) -> Tensor:
 
 
 def arctan_value(position: Tensor, k: float) -> Tensor:
-    """soft(c) = ⌊c⌋ + ½ + arctan(k·u)/(2·arctan(k/2)), the arctangent soft round whose derivative is `arctan_derivative`."""
+    """The arctangent soft round ⌊c⌋ + ½ + arctan(k·u)/(2·arctan(k/2)); its derivative is `arctan_derivative`."""
     cell = torch.floor(position) + 0.5
     return cell + torch.atan(k * (position - cell)) / (2 * math.atan(k / 2))
 

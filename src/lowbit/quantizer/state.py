@@ -38,7 +38,9 @@ _OLD_NAMES = {
 
 
 class Configuration(NamedTuple):
-    """What the buffer `configuration` holds: bits, signed and narrow of the grid, offset, group and power_of_two, in this order.
+    """What the buffer `configuration` holds.
+
+    Bits, signed and narrow of the grid, offset, group and power_of_two, in this order.
 
     Attributes:
         grid: the grid; None until the quantizer is initialized, when the buffer is all zero.
@@ -66,15 +68,15 @@ class QuantizerState(nn.Module):
     """The state of a quantizer, as parameters and buffers. All of them are float32, also in a half-precision model.
 
     Parameters and buffers:
-        raw_step: the learned step, in units of `step_unit`. `step` is what is computed with: `learned_step`, their product,
-            kept within a factor 1024 of its initial value, so positive and finite whatever an optimizer does; the gradient
-            passes the bound unchanged. Where the method says so, it is the power of two nearest to that.
+        raw_step: the learned step, in units of `step_unit`. `step` is what is computed with: `learned_step`, their
+            product, kept within a factor 1024 of its initial value, so positive and finite whatever an optimizer does;
+            the gradient passes the bound unchanged. Where the method says so, it is the power of two nearest to that.
         step_unit: min(1, initial step / `relative_below`), or None where that is 1 for every step.
         offset: β, a parameter of the same shape, or None.
         initial_step: the step that the quantizer was initialized with.
         configuration: see `Configuration`. It is float32 so that an average of equal values is that value.
-        surrogate_value, surrogate_norm: the parameter of the method's surrogate gradient and the factor that goes with it,
-            or None.
+        surrogate_value, surrogate_norm: the parameter of the method's surrogate gradient and the factor that goes with
+            it, or None.
         scaling_value: the parameter of the method's gradient scaling, or None.
         relative_gradients, balance_ratio: where the method balances its step (see `balance`), the running mean squares
             of the relative gradients of tensor and step, zero until measured, and the ratio to hold; else None.
@@ -209,7 +211,10 @@ class QuantizerState(nn.Module):
         return exact.round() if self.integer_zero_point else exact
 
     def round_zero_point(self) -> None:
-        """Quantize with an integer zero point from now on: with the offset of the rounded one; nothing without offset."""
+        """Quantize with an integer zero point from now on: with the offset of the rounded one.
+
+        Nothing without offset.
+        """
         if self.uses_offset:
             self._configure(self._current()._replace(offset=_INTEGER_ZERO_POINT))
 
@@ -302,7 +307,7 @@ class QuantizerState(nn.Module):
         self._read()
 
     def upgrade(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Bring this quantizer's entries of a checkpoint of an earlier version in line with those of this version, in place."""
+        """Bring this quantizer's entries of an earlier version's checkpoint in line with this version's, in place."""
         for old, new in _OLD_NAMES.items():
             if f"{prefix}{old}" in state_dict:
                 state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}").float()
@@ -323,7 +328,8 @@ class QuantizerState(nn.Module):
         if power_of_two != self.method.power_of_two:
             forms = ("steps of any size", "steps that are powers of two")
             return (
-                f"{self.name} has {forms[self.method.power_of_two]} but the checkpoint's has {forms[power_of_two]}: prepare the "
+                f"{self.name} has {forms[self.method.power_of_two]} but the checkpoint's has {forms[power_of_two]}: "
+                "prepare the "
                 "network with the `scales` it was saved with"
             )
         if grid.bits != self.bits:

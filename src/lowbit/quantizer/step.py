@@ -1,7 +1,7 @@
 """The gradient of the step: its form inside the range, and how it is scaled.
 
-Outside the range every method agrees: ∂x̂/∂s is the bound itself, qn or qp. Inside, `inside(q, v, derivative)` gives it from
-the level q, the real position v = (x − β)/s and the surrogate gradient d of rounding (1 for STE).
+Outside the range every method agrees: ∂x̂/∂s is the bound itself, qn or qp. Inside, `inside(q, v, derivative)` gives it
+from the level q, the real position v = (x − β)/s and the surrogate gradient d of rounding (1 for STE).
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ def ssg_inside(q: Tensor, v: Tensor, derivative: Tensor | float) -> Tensor:
 
 @cache
 def soft_value_inside(k: float) -> Callable[[Tensor, Tensor, Tensor | float], Tensor]:
-    """soft_k(v) − v: the soft round's value in place of its derivative (another reading of LG-LSQ's SSG, methods.md §4).
+    """soft_k(v) − v: the soft round's value in place of its derivative.
+
+    It is another reading of LG-LSQ's SSG (methods.md §4).
+
+    It is another reading of LG-LSQ's SSG (methods.md §4).
+
+    It is another reading of LG-LSQ's SSG (methods.md §4).
 
     Zero in the middle between two levels and at each level; q − v as k → ∞. For grids whose levels are 1 apart.
     """

@@ -1,10 +1,11 @@
 """Normalization of what hardly varies: its gradient is weakened where the variation is smaller than its rounding.
 
-Batch-norm and layer-norm divide by the deviation of their block: the channel's in the batch, the token's. Where rounding has
-made the elements of a block equal, or leaves next to nothing, the deviation is √ε, and the straight-through gradient of what
-is before comes out up to 1/√ε times as large, although nothing there changes the output. One such layer behind the other
-makes a gradient of 10^20 of one of 1. So with v the mean square of x − its mean in the block (of x itself, where no mean is
-subtracted), and r the mean square of x's rounding error, which is s²/12 on a grid with step s,
+Batch-norm and layer-norm divide by the deviation of their block: the channel's in the batch, the token's. Where
+rounding has made the elements of a block equal, or leaves next to nothing, the deviation is √ε, and the
+straight-through gradient of what is before comes out up to 1/√ε times as large, although nothing there changes the
+output. One such layer behind the other makes a gradient of 10^20 of one of 1. So with v the mean square of x − its mean
+in the block (of x itself, where no mean is subtracted), and r the mean square of x's rounding error, which is s²/12 on
+a grid with step s,
 
     ∂L/∂x ← ∂L/∂x · min(1, v/r)
 

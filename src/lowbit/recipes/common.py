@@ -82,7 +82,10 @@ def quantization(weights: int | None, activations: int | None, method: str) -> Q
 
 
 def published_weights(network: str) -> str | None:
-    """The name of the weights that training of a network starts from, in timm or torchvision; None where there are none."""
+    """The name of the weights that training of a network starts from, in timm or torchvision.
+
+    None where there are none.
+    """
     return _PUBLISHED_WEIGHTS.get(network)
 
 

@@ -20,7 +20,8 @@ def recipes() -> Iterator[Recipe]:
         top1 = FULL_PRECISION[network.removeprefix("preact-")]
         about = (
             f"{NAMES[network]} in full precision, from which `lsq-{network}-…` starts: {top1} % top-1 in LSQ's Table 1 "
-            "(Esser et al., ICLR 2020, arXiv 1902.08153). The training is the usual one (He et al. 2015), with cosine decay."
+            "(Esser et al., ICLR 2020, arXiv 1902.08153). The training is the usual one (He et al. 2015), with cosine "
+            "decay."
         )
         yield Recipe(
             name,

@@ -25,7 +25,13 @@ def recipes() -> Iterator[Recipe]:
 
 
 def lg_lsq(name: str, network: str, bits: int, *, method: str = "lg-lsq") -> TrainConfig:
-    """LSQ's training, see `imagenet_low_bit`, with the reconstructed quantizers on symmetric grids, as the abstract has them.
+    """LSQ's training, see `imagenet_low_bit`, with the reconstructed quantizers on symmetric grids.
+
+    The abstract has symmetric grids.
+
+    The abstract has symmetric grids.
+
+    The abstract has symmetric grids.
 
     From torchvision's weights, MobileNetV2 from timm's. Nothing of the authors' training is known to us.
     """

@@ -35,9 +35,9 @@ def lsq(name: str, network: str, bits: int, distill: bool, *, method: str = "lsq
     """The paper's training, see `imagenet_low_bit`.
 
     The paper's ResNets are of the pre-activation kind. `lsq-preact-resnet…` starts from timm's weights of such networks
-    (`resnetv2_…`), which were trained longer than the paper's; of ResNet-152 there are none without other tricks, and it
-    has to be trained first. `lsq-resnet…` is the same experiment on the ResNets whose weights torchvision publishes; in
-    full precision those are 0.6 to 0.8 points below the paper's.
+    (`resnetv2_…`), which were trained longer than the paper's; of ResNet-152 there are none without other tricks, and
+    it has to be trained first. `lsq-resnet…` is the same experiment on the ResNets whose weights torchvision publishes;
+    in full precision those are 0.6 to 0.8 points below the paper's.
     """
     return imagenet_low_bit(name, network, bits, method, distill=distill)
 

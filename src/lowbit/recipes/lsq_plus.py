@@ -28,7 +28,9 @@ def recipes() -> Iterator[Recipe]:
 
 
 def lsq_plus(name: str, network: str, bits: int, own: str, *, method: str | None = None) -> TrainConfig:
-    """LSQ's training, see `imagenet_low_bit`, with LSQ+'s quantizers; the schedule that the paper used is not known to us.
+    """LSQ's training, see `imagenet_low_bit`, with LSQ+'s quantizers.
+
+    The schedule that the paper used is not known to us.
 
     From timm's weights (resnet18.tv_in1k, efficientnet_b0.ra_in1k, mixnet_s.ft_in1k), which are not the paper's.
     """

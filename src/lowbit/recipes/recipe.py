@@ -58,7 +58,10 @@ class Recipe:
 
     @property
     def work(self) -> float | None:
-        """Multiply-accumulates of the whole training, see `training_macs`; None where images or network are not known."""
+        """Multiply-accumulates of the whole training, see `training_macs`.
+
+        None where images or network are not known.
+        """
         if self.images is None or self.macs is None:
             return None
         return training_macs(self(), self.images, self.macs)

@@ -26,8 +26,8 @@ class Run:
         epochs: one dict per finished epoch, in order: epoch, train_loss, train_accuracy, test_loss, test_accuracy (in
             percent; validation_loss and validation_accuracy instead where images are held out for validation), lr,
             seconds, and steps (mean step by quantizer). A number that was not finite is None.
-        looks: what was seen of quantizers during training, in order: epoch, step (of the optimizer, over all epochs) and
-            quantizers, by name (see docs/diagnosis.md); empty in full precision and in logs of earlier versions.
+        looks: what was seen of quantizers during training, in order: epoch, step (of the optimizer, over all epochs)
+            and quantizers, by name (see docs/diagnosis.md); empty in full precision and in logs of earlier versions.
         start_steps: the mean step by quantizer before the first epoch; empty where the log does not have it.
         final: the last event of a finished run, or None: its test_accuracy is that of the weights at the end, or of
             the checkpoint with the best validation accuracy.

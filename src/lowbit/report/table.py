@@ -13,10 +13,10 @@ from lowbit.report.run import Run, read_run
 def table(runs: Iterable[str | os.PathLike | Run]) -> list[dict[str, Any]]:
     """One row per run, as a dictionary by columns.
 
-    The columns are run (folder name), model, bits ("W4A4", "FP"), method ("-" in full precision), seed, accuracy (test, percent, of the
-    weights at the end, or of those with the best validation accuracy; of the last epoch where the run is not finished),
-    best (test accuracy of the best epoch or the end), epochs ("3/90" where not finished), seconds (of all epochs),
-    seconds_per_epoch (median).
+    The columns are run (folder name), model, bits ("W4A4", "FP"), method ("-" in full precision), seed, accuracy (test,
+    percent, of the weights at the end, or of those with the best validation accuracy; of the last epoch where the run
+    is not finished), best (test accuracy of the best epoch or the end), epochs ("3/90" where not finished), seconds (of
+    all epochs), seconds_per_epoch (median).
 
     What a run does not have (no epoch finished) is None.
 

@@ -29,8 +29,8 @@ def compare(
 ) -> Report:
     """Run the integer reference in the file's rounding, the file and the trained model on the same batches.
 
-    A runner's attribute `rounding` names its rounding; it is "float" where there is none. Its attribute `graph`, where there is one, is
-    what the file computes: the network's graph, or that with codes for outputs that are floats.
+    A runner's attribute `rounding` names its rounding; it is "float" where there is none. Its attribute `graph`, where
+    there is one, is what the file computes: the network's graph, or that with codes for outputs that are floats.
 
     Args:
         network: the reference.
@@ -91,8 +91,8 @@ def compare_with_trained(
 ) -> Report:
     """Run a file and the trained model that it was written from on the same batches.
 
-    This is for fractional zero points, which no integers compute. Codes may differ where float32 sums in another order fall on the other
-    side of a tie. Arguments and errors as `compare`.
+    This is for fractional zero points, which no integers compute. Codes may differ where float32 sums in another order
+    fall on the other side of a tie. Arguments and errors as `compare`.
     """
     runner = file if callable(file) else open_file(file, graph)
     rows: dict[str, Row] = {}
@@ -118,8 +118,8 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor | Mapping[str, Tensor], Tensor
     """The inputs and the labels of a batch; labels are None where there are none.
 
     Args:
-        batch: inputs (batch, …), alone or in a list of one, or with class numbers (batch,) behind them. The inputs are one tensor, or
-            tensors by name.
+        batch: inputs (batch, …), alone or in a list of one, or with class numbers (batch,) behind them. The inputs are
+            one tensor, or tensors by name.
 
     Raises:
         LowbitError: anything else.
@@ -131,12 +131,14 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor | Mapping[str, Tensor], Tensor
     if not tensors or len(tensors) < len(inputs) or not isinstance(labels, Tensor | None):
         kinds = f" of {', '.join(type(part).__name__ for part in batch)}" if isinstance(batch, tuple | list) else ""
         raise LowbitError(
-            f"a batch must be a tensor of inputs or a pair of tensors, inputs and labels, not a {type(batch).__name__}{kinds}"
+            "a batch must be a tensor of inputs or a pair of tensors, inputs and labels, not a "
+            f"{type(batch).__name__}{kinds}"
         )
     count = len(tensors[0])
     if labels is not None and labels.shape != (count,):
         raise LowbitError(
-            f"labels must be class numbers, one per input: {count}, but they have shape {tuple(labels.shape)}; leave them out "
+            f"labels must be class numbers, one per input: {count}, but they have shape {tuple(labels.shape)}; leave "
+            "them out "
             "to compare codes alone"
         )
     detached = dict(zip(inputs, (each.detach() for each in tensors)))

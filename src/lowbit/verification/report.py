@@ -57,7 +57,14 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the file computes exactly what the reference does, and (if proved) the reference what the trained network does."""
+        """Whether the file computes exactly what the reference does.
+
+        If proved, also whether the reference computes what the trained network does.
+
+        If proved, also whether the reference computes what the trained network does.
+
+        If proved, also whether the reference computes what the trained network does.
+        """
         return self.compared > 0 and self.differ == 0 and self.conversion_differ == 0
 
     @property

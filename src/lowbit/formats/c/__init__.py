@@ -1,7 +1,8 @@
 """C99 for microcontrollers: net.c and net.h, proved by compiling and running them on this machine.
 
-The arithmetic is that of the rounding "shift", which is "fixed" but where multipliers are powers of two: no float between the input's codes and the output's. Weights are packed at their
-width; all tensors lie in one static arena; every operation is written only where the network has it.
+The arithmetic is that of the rounding "shift", which is "fixed" but where multipliers are powers of two: no float
+between the input's codes and the output's. Weights are packed at their width; all tensors lie in one static arena;
+every operation is written only where the network has it.
 """
 
 from __future__ import annotations

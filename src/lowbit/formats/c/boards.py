@@ -41,7 +41,7 @@ class Board:
     packages: str
 
     def compile_command(self) -> list[str]:
-        """The compiler for a program that runs on the bare board, with files and text of the machine that emulates it."""
+        """The compiler for a program that runs on the bare board, with the emulated machine's files and text."""
         (flash, flash_size), (ram, ram_size) = self.flash, self.ram
         sizes = {"flash": flash, "flash_size": flash_size, "ram": ram, "ram_size": ram_size, "stack_size": 8192}
         symbols = [f"-Wl,--defsym=__{name}={value:#x}" for name, value in sizes.items()]
@@ -57,7 +57,8 @@ class Board:
 def _arm(cpu: str, machine: str, flash: tuple[int, int], ram: tuple[int, int], *options: str) -> Board:
     packages = "qemu-system-arm gcc-arm-none-eabi libnewlib-arm-none-eabi picolibc-arm-none-eabi"
     return Board(
-        "arm-none-eabi-gcc", (f"-mcpu={cpu}", "-mthumb"), "qemu-system-arm", ("-M", machine, *options), flash, ram, packages
+        "arm-none-eabi-gcc", (f"-mcpu={cpu}", "-mthumb"), "qemu-system-arm", ("-M", machine, *options), flash, ram,
+        packages
     )  # fmt: skip
 
 
@@ -119,7 +120,8 @@ class Measured:
         instructions: executed by net_run.
         stack: bytes that it writes below its caller's frame.
         selftest: what net_selftest returns.
-        code, constants: bytes of net.c compiled without floats and self-test: instructions; weights and all other constants.
+        code, constants: bytes of net.c compiled without floats and self-test: instructions; weights and all other
+        constants.
         ram: bytes of its static memory.
     """
 

@@ -1,4 +1,11 @@
-"""What callers see: inputs and outputs of net_run, and the header that declares them and says what the network takes."""
+"""What callers see: inputs and outputs of net_run, and the header that declares them.
+
+The header also says what the network takes.
+
+The header also says what the network takes.
+
+The header also says what the network takes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +19,10 @@ from lowbit.integer.graph import FloatType, Graph, Node, TensorType
 from lowbit.integer.ops import Quantize
 
 STACK = 1024
-"""Bytes of stack that net_run takes at most: what was measured on seven cores at -O2 is below (docs/results/microcontrollers.md)."""
+"""Bytes of stack that net_run takes at most.
+
+What was measured on seven cores at -O2 is below (docs/results/microcontrollers.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -112,12 +122,14 @@ def header(builder: Builder, name: str, stem: str, export: str, code: int) -> st
     costs = layer_costs(graph)
     weights, ram, constants = 4 * len(builder.weights), static_memory(builder), sum(builder.flash.values())
     lines = [
-        f"/* lowbit C99 {comment(stem)}.h: an integer network in C99, without malloc, floats between codes, or libraries but memory functions.",
+        f"/* lowbit C99 {comment(stem)}.h: an integer network in C99, without malloc, floats between codes, or "
+        "libraries but memory functions.",
         "   It was made by lowbit; the code is its user's own, and no licence is asked for.",
         "",
         f"   RAM      {ram:,} bytes static: {builder.plan.arena:,} of tensors, {_windows(builder):,} of windows;"
         f" at most {STACK} of stack; and the caller's inputs and outputs",
-        f"   flash    {constants:,} bytes of constants, {weights:,} of them packed weights; about {code:,} of code (Cortex-M4, -O2)",
+        f"   flash    {constants:,} bytes of constants, {weights:,} of them packed weights; about {code:,} of code "
+        "(Cortex-M4, -O2)",
         f"   work     {sum(cost.macs for cost in costs):,} multiply-accumulates",
         f'   codes    those of lowbit\'s integer reference in the rounding "{builder.rounding}"',
         "",
@@ -141,11 +153,13 @@ def header(builder: Builder, name: str, stem: str, export: str, code: int) -> st
         "",
         '#ifdef __cplusplus\nextern "C" {\n#endif',
         "",
-        "/* From the input's codes to the output's, both in the order of the model's own axes, the first outermost. Not reentrant. */",
+        "/* From the input's codes to the output's, both in the order of the model's own axes, the first outermost. "
+        "Not reentrant. */",
         f"void {name}_run({parameters(graph, name)});",
         "",
         f"#ifndef {upper}_NO_SELFTEST",
-        "/* Runs a known input. Returns 0, or the number of the first layer whose codes are not those that they should be. */",
+        "/* Runs a known input. Returns 0, or the number of the first layer whose codes are not those that they "
+        "should be. */",
         f"int {name}_selftest(void);",
         "#endif",
         "",

@@ -1,4 +1,7 @@
-"""Convolutions and linear layers in C: a constant that says what the layer is, and a call of the kernel that computes it."""
+"""Convolutions and linear layers in C.
+
+a constant that says what the layer is, and a call of the kernel that computes it.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,8 @@ def _layer(builder: Builder, node: Layer, where: _Geometry, rows: Tensor) -> Non
     """Define the layer's constant, and call its kernel."""
     if len(where.outer) > builder.space or builder.space > _SPACE_MAX:
         raise LowbitError(
-            f"node {node.name!r}: C's layers have at most {_SPACE_MAX} dimensions beside the channels, not {len(where.outer)}"
+            f"node {node.name!r}: C's layers have at most {_SPACE_MAX} dimensions beside the channels, not "
+            f"{len(where.outer)}"
         )
     if where.length > _LENGTH_MAX:
         raise LowbitError(
@@ -154,7 +158,10 @@ def _storage(place: Place) -> str:
 
 
 def _requantization(builder: Builder, node: Layer) -> dict[str, str]:
-    """Biases, multipliers and shifts, each an array with an entry per output channel; no multipliers where all are powers of two."""
+    """Biases, multipliers and shifts, each an array with an entry per output channel.
+
+    No multipliers where all are powers of two.
+    """
     number, count, fields = builder.number(node), len(node.weight.codes), {}
     if node.bias is not None:
         values = node.bias.tolist()

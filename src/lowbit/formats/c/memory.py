@@ -1,7 +1,8 @@
 """One arena for all tensors: each has its bytes from the node that computes it to the last that reads it.
 
-An operation that goes through its input in order may write over what it has read. Its output then lies lower than the input
-by so many bytes that no write meets a code still to be read: 0 for a sum, about two rows of the picture for a 3×3 convolution.
+An operation that goes through its input in order may write over what it has read. Its output then lies lower than the
+input by so many bytes that no write meets a code still to be read: 0 for a sum, about two rows of the picture for a 3×3
+convolution.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ class _Block:
 
 
 def plan(graph: Graph) -> Plan:
-    """The arena of least size that a few orders of placing find; codes are packed where the arena gets smaller by it alone."""
+    """The arena of least size that a few orders of placing find.
+
+    Codes are packed where the arena gets smaller by it alone.
+    """
     slides = _Slides(graph)
     found = places(graph)
     best = trial = _planned(graph, found, slides)
@@ -174,7 +178,7 @@ def _at_the_peak(graph: Graph, plan: Plan) -> list[str]:
 
 
 class _Slides:
-    """How many bytes lower than an input an output has to begin, of those outputs that may be written over their input."""
+    """How many bytes below an input an output has to begin, of outputs that may be written over their input."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -226,8 +230,8 @@ def is_depthwise(node: Convolution) -> bool:
 def _window_slide(node: Convolution | MaxPool | AveragePool, kernel: Sequence[int], x: Place, y: Place) -> int:
     """Positions in order: the bytes of an output are written when its window, and the next one's at most, were read.
 
-    What takes channels by themselves still reads the window while it writes the position's first ones; of other convolutions two
-    windows are read, then two positions written.
+    What takes channels by themselves still reads the window while it writes the position's first ones; of other
+    convolutions two windows are read, then two positions written.
     """
     by_channel = not isinstance(node, Convolution) or is_depthwise(node)
     bits_in, bits_out = x.shape[0] * x.width, y.shape[0] * y.width

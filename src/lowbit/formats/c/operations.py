@@ -86,7 +86,8 @@ def _elementwise(builder: Builder, node: Elementwise) -> None:
             found = error
         if not isinstance(found, Number):
             raise LowbitError(
-                f"node {node.name!r}: C has no form of {type(node).__name__}, whose integers are more than sums, products and "
+                f"node {node.name!r}: C has no form of {type(node).__name__}, whose integers are more than sums, "
+                "products and "
                 "one rounding"
             )
         return found

@@ -1,8 +1,9 @@
 """Weight codes as 32-bit words: planes of 8, 4, 2 and 1 bits, so that every width takes the bits that it has.
 
-A code is stored as the unsigned number code + offset. Its bits are cut into planes, the lowest first; a word of a plane with b bits
-has 32 / b fields of one row, those of even places in its low half and those of odd places in its high half, the first lowest.
-Two neighbours are then the halves of (word >> shift) & mask, as an instruction for two 16-bit products takes them.
+A code is stored as the unsigned number code + offset. Its bits are cut into planes, the lowest first; a word of a plane
+with b bits has 32 / b fields of one row, those of even places in its low half and those of odd places in its high half,
+the first lowest. Two neighbours are then the halves of (word >> shift) & mask, as an instruction for two 16-bit
+products takes them.
 """
 
 from __future__ import annotations

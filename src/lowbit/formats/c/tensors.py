@@ -1,7 +1,8 @@
 """Where every tensor of the network lies in C: its order of axes, how its codes are stored, and in which memory.
 
 Tensors between layers have the channels last, because a window's channels then lie beside each other; those that linear
-layers over leading dimensions take keep the order of their axes. The caller's inputs and outputs have the model's order.
+layers over leading dimensions take keep the order of their axes. The caller's inputs and outputs have the model's
+order.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Place:
     Attributes:
         shape: of a sample, in the order of the model's own axes.
         strides: how far apart two neighbours along each of these axes lie, in elements.
-        storage: "int8", "uint8" or "int32": a code, or an accumulator, as it is; "packed": codes counted from the lowest one,
-            `width` bits each, the first in the lowest bits of a byte.
+        storage: "int8", "uint8" or "int32": a code, or an accumulator, as it is; "packed": codes counted from the
+            lowest one, `width` bits each, the first in the lowest bits of a byte.
         width: bits of an element.
         low: the lowest code.
         memory: "arena", or with a number behind it "input" or "output", the caller's, or "codes", a constant.

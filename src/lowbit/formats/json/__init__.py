@@ -1,10 +1,12 @@
-"""The whole network as text: one JSON file with every operation, type and number, to be read by people, scripts and `diff`.
+"""The whole network as text.
+
+One JSON file with every operation, type and number, to be read by people, scripts and `diff`.
 
     {"lowbit": VERSION, "sha256": …, "graph": …, "tensors": {"conv1:weight": {"shape": […], "values": […]}, …}}
 
-"graph" is `integer.described`'s; "values" are whole numbers (weight and table codes counted from the lowest code of their grid,
-biases as they are) or float32 numbers (scales), flat and row-major. The file is read back into a graph, which the integer
-reference runs: what the text says is what is proved.
+"graph" is `integer.described`'s; "values" are whole numbers (weight and table codes counted from the lowest code of
+their grid, biases as they are) or float32 numbers (scales), flat and row-major. The file is read back into a graph,
+which the integer reference runs: what the text says is what is proved.
 
 "sha256" is that of version, graph and tensors as JSON without spaces: a damaged file is refused. The line may be left
 out: whoever changes a number by hand deletes it.

@@ -1,7 +1,8 @@
 """LiteRT (TensorFlow Lite): a .tflite file that has the integer reference's codes.
 
 io="floats"   for phones and computers: through the XNNPACK delegate, in the rounding "float"
-io="codes"    for microcontrollers and NPUs: 8-bit operators alone, in LiteRT's reference kernels and in TensorFlow Lite Micro, in
+io="codes" for microcontrollers and NPUs: 8-bit operators alone, in LiteRT's reference kernels and in TensorFlow Lite
+Micro, in
               the rounding "double-rounding"
 """
 

@@ -25,7 +25,8 @@ _TYPES: dict[np.dtype, int] = {
 _VERSIONS = {
     Operator.CONV_2D: 6, Operator.DEPTHWISE_CONV_2D: 3, Operator.FULLY_CONNECTED: 12, Operator.DEQUANTIZE: 2,
     Operator.MAX_POOL_2D: 2, Operator.MINIMUM: 2, Operator.MAXIMUM: 2, Operator.CONCATENATION: 2, Operator.PAD: 2,
-    Operator.PADV2: 2, Operator.REDUCE_MAX: 2, Operator.REDUCE_MIN: 2, Operator.STRIDED_SLICE: 2, Operator.TRANSPOSE: 2, Operator.GATHER: 2,
+    Operator.PADV2: 2, Operator.REDUCE_MAX: 2, Operator.REDUCE_MIN: 2, Operator.STRIDED_SLICE: 2,
+    Operator.TRANSPOSE: 2, Operator.GATHER: 2,
 }  # fmt: skip
 """The operators' versions that take signed bytes (and groups, and scales per channel); others are at their first."""
 _OPTIONS = {Operator.ADD: schema.AddOptionsT, Operator.MUL: schema.MulOptionsT, Operator.DIV: schema.DivOptionsT}
@@ -224,7 +225,7 @@ class Builder:
         return self._plain[tensor]
 
     def aligned(self, node: Node, name: str, tensor: int) -> int:
-        """The tensor of one of a node's inputs in the layout of a shape with as many dimensions as the node's tensor has."""
+        """The tensor of one of a node's inputs, in the layout of a shape with as many dimensions as the node's."""
         rank, shape = len(node.shape_of()), self.graph.by_name[name].shape_of()
         if len(shape) == rank:
             return tensor
@@ -271,7 +272,10 @@ class Builder:
         clip: bool = False,
         shape: Shape | None = None,
     ) -> None:
-        """The operator that makes the node's codes, and (with clip) what holds them in their range; by default in its layout."""
+        """The operator that makes the node's codes, and (with clip) what holds them in their range.
+
+        By default in its layout.
+        """
         y, shape = node.codes_of(), shape or layout(node.shape_of())
         ends = []
         if clip and y.qp + carrier(y) < 127:

@@ -1,8 +1,8 @@
 """An integer graph as LiteRT's operators on 8-bit tensors alone: for microcontrollers (TensorFlow Lite Micro) and NPUs.
 
-Inputs and outputs are codes, as signed bytes with the channels last; every tensor has its real scale and zero point. The
-arithmetic is that of the rounding "double-rounding" in kernels that compute as TensorFlow Lite's reference kernels do. LiteRT's
-default delegate XNNPACK computes otherwise.
+Inputs and outputs are codes, as signed bytes with the channels last; every tensor has its real scale and zero point.
+The arithmetic is that of the rounding "double-rounding" in kernels that compute as TensorFlow Lite's reference kernels
+do. LiteRT's default delegate XNNPACK computes otherwise.
 
     convolution, linear         CONV_2D, DEPTHWISE_CONV_2D
     average pool                DEPTHWISE_CONV_2D of ones
@@ -187,7 +187,8 @@ def _reduce(builder: IntegerBuilder, node: Reduce) -> None:
     _check(builder, node)
     if node.function != "mean":
         raise LowbitError(
-            f"node {node.name!r}: LiteRT's reference kernel of SUM does not change the grid, as TensorFlow Lite Micro's does; means "
+            f"node {node.name!r}: LiteRT's reference kernel of SUM does not change the grid, as TensorFlow Lite "
+            "Micro's does; means "
             "are exact in both"
         )
     inputs = [builder.plain(node.inputs[0]), builder.integers(node.axes)]
@@ -201,7 +202,8 @@ def _sum(builder: IntegerBuilder, node: Add | Subtract) -> None:
     *_, (_, exponent) = tflite_sum(factors, y)
     if int(exponent) > 0:
         raise LowbitError(
-            f"node {node.name!r}: one step of its inputs is {max(abs(float(m.exact)) for m in factors):g} steps of its output; "
+            f"node {node.name!r}: one step of its inputs is {max(abs(float(m.exact)) for m in factors):g} steps of "
+            "its output; "
             f"LiteRT takes less than 2^{SUM_SHIFT - 1}: calibrate the network again"
         )
     operator, options = (
@@ -246,11 +248,15 @@ def _check(builder: IntegerBuilder, node: Node) -> None:
 
 
 def _check_single(builder: IntegerBuilder, node: Node, m: Multiplier, unit: Tensor) -> None:
-    """Raise LowbitError where LiteRT's own `unit`, a product in float32, gives other codes than TensorFlow Lite Micro's in float64."""
+    """Raise LowbitError where LiteRT's `unit`, a product in float32, gives other codes than one in float64.
+
+    TensorFlow Lite Micro's is in float64.
+    """
     y, bound = node.codes_of(), _bound(builder, node)
     if not torch.equal(*(_thresholds(replace(m, unit=each), y, bound) for each in (m.unit, unit))):
         raise LowbitError(
-            f"node {node.name!r}: LiteRT multiplies the scales of a product in float32 and TensorFlow Lite Micro in float64, and with "
+            f"node {node.name!r}: LiteRT multiplies the scales of a product in float32 and TensorFlow Lite Micro in "
+            "float64, and with "
             "these scales their codes differ where a product lies half-way between two: calibrate the network again"
         )
 
@@ -274,6 +280,7 @@ def _check_shift(node: Node, m: Multiplier, bound: int) -> None:
     _, exponent = significand_and_exponent(m.unit / node.codes_of().scale, m.count)
     if bound << max(0, int(exponent.max())) >= 1 << 31:
         raise LowbitError(
-            f"node {node.name!r}: its accumulator can reach {bound}, and one step of it is {float(m.exact.abs().max()):g} steps of "
+            f"node {node.name!r}: its accumulator can reach {bound}, and one step of it is "
+            f"{float(m.exact.abs().max()):g} steps of "
             "its output: LiteRT's numbers would pass 32 bits; calibrate the network again"
         )

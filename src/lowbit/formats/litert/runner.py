@@ -144,9 +144,16 @@ class LitertRunner:
 
 
 class CodesRunner(LitertRunner):
-    """A LiteRT file of codes in LiteRT's interpreter with its reference kernels, which compute as TensorFlow Lite Micro does.
+    """A LiteRT file of codes in LiteRT's interpreter with its reference kernels.
 
-    Its graph has the grids that the file says for outputs that are floats in the network. Arguments and errors as `LitertRunner`.
+    They compute as TensorFlow Lite Micro does.
+
+    They compute as TensorFlow Lite Micro does.
+
+    They compute as TensorFlow Lite Micro does.
+
+    Its graph has the grids that the file says for outputs that are floats in the network. Arguments and errors as
+    `LitertRunner`.
     """
 
     rounding = "double-rounding"

@@ -1,12 +1,13 @@
 """ONNX for runtimes: byte codes with Clip, int8 weights, int32 bias; runs in ONNX Runtime's integer kernels.
 
-"onnx" is opset 21. "onnx-packed" is as small as the bits allow: weights of at most 4 bits stand in INT4 or INT2 tensors (opset 25,
-the first with INT2, where a layer has weights of 1 or 2 bits), cast to int8 on loading. A runtime folds the Cast when it loads
-the file, so that codes and speed are those of "onnx". ONNX has no 3-bit tensors: 3-bit weights take 4 bits.
+"onnx" is opset 21. "onnx-packed" is as small as the bits allow: weights of at most 4 bits stand in INT4 or INT2 tensors
+(opset 25, the first with INT2, where a layer has weights of 1 or 2 bits), cast to int8 on loading. A runtime folds the
+Cast when it loads the file, so that codes and speed are those of "onnx". ONNX has no 3-bit tensors: 3-bit weights take
+4 bits.
 
-With graph optimizations on (the default), ONNX Runtime's codes on x86-64 equal the integer reference's to the bit, on processors
-with and without VNNI (see `writer`). With optimizations off it computes every layer in floats, so that codes near a tie may
-differ.
+With graph optimizations on (the default), ONNX Runtime's codes on x86-64 equal the integer reference's to the bit, on
+processors with and without VNNI (see `writer`). With optimizations off it computes every layer in floats, so that codes
+near a tie may differ.
 """
 
 from __future__ import annotations

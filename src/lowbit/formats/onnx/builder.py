@@ -61,7 +61,10 @@ class Builder:
         return output
 
     def constant(self, name: str, value: np.ndarray | np.generic) -> str:
-        """An initializer, stored once by name; large ones of the same content once in all, and the first name is returned."""
+        """An initializer, stored once by name.
+
+        Large ones of the same content once in all, and the first name is returned.
+        """
         array = np.asarray(value, order="C")
         if array.nbytes >= _SHARED_FROM and name not in self.initializers:
             name = self.large.setdefault((array.dtype, array.shape, array.tobytes()), name)
@@ -155,7 +158,10 @@ class FloatOperators:
 
 
 def operands(builder: Builder, node: Node) -> list[str]:
-    """The tensors of a node's inputs, with equal numbers of dimensions: of size 1 behind the batch, where one has fewer."""
+    """The tensors of a node's inputs, with equal numbers of dimensions.
+
+    Of size 1 behind the batch, where one has fewer.
+    """
     shapes = [known_shape(kind) for kind in builder.graph.input_types(node)]
     rank, found = max(map(len, shapes)), []
     for name, shape in zip(node.inputs, shapes):

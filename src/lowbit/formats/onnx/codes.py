@@ -14,7 +14,10 @@ LOWERINGS = Lowerings("ONNX")
 
 
 def carrier(kind: TensorType) -> type[np.uint8] | type[np.uint16]:
-    """What holds codes: bytes, or for 16 bits words. Raises LowbitError for what is between, which no operator clips to."""
+    """What holds codes: bytes, or for 16 bits words.
+
+    Raises LowbitError for what is between, which no operator clips to.
+    """
     if 8 < kind.bits < 16:
         raise LowbitError(f"ONNX holds codes of up to 8 bits, and of 16, not of {kind.bits}")
     return np.uint8 if kind.bits <= 8 else np.uint16

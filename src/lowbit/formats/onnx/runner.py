@@ -73,7 +73,10 @@ class OnnxRunner:
         return value.to(torch.int16 if kind.bits <= 8 else torch.int32) - kind.carrier_offset
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Result:
-        """Every tensor of codes (int16, wider ones int32), and the float32 outputs. Raises LowbitError where ONNX Runtime can't run it."""
+        """Every tensor of codes (int16, wider ones int32), and the float32 outputs.
+
+        Raises LowbitError where ONNX Runtime can't run it.
+        """
         wanted = [*self.results, *self.names]
         try:
             values = self.session.run(wanted, {name: x.numpy() for name, x in inputs.items()})

@@ -1,7 +1,7 @@
 """What transformers compute, in ONNX: matrix products of codes, sums over any dimensions.
 
-ONNX Runtime fuses none of it: the operators run as they are written, each rounding as ONNX states, with graph optimizations and
-without.
+ONNX Runtime fuses none of it: the operators run as they are written, each rounding as ONNX states, with graph
+optimizations and without.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def reduced(builder: Builder, operator: str, x: str, node: Exponentials, output:
 def softmax(builder: Builder, node: Exponentials, difference: str, shown: str | None = None) -> str:
     """The float tensor of a softmax in steps of its output, from the differences of codes to their maximum.
 
-    Exponentials are whole numbers in float32, and so are their sums, up to 2^24; sums that may be larger are made in float64.
+    Exponentials are whole numbers in float32, and so are their sums, up to 2^24; sums that may be larger are made in
+    float64.
     """
     name, axes = node.name, builder.integers(f"{node.name}:axes", [node.axis])
     e = looked_up(builder, node, difference, node.entries().numpy().astype(np.float32), f"{name}:exponentials")
@@ -167,7 +168,10 @@ def normalized(builder: Builder, node: Normalize, n: str, multiples: str, x: Ten
 
 
 def _sums(builder: Builder, node: Normalize, values: str, largest: int, what: str) -> str:
-    """Sums over blocks of whole numbers, float64: in float32 over parts of a block that are short enough, then of the parts."""
+    """Sums over blocks of whole numbers, float64.
+
+    In float32 over parts of a block that are short enough, then of the parts.
+    """
     name, last, count = f"{node.name}:{what}", builder.integers(":last", [-1]), node.count
     parts = next(parts for parts in range(1, count + 1) if count % parts == 0 and count // parts * largest <= _EXACT)
     if parts == 1:

@@ -1,9 +1,10 @@
 """An integer graph as ONNX operators between QuantizeLinear and DequantizeLinear.
 
 Codes travel as unsigned bytes, u = code + offset (offset 2^(bits−1) for signed codes): QuantizeLinear(uint8), then
-Clip(uint8, lowest, highest) where fewer than 8 bits are in use, then DequantizeLinear. Runtimes fuse the float operator between
-the two into an integer kernel; what is written is exact in those kernels, with the arithmetic that each operation states.
-Where an operation only moves or looks up codes it works on the bytes themselves, so that no float is involved at all.
+Clip(uint8, lowest, highest) where fewer than 8 bits are in use, then DequantizeLinear. Runtimes fuse the float operator
+between the two into an integer kernel; what is written is exact in those kernels, with the arithmetic that each
+operation states. Where an operation only moves or looks up codes it works on the bytes themselves, so that no float is
+involved at all.
 
 The byte tensor that holds a node's codes carries the node's name; every other name has a colon in it.
 """
@@ -95,7 +96,8 @@ def _check_width(graph: Graph, node: Node) -> None:
     if any(isinstance(kind, TensorType) and kind.bits > 8 for kind in kinds):
         if not (node.moves_codes or isinstance(node, _WIDE)):
             raise LowbitError(
-                f"node {node.name!r}: ONNX has a form of {type(node).__name__} for codes of 8 bits: give its tensors 8 bits by rules"
+                f"node {node.name!r}: ONNX has a form of {type(node).__name__} for codes of 8 bits: give its tensors "
+                "8 bits by rules"
             )
 
 
@@ -105,12 +107,12 @@ def write(graph: Graph, path: Path, *, packed: bool = False) -> None:
 
 
 def _weight_bytes(weight: Weight, x: TensorType) -> tuple[np.ndarray, int]:
-    """Weight codes as int8 with zero point 0, or as uint8 with zero point 128, where int8 would not be exact everywhere.
+    """Weight codes as int8 with zero point 0, or as uint8 with 128, where int8 would not be exact everywhere.
 
-    x86-64 processors without VNNI multiply unsigned by signed bytes with an instruction (vpmaddubsw) that adds two products
-    in 16 bits and saturates: ONNX Runtime 1.31 gave 64,289 of 65,536 codes of an 8-by-8-bit layer wrong, by up to 67, on one
-    with AVX2 alone. Two products pass 16 bits only from 8 by 8 bits on; with uint8 weights other instructions are used,
-    which do not saturate (0 of 65,536 wrong).
+    x86-64 processors without VNNI multiply unsigned by signed bytes with an instruction (vpmaddubsw) that adds two
+    products in 16 bits and saturates: ONNX Runtime 1.31 gave 64,289 of 65,536 codes of an 8-by-8-bit layer wrong, by up
+    to 67, on one with AVX2 alone. Two products pass 16 bits only from 8 by 8 bits on; with uint8 weights other
+    instructions are used, which do not saturate (0 of 65,536 wrong).
     """
     codes = weight.codes.numpy()
     largest = int(np.abs(codes.astype(np.int16)).max())
@@ -121,7 +123,14 @@ def _weight_bytes(weight: Weight, x: TensorType) -> tuple[np.ndarray, int]:
 
 
 def _write_weight(builder: Builder, node: Layer, x: TensorType) -> tuple[str, np.generic]:
-    """Name of a layer's weight codes as a byte tensor (a constant, or the Cast of a packed one), and their zero point."""
+    """Name of a layer's weight codes as a byte tensor, and their zero point.
+
+    The tensor is a constant, or the Cast of a packed one.
+
+    The tensor is a constant, or the Cast of a packed one.
+
+    The tensor is a constant, or the Cast of a packed one.
+    """
     name, weight = f"{node.name}:weight", node.weight
     if builder.packed and weight.bits <= 4:
         small = builder.packed_constant(f"{name}.packed", weight.codes.numpy(), 2 if weight.bits <= 2 else 4)
@@ -143,7 +152,10 @@ def _convolution(builder: Builder, node: Convolution) -> None:
 
 @LOWERINGS(Linear)
 def _linear(builder: Builder, node: Linear) -> None:
-    """A Gemm, which takes flat features: leading dimensions are moved into the batch and back, on bytes where there are bytes."""
+    """A Gemm, which takes flat features.
+
+    Leading dimensions are moved into the batch and back, on bytes where there are bytes.
+    """
     (x,), (source,), shape = builder.graph.input_types(node), node.inputs, node.shape_of()
     if len(shape) == 1:
         _write_layer(builder, node, x, "Gemm", {"transB": 1})
@@ -204,7 +216,9 @@ def _average_pool(builder: Builder, node: AveragePool) -> None:
 
 
 def _write_ones(builder: Builder, node: Node, kernel: list[int], attributes: dict) -> None:
-    """A depthwise convolution with weights of 1 and scale 1 / window size: an average pool, or (window 1) a change of grid.
+    """A depthwise convolution with weights of 1 and scale 1 / window size.
+
+    An average pool, or (window 1) a change of grid.
 
     Runtimes' integer average pools go by way of floats, and a QuantizeLinear after a DequantizeLinear does too; a
     convolution's arithmetic is the one that is stated for both.

@@ -1,7 +1,7 @@
 """QONNX, for FINN, hls4ml and what else reads it: Quant nodes of any width around float operators.
 
-Zero points may be fractions (LSQ+ offsets as trained). Then values are no whole numbers and equality with an integer reference
-has no meaning.
+Zero points may be fractions (LSQ+ offsets as trained). Then values are no whole numbers and equality with an integer
+reference has no meaning.
 """
 
 from __future__ import annotations

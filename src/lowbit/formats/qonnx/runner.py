@@ -1,4 +1,7 @@
-"""An exported QONNX file in ONNX Runtime, which knows no Quant: its nodes are written out as the operator's specification has them."""
+"""An exported QONNX file in ONNX Runtime, which knows no Quant.
+
+Its nodes are written out as the operator's specification has them.
+"""
 
 from __future__ import annotations
 

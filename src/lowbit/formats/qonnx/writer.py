@@ -1,14 +1,15 @@
 """An integer graph as QONNX: float operators on whole numbers, with a Quant for every grid.
 
-Domain qonnx.custom_op.general, version 1; its Quant computes rint(clip(x / scale + zero_point)), half to even, and gives
-scale · (that − zero_point). The graph is written with every scale beside the operators, as Mul nodes, and every Quant with scale
-1, so that the values between nodes are the whole numbers code − zero_point: sums of products are then exact in float32 (as
-long as they stay below 2^24), the factor before each Quant is the requantization's float32 multiplier, and a float executor
-gives the integer reference's codes. The tensor of a node carries the node's name.
+Domain qonnx.custom_op.general, version 1; its Quant computes rint(clip(x / scale + zero_point)), half to even, and
+gives scale · (that − zero_point). The graph is written with every scale beside the operators, as Mul nodes, and every
+Quant with scale 1, so that the values between nodes are the whole numbers code − zero_point: sums of products are then
+exact in float32 (as long as they stay below 2^24), the factor before each Quant is the requantization's float32
+multiplier, and a float executor gives the integer reference's codes. The tensor of a node carries the node's name.
 
-Additions and products of two tensors have a rounding of their own in the reference (`Add`, `Multiply`). Their factors are
-moved by a few units in the last place where that makes the plain float operators give the same code for every pair of
-input codes, which is tried out here for all of them; where no such factors exist, the operation is written as a table.
+Additions and products of two tensors have a rounding of their own in the reference (`Add`, `Multiply`). Their factors
+are moved by a few units in the last place where that makes the plain float operators give the same code for every pair
+of input codes, which is tried out here for all of them; where no such factors exist, the operation is written as a
+table.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ OPERATIONS: dict[str, type[Node]] = {
     kind.__name__: kind
     for kind in (
         Quantize, Convolution, Linear, Add, Subtract, Multiply, Concatenate, Requantize, Lookup, MaxPool, AveragePool,
-        GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample, MatMul, Transpose, Expand, IndexSelect, Pad,
+        GlobalAveragePool, Reshape, Slice, PadChannels, ChannelShuffle, Upsample, MatMul, Transpose, Expand,
+        IndexSelect, Pad,
         Constant, Reduce, Extremum, Normalize, Softmax, Embedding, UnevenAveragePool, LinearResize, LookupPerChannel,
         PixelShuffle, PixelUnshuffle, MaskedSoftmax, SumOfProducts,
     )

@@ -23,7 +23,8 @@ class Add(Node):
     float   r_a = f(s_a / s_y), r_b = f(s_b / s_y); on bytes u with their zero points ζ, where fma(a, b, c) is the exact
             a · b + c rounded to float32 once:
             c = f(ζ_y − fma(r_a, ζ_a, f(r_b · ζ_b)));  u_y = clip(rint(fma(u_a, r_a, fma(u_b, r_b, c))))
-            Where a and not b is repeated along the innermost dimension of y that is larger than 1, a and b change places.
+            Where a and not b is repeated along the innermost dimension of y that is larger than 1, a and b change
+            places.
     other roundings: their weighted sum of a − z_a and b − z_b with M_a = s_a / s_y, M_b = s_b / s_y in float64.
     """
 

@@ -1,4 +1,7 @@
-"""Operands of different shapes: the smaller ones are repeated, as torch does it, the batch being a dimension of its own."""
+"""Operands of different shapes.
+
+The smaller ones are repeated, as torch does it, the batch being a dimension of its own.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ def broadcast_shape(shapes: Sequence[Shape]) -> Shape:
     sizes = [{size for size in column if size != 1} or {1} for column in zip(*whole)]
     if any(len(found) > 1 for found in sizes):
         raise LowbitError(
-            f"inputs of shapes {' and '.join(map(str, shapes))}; counted from the last dimension, sizes must be equal or 1"
+            f"inputs of shapes {' and '.join(map(str, shapes))}; counted from the last dimension, sizes must be equal "
+            "or 1"
         )
     return tuple(min(found) for found in sizes)
 
@@ -33,6 +37,6 @@ def broadcasts_to(shape: Shape, whole: Shape) -> bool:
 
 
 def aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors (batch, …) with as many dimensions each as the largest has, by dimensions of size 1 behind the batch."""
+    """The tensors (batch, …), each with as many dimensions as the largest: of size 1 behind the batch."""
     rank = max(x.ndim for x in tensors)
     return [x if x.ndim == rank else x.reshape(len(x), *[1] * (rank - x.ndim), *x.shape[1:]) for x in tensors]

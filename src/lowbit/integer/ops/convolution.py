@@ -21,8 +21,8 @@ _WINDOW_ELEMENTS = 1 << 22  # of the gathered windows at once: about a cache's w
 class Convolution(Layer):
     """n[o] = bias[o] + Σ w[o,·] · (x − z_x) over the window; the rest as `Layer`.
 
-    Outside the image x = z_x, so that padding adds real 0. One to three spatial dimensions. No Winograd or Fourier form is
-    used, whose partial results are no integers.
+    Outside the image x = z_x, so that padding adds real 0. One to three spatial dimensions. No Winograd or Fourier form
+    is used, whose partial results are no integers.
 
     Attributes:
         stride, dilation: one number per spatial dimension.

@@ -1,7 +1,7 @@
 """Operations that are a few float32 operators on steps: stated once, they run in every rounding and every format.
 
-A subclass says what it computes with the operators of a `Floats`; the reference executor is one, and each format with float
-operators has another. So an operation that computes needs no function of its own in any format.
+A subclass says what it computes with the operators of a `Floats`; the reference executor is one, and each format with
+float operators has another. So an operation that computes needs no function of its own in any format.
 """
 
 from __future__ import annotations

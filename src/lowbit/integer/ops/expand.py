@@ -16,7 +16,8 @@ class Expand(Take):
     """The one element along a dimension of size 1, as often as `shape` says.
 
     Attributes:
-        shape: of the output, without the batch; as many dimensions as the input has, and its sizes where they are not 1.
+        shape: of the output, without the batch; as many dimensions as the input has, and its sizes where they are not
+            1.
     """
 
     shape: tuple[int, ...]

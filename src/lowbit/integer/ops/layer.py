@@ -34,9 +34,9 @@ class Layer(Node):
     FloatType output y = f(f(n) · f(s_x · s_w[o])), whatever the rounding. Fixed-point roundings take M from
     s_x · s_w[o] / s_y in float64.
 
-    The sum of products runs through a floating-point matrix product, because integer ones are ten times slower in torch; it
-    is exact all the same: every factor is an integer and every partial sum is at most `accumulator_bound`, which
-    `settings.exact_dtype` makes the type for.
+    The sum of products runs through a floating-point matrix product, because integer ones are ten times slower in
+    torch; it is exact all the same: every factor is an integer and every partial sum is at most `accumulator_bound`,
+    which `settings.exact_dtype` makes the type for.
 
     Attributes:
         weight: codes and scale.

@@ -12,7 +12,9 @@ from lowbit.integer.ops.resample import Resample, Taps, by_dimension, taps_withi
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearResize(Resample):
-    """Each position between two neighbours, the nearer the heavier: (near · x[first] + far · x[first + 1]) / (near + far).
+    """Each position between two neighbours, the nearer the heavier.
+
+    (near · x[first] + far · x[first + 1]) / (near + far).
 
     All points of one dimension have one sum of weights; the rest as `Resample`.
 

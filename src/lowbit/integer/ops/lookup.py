@@ -21,8 +21,8 @@ class Lookup(Node):
     """y = table[x − qn_x]: any function of one code (SiLU, sigmoid, GELU, …) in exact integers.
 
     Attributes:
-        table: int16 (so that both signed and unsigned 8-bit codes fit), one entry per input code, entries are output codes.
-            `lookup_table` computes one from a real function.
+        table: int16 (so that both signed and unsigned 8-bit codes fit), one entry per input code, entries are output
+            codes. `lookup_table` computes one from a real function.
     """
 
     table: OutputCodes

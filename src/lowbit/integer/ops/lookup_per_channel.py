@@ -19,7 +19,8 @@ class LookupPerChannel(Node):
     """y[c, …] = tables[c, x[c, …] − qn_x]: functions of one code that differ between channels, as PReLU's do.
 
     Attributes:
-        tables: int16 (channels, input codes), entries are output codes; `lookup_table` computes each from a real function.
+        tables: int16 (channels, input codes), entries are output codes; `lookup_table` computes each from a real
+            function.
     """
 
     tables: OutputCodes
@@ -34,7 +35,8 @@ class LookupPerChannel(Node):
         (x,), y, tables = inputs, self.codes_of(), self.tables
         if tables.dtype != torch.int16 or tables.ndim != 2 or tables.shape[1] != x.qp - x.qn + 1:
             raise LowbitError(
-                f"the tables must be int16 with {x.qp - x.qn + 1} entries each, not {tables.dtype} {tuple(tables.shape)}"
+                f"the tables must be int16 with {x.qp - x.qn + 1} entries each, not {tables.dtype} "
+                f"{tuple(tables.shape)}"
             )
         if int(tables.min()) < y.qn or int(tables.max()) > y.qp:
             raise LowbitError(f"table entries {int(tables.min())} .. {int(tables.max())} are not codes of its output")

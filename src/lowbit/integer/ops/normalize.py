@@ -38,8 +38,8 @@ class Normalize(Node):
     other roundings: 64-bit integers.
             W = V · 2^h + rint(e · 2^h),  h even, the largest with (max V + e) · 2^h < 2^62;  I = max(1, ⌊√W⌋)
             q = sign(d) · ((2 · |d| · 2^(h/2 + 20) + I) div (2 · I)), div cutting off
-            m = rint(γ / s_y · 2^(k − 20)),  b = rint(β / s_y · 2^k),  k <= 62 the largest with |m| < 2^31 and |b| < 2^61;
-            y = clip(sign(v) · ((|v| + 2^(k−1)) >> k) + z_y),  v = q · m + b
+            m = rint(γ / s_y · 2^(k − 20)), b = rint(β / s_y · 2^k), k <= 62 the largest with |m| < 2^31 and |b| < 2^61;
+            y = clip(sign(v) · ((|v| + 2^(k−1)) >> k) + z_y), v = q · m + b
 
     Without γ it is 1, without β 0. Layer-norm's block is one position's features; group-norm's a group of channels with
     their positions, γ and β (C, 1, 1); L2 normalization is centered=False with γ = 1 / √C and a small eps.
@@ -83,7 +83,8 @@ class Normalize(Node):
         bound, extra = self.variance_bound(x), self.extra(x)
         if bound >= 1 << 53 or not 2.0**-1000 < extra < 2.0**52:
             raise LowbitError(
-                f"its sums reach {bound:g}, and eps is {extra:g} beside them, where float64 holds them up to 2^53, and more "
+                f"its sums reach {bound:g}, and eps is {extra:g} beside them, where float64 holds them up to 2^53, "
+                "and more "
                 "than 0: give the input fewer bits, or calibrate the network again"
             )
         if not 2.0**-100 < self.factor_max(x) < 2.0**100:
@@ -111,10 +112,16 @@ class Normalize(Node):
         return not self.centered or 2 * self.count * reach(x) < 1 << 24
 
     def tolerance(self, inputs: Sequence[TensorType]) -> float:
-        """8 · 2^-24 · (max |y − z_y| + max |β| / s_y), and 4 · 2^-24 · C · max |n| · max A · max |γ| where d is rounded.
+        """8 · 2^-24 · (max
+
+        y − z_y| + max |β| / s_y), and where d is rounded a second term.|That is 4 · 2^-24 · C · max |n| · max A · max
+        |γ|.
+
+        That is 4 · 2^-24 · C · max |n| · max A · max |γ|.
 
         A, the products with it and with γ, and the sum are rounded once each, β once: 4 · 2^-24 of a product that is at
-        most y less β, and as much of β. C·n, S1 and their difference, where they pass 2^24, are off by 4 · 2^-24 of C · max |n|.
+        most y less β, and as much of β. C·n, S1 and their difference, where they pass 2^24, are off by 4 · 2^-24 of C ·
+        max |n|.
         """
         (x,), y = inputs, self.codes_of()
         shift = 0.0 if self.shift is None else float(self.shift.abs().max()) / y.scale

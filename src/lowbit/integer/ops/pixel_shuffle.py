@@ -16,7 +16,9 @@ from lowbit.integer.roundings import Rounding
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PixelShuffle(Node):
-    """Channels become positions: y[c, i·r + a, j·s + b] = x[c·r·s + a·s + b, i, j], and alike in one and three dimensions.
+    """Channels become positions.
+
+    Y[c, i·r + a, j·s + b] = x[c·r·s + a·s + b, i, j], and alike in one and three dimensions.
 
     Attributes:
         factors: (r, s), one number, 1 or more, per spatial dimension.

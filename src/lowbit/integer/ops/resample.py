@@ -1,6 +1,7 @@
 """Operations that give each position a weighted mean of others: stated once as whole weights, they run in every format.
 
-A subclass gives, per spatial dimension, which positions of the input each position of the output takes and with which weights.
+A subclass gives, per spatial dimension, which positions of the input each position of the output takes and with which
+weights.
 """
 
 from __future__ import annotations
@@ -90,7 +91,10 @@ class Resample(Node):
     independent: ClassVar[Literal["samples", "channels", "elements"]] = "channels"
 
     def taps(self, x: Shape) -> Mapping[int, Taps]:
-        """For an input of this shape: what is taken, by spatial dimension, counted with the batch as 0; the others stay whole."""
+        """For an input of this shape: what is taken, by spatial dimension, counted with the batch as 0.
+
+        The others stay whole.
+        """
         raise NotImplementedError
 
     def matrices(self, x: Shape) -> dict[int, Tensor]:
@@ -102,7 +106,8 @@ class Resample(Node):
         for axis, taps in self.taps(x).items():
             if len(taps.first) * x[axis - 1] > _MATRIX_MAX:
                 raise LowbitError(
-                    f"node {self.name!r}: from {x[axis - 1]:,} to {len(taps.first):,} positions it would be a matrix of more than "
+                    f"node {self.name!r}: from {x[axis - 1]:,} to {len(taps.first):,} positions it would be a matrix "
+                    "of more than "
                     f"{_MATRIX_MAX:,} weights in a file; lowbit's own and JSON files hold it"
                 )
             found[axis] = taps.matrix(x[axis - 1])

@@ -68,8 +68,8 @@ class Exponentials(Node):
     def tolerance(self, inputs: Sequence[TensorType]) -> float:
         """L / (2 · T[0] · s_y) + 8 · 2^-24 / s_y.
 
-        An entry is off by 1/2 at most, and T[0] is exact; with S >= T[0] and e <= S the quotient e / S is off by at most
-        (1/2 + (L − 1) / 2) / T[0]. The four roundings to float32 add 2^-24 each, of a quotient of at most 1.
+        An entry is off by 1/2 at most, and T[0] is exact; with S >= T[0] and e <= S the quotient e / S is off by at
+        most (1/2 + (L − 1) / 2) / T[0]. The four roundings to float32 add 2^-24 each, of a quotient of at most 1.
         """
         x, scale = inputs[0], self.codes_of().scale
         length = known_shape(x)[self.axis - 1]
@@ -114,7 +114,8 @@ class Softmax(Exponentials):
 
     d = max(x) − x,  e = T[d],  S = Σ e,  32-bit integers
     float   y = clip(rint(f(f(e) · f(f(1 / s_y) / f(S)))) + z_y)
-    other roundings: y = clip((2 · e · m + S · 2^k) div (S · 2^(k + 1)) + z_y), 64 bits, div cutting off: a half goes up.
+    other roundings: y = clip((2 · e · m + S · 2^k) div (S · 2^(k + 1)) + z_y), 64 bits, div cutting off: a half goes
+    up.
             m = rint(2^k / s_y), k the largest number up to 29 with m < 2^31
     """
 
@@ -130,8 +131,8 @@ class Softmax(Exponentials):
 class MaskedSoftmax(Exponentials):
     """`Softmax` of the elements that a mask shows: codes of one bit, 1 for those, of a shape that is repeated to x's.
 
-    max(x) is of the elements that are shown; for all others e = 0, exactly. So they add nothing to S, and their code is that of
-    0. Where nothing of a row is shown S is 1, and all its codes are that of 0.
+    max(x) is of the elements that are shown; for all others e = 0, exactly. So they add nothing to S, and their code is
+    that of 0. Where nothing of a row is shown S is 1, and all its codes are that of 0.
     """
 
     arity: ClassVar[int | None] = 2
@@ -162,8 +163,8 @@ class MaskedSoftmax(Exponentials):
 def exponentials(x: TensorType, length: int) -> Tensor:
     """Table of `Softmax` over `length` elements of codes of x.
 
-    T[0] = 2^j. j is the largest number up to 23 whose sums are at most 2^24, which float32 sums exactly; but 16 where more than
-    256 elements make it smaller, as long as sums are at most 2^30.
+    T[0] = 2^j. j is the largest number up to 23 whose sums are at most 2^24, which float32 sums exactly; but 16 where
+    more than 256 elements make it smaller, as long as sums are at most 2^30.
 
     Raises LowbitError for more than 2^29 elements.
     """

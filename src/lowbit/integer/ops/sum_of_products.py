@@ -33,7 +33,8 @@ class SumOfProducts(Elementwise):
     def check(self, inputs: Sequence[TensorType]) -> None:
         if self.accumulator_bound(inputs) >= 1 << 24:
             raise LowbitError(
-                f"its products reach {self.accumulator_bound(inputs)}, where float32 holds them below 2^24: give a state 16 bits at "
+                f"its products reach {self.accumulator_bound(inputs)}, where float32 holds them below 2^24: give a "
+                "state 16 bits at "
                 "most, and a gate 8"
             )
 

@@ -1,7 +1,7 @@
 """Operations that move codes by index: stated once as indices, they run in every format.
 
-A subclass gives, per dimension, the index of the input that each index of the output has. Every format with a gather has all
-of them.
+A subclass gives, per dimension, the index of the input that each index of the output has. Every format with a gather
+has all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ class Take(Node):
     moves_codes: ClassVar[bool] = True
 
     def indices(self, x: Shape) -> Mapping[int, Sequence[int]]:
-        """For an input of this shape: what is taken, by dimension, counted with the batch as 0; the others stay whole."""
+        """For an input of this shape: what is taken, by dimension, counted with the batch as 0.
+
+        The others stay whole.
+        """
         raise NotImplementedError
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:

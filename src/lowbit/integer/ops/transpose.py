@@ -18,8 +18,8 @@ class Transpose(Node):
     """Dimension i of y is dimension order[i − 1] of x.
 
     Attributes:
-        order: the dimensions of x, each once, counted with the batch as 0, which stays where it is: (2, 1, 3) exchanges the
-            first two of three.
+        order: the dimensions of x, each once, counted with the batch as 0, which stays where it is: (2, 1, 3) exchanges
+            the first two of three.
     """
 
     order: tuple[int, ...]

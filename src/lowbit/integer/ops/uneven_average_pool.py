@@ -13,10 +13,12 @@ from lowbit.integer.ops.resample import Resample, Taps, by_dimension, taps_withi
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class UnevenAveragePool(Resample):
-    """The sum over each window divided by a number of its own: of pools that are adaptive, or whose padding does not count.
+    """The sum over each window divided by a number of its own.
 
-    Along one dimension, with c the least common multiple of all its divisors, a window with divisor d has the weight c / d
-    at each of its positions; the rest as `Resample`.
+    Of pools that are adaptive, or whose padding does not count.
+
+    Along one dimension, with c the least common multiple of all its divisors, a window with divisor d has the weight c
+    / d at each of its positions; the rest as `Resample`.
 
     Attributes:
         windows: (dimension, start, stop, divisor) of every window, counted with the batch as 0, in order: the window of

@@ -26,7 +26,8 @@ def aligned(
 
     Args:
         own: how many of the last dimensions do not broadcast (the two of a matrix).
-        take: gives the codes of an operand that the node takes; by default those on the grid that a quantizer has put it on.
+        take: gives the codes of an operand that the node takes; by default those on the grid that a quantizer has put
+            it on.
     """
     given = converter.arguments(node)
     result, layout = converter.shapes[node], converter.layout(node)

@@ -35,7 +35,10 @@ def subtract(converter: Converter, node: fx.Node) -> Computation:
 
 
 def larger_first(converter: Converter, node: fx.Node) -> list[Codes]:
-    """`aligned` for an operation whose order does not matter: the operand that is repeated to the other's shape is the second."""
+    """`aligned` for an operation whose order does not matter.
+
+    The operand that is repeated to the other's shape is the second.
+    """
     given = converter.arguments(node)
     a, b = (math.prod(converter.shapes[given[name]]) for name in ("input", "other"))
     codes = aligned(converter, node)

@@ -67,8 +67,10 @@ def _entries(where: str, function: Function, x: TensorType, y: TensorType | Floa
         if not bool(torch.isfinite(found).all()):
             bad = values[~torch.isfinite(found)]
             raise LowbitError(
-                f"{where} has no finite value at {float(bad[0]):g}, which is one of the {len(values)} values of its input's codes "
-                f"({len(bad)} have none): keep its input away from there, by a clamp or a sum with a number right before it"
+                f"{where} has no finite value at {float(bad[0]):g}, which is one of the {len(values)} values of its "
+                "input's codes "
+                f"({len(bad)} have none): keep its input away from there, by a clamp or a sum with a number right "
+                "before it"
             )
         return found
 

@@ -100,7 +100,8 @@ def finite_codes(converter: Converter, value: Finite, node: fx.Node) -> Codes:
     if not step > 0 or not bool(((found == 0) | (found == step)).all()):
         raise converter.refusal(
             node,
-            " takes a function of whole numbers with more values than 0 and another one; embeddings have an integer form",
+            " takes a function of whole numbers with more values than 0 and another one; embeddings have an integer "
+            "form",
         )
     return _table(converter, value, lambda x: value.function(x) != 0, TensorType(step, 0, 1, False))
 

@@ -120,7 +120,10 @@ def _chosen(converter: Converter, node: fx.Node, source: fx.Node, axis: int, par
 
 
 def select(converter: Converter, node: fx.Node) -> Any:
-    """select, narrow, index_select, roll, flip, repeat, repeat_interleave: elements chosen by their place in a dimension."""
+    """select, narrow, index_select, roll, flip, repeat, repeat_interleave.
+
+    Elements chosen by their place in a dimension.
+    """
     source, given = converter.input_of(node), converter.arguments(node)
     name = str(getattr(node.target, "__name__", node.target))
     value, before = converter.value(source, node), converter.shapes[source]

@@ -56,7 +56,10 @@ def lowest_pads(converter: Converter, node: fx.Node) -> list[tuple[int, int]]:
 
 
 def repeated(name: str, x: Sequence[int], amounts: Sequence[int], mode: str) -> list[Move]:
-    """The positions that torch puts around those of x (a sample's shape); `amounts` as F.pad takes them, the last dimension first."""
+    """The positions that torch puts around those of x (a sample's shape).
+
+    `amounts` as F.pad takes them, the last dimension first.
+    """
     moves = []
     for number in range(len(amounts) // 2):
         around, axis = list(amounts[2 * number : 2 * number + 2]), len(x) - number

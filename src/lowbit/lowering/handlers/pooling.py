@@ -62,7 +62,10 @@ def _global_average(node: fx.Node, x: Codes, after: tuple[int, ...]) -> Computat
 
 
 def _average_windows(converter: Converter, node: fx.Node) -> list[Windows]:
-    """The windows of a pool with a kernel, as torch divides them: padding counts or not, but never what ceil_mode adds."""
+    """The windows of a pool with a kernel, as torch divides them.
+
+    Padding counts or not, but never what ceil_mode adds.
+    """
     given, source = converter.arguments(node), converter.input_of(node)
     before, after = converter.shapes[source][2:], converter.shapes[node][2:]
     sizes = zip(before, after, *_windows(converter, node, "kernel_size", "stride", "padding"))
@@ -126,7 +129,10 @@ def max_pool(converter: Converter, node: fx.Node) -> Any:
 
 
 def _over_channels(converter: Converter, node: fx.Node, moves: list[Move]) -> list[Move]:
-    """Moves of every channel on its own, also where windows are folded into the batch: they are so many channels more."""
+    """Moves of every channel on its own, also where windows are folded into the batch.
+
+    They are so many channels more.
+    """
     source = converter.input_of(node)
     layout = converter.layout(source)
     if layout == Layout():
@@ -170,7 +176,10 @@ def _adaptive_max_pool(name: str, before: Sizes, after: Sizes) -> list[Move]:
 
 
 def _windows(converter: Converter, node: fx.Node, *names: str) -> list[tuple[int, ...]]:
-    """Sizes of a pool, one number per spatial dimension each. The first is the kernel's, which the stride is by default."""
+    """Sizes of a pool, one number per spatial dimension each.
+
+    The first is the kernel's, which the stride is by default.
+    """
     spatial = len(converter.shapes[converter.input_of(node)]) - 2
     first, *others = converter.options(node, *names)
     sizes = [first, *(first if size in (None, (), []) else size for size in others)]

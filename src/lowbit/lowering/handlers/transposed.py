@@ -1,12 +1,12 @@
 """Transposed convolutions, as convolutions: one for each phase of the stride, whose results are interleaved.
 
 Along one dimension, with stride s, dilation d and weights w[0 … k − 1], the result at u (before padding is cut off) is
-Σ w[t] · x[(u − t·d) / s] over the t for which that is whole: those with t·d ≡ u (mod s). So every phase r = u mod s is a convolution
-with its own weights g_r[j] = w[t] at t·d = s·j + r: their s output channels are computed at once, and `PixelShuffle`
-interleaves them. No product with a zero between the input's positions is made.
+Σ w[t] · x[(u − t·d) / s] over the t for which that is whole: those with t·d ≡ u (mod s). So every phase r = u mod s is
+a convolution with its own weights g_r[j] = w[t] at t·d = s·j + r: their s output channels are computed at once, and
+`PixelShuffle` interleaves them. No product with a zero between the input's positions is made.
 
-A result that leaves the network in full precision cannot be moved afterwards: there the input's positions are spread by zeros
-instead, and one convolution with the reversed kernel follows.
+A result that leaves the network in full precision cannot be moved afterwards: there the input's positions are spread by
+zeros instead, and one convolution with the reversed kernel follows.
 """
 
 from __future__ import annotations
