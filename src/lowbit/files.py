@@ -101,7 +101,7 @@ def check_writable(path: str | os.PathLike) -> None:
 def check_readable(path: str | os.PathLike) -> None:
     """Raise LowbitError, without opening it, for what is not a file.
 
-    a pipe would be waited for, a device never ends.
+    A pipe would be waited for, a device never ends.
     """
     try:
         mode = os.stat(path).st_mode

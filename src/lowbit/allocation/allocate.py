@@ -234,8 +234,7 @@ def allocate(
         if point.loss <= NEARLY * program.loss(bits):
             warnings.warn(
                 f"{point.uniform or 'the same number of'} bits for all layers are within the budget and expected to "
-                "do as well "
-                f"(a loss of {point.loss:.3g} against {program.loss(bits):.3g})",
+                f"do as well (a loss of {point.loss:.3g} against {program.loss(bits):.3g})",
                 stacklevel=2,
             )
     by_layer = _by_layer(sides, bits)

@@ -28,7 +28,7 @@ Losses = dict[str, dict[int, float]]
 class Member:
     """A quantizer of the prepared network, which stands for its setting, and what it quantizes.
 
-    a weight, or statistics of an input.
+    A weight, or statistics of an input.
     """
 
     quantizer: Quantizer

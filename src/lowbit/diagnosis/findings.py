@@ -104,8 +104,7 @@ def _of_tensor(t: TensorRecord) -> Finding | None:
         return _finding(
             t.layer, t.tensor, Kind.OUTLIER, 20 * math.log10(t.crest / 1.5),
             f"{what}'s largest value is {t.crest:.1f} times what all but a half percent of the others keep within; it "
-            "stretches "
-            f"{steps}.",
+            f"stretches {steps}.",
             crest=t.crest, outliers=t.outliers,
         )  # fmt: skip
     if t.dead_channels:
@@ -127,8 +126,7 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
         return _finding(
             t.layer, t.tensor, Kind.SIGNED_GRID, 6.02,
             f"{what} is never negative (from {t.low:.3g} to {t.high:.3g}), but its grid is signed: {-t.qn} of "
-            f"{t.codes} codes have no "
-            "use.",
+            f"{t.codes} codes have no use.",
             low=t.low, high=t.high, unused=-t.qn,
         )  # fmt: skip
     if not t.signed and not t.offset and t.clipped_low > NEGATIVE:
@@ -145,8 +143,7 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
         return _finding(
             t.layer, t.tensor, Kind.ZERO_POINT, gain,
             f"the grid of {what} lies beside the data: {t.used_codes} of {t.codes} codes are used, "
-            f"{100 * t.clipped:.0f} % of the values "
-            f"are cut off; a better offset would gain {gain:.0f} dB.",
+            f"{100 * t.clipped:.0f} % of the values are cut off; a better offset would gain {gain:.0f} dB.",
             zero_point=t.zero_point, used_codes=t.used_codes, codes=t.codes, clipped=t.clipped, gain_db=gain,
         )  # fmt: skip
     if t.gain > GAIN and t.best_ratio > 1:
@@ -180,8 +177,7 @@ def _calibration(tensors: Sequence[TensorRecord]) -> Iterator[Finding]:
         f"the network's input lies between {first.low:.3g} and {first.high:.3g}, its grid between "
         f"{first.qn * first.step:.3g} and "
         f"{first.qp * first.step:.3g}: it was initialized with other data, and with it {len(missed) - 1} of "
-        f"{len(activations) - 1} other "
-        "activations that miss their grids.",
+        f"{len(activations) - 1} other activations that miss their grids.",
         missed=len(missed), activations=len(activations), gain_db=gain,
     )  # fmt: skip
 
@@ -204,8 +200,7 @@ def _low_bits(tensors: Sequence[TensorRecord], layers: Sequence[LayerRecord]) ->
             yield _finding(
                 t.layer, t.tensor, Kind.LOW_BITS, 6.02 * (middle - t.bits),
                 f"the {t.tensor} has {t.bits} bits where the others have {middle:.0f}: with this layer alone "
-                "quantized the output has "
-                f"{mine:.0f} dB, with one of the others {statistics.median(others):.0f} dB.",
+                f"quantized the output has {mine:.0f} dB, with one of the others {statistics.median(others):.0f} dB.",
                 bits=t.bits, median_bits=middle, alone_db=mine,
             )  # fmt: skip
 
@@ -218,8 +213,7 @@ def _drift(norms: Sequence[NormRecord]) -> Iterator[Finding]:
             yield _finding(
                 norm.name, "", Kind.BATCHNORM_DRIFT, severity + (_UPSTREAM if norm.float_drift > DRIFT else -10.0),
                 f"stored means are off by {norm.mean_shift:.2f} standard deviations of the batches, stored deviations "
-                "are "
-                f"{norm.std_ratio:.2f} times theirs.",
+                f"are {norm.std_ratio:.2f} times theirs.",
                 drift=norm.drift, mean_shift=norm.mean_shift, std_ratio=norm.std_ratio,
             )  # fmt: skip
 

@@ -80,8 +80,7 @@ REMEDIES: dict[Kind, str] = {
     ),
     Kind.OSCILLATION: (
         "Dampen or freeze: `--quantization.dampening`, `--quantization.freezing 0.02`, "
-        "`--quantization.transition-rate`; "
-        "or lower the learning rate and re-estimate batch-norm (`--bn-batches N`)."
+        "`--quantization.transition-rate`; or lower the learning rate and re-estimate batch-norm (`--bn-batches N`)."
     ),
 }
 """What to do about a finding of each kind."""

@@ -122,7 +122,7 @@ def with_positive_scales(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(codes, |scale|, bias) of the same layer.
 
-    a negative scale (batch-norm with γ < 0) changes the sign of a channel's integers.
+    A negative scale (batch-norm with γ < 0) changes the sign of a channel's integers.
 
     Args:
         scale: (out,), or one value.
@@ -176,8 +176,7 @@ def check_exact(node: Node, types: Sequence[TensorType]) -> None:
     if bound >= _EXACT:
         raise LowbitError(
             f"node {node.name!r}: its sum can reach {bound}, and is made in float32, exactly only below {_EXACT}: "
-            "give its inputs "
-            "fewer bits"
+            "give its inputs fewer bits"
         )
 
 

@@ -178,8 +178,7 @@ def _check_arithmetic(node: Node, inputs: Sequence[TensorType]) -> None:
     if bound > ACCUMULATOR_MAX:
         raise LowbitError(
             f"its accumulator can reach {bound}, more than 32 bits hold ({ACCUMULATOR_MAX}); give the layer fewer "
-            "bits or fewer "
-            "inputs per output"
+            "bits or fewer inputs per output"
         )
     largest = FLOAT32_MAX if isinstance(node.type, FloatType) else _MULTIPLIER_MAX
     for multiplier in node.multipliers(inputs):

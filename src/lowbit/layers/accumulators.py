@@ -51,8 +51,7 @@ def check_accumulators(name: str, layer: nn.Module, setting: Setting) -> None:
     if setting.method.range is not None or setting.method.transform is not None:
         raise LowbitError(
             f"layer {name!r}: method {setting.method.name!r} sets the weight's step or codes from the whole weight, "
-            "which a bound on "
-            f"its sums would change: use a method that learns its steps, or {without}"
+            f"which a bound on its sums would change: use a method that learns its steps, or {without}"
         )
 
 

@@ -1,6 +1,6 @@
 """Self-attention with its two matrix products quantized: timm's `Attention`, that of its vision transformers.
 
-    a = softmax(scale · q̂·k̂ᵀ + mask)        y = â·v̂
+    A = softmax(scale · q̂·k̂ᵀ + mask)        y = â·v̂
 
 q, k and v are signed; the probabilities a are never negative, so that their grid is unsigned. Each of the four has one
 step for all heads. The class is swapped as in `layers`: the projections before and behind stay ordinary prepared

@@ -48,8 +48,7 @@ def check_not_computed(name: str, module: nn.Module) -> None:
     for attribute, by, remedy in computed(module):
         raise LowbitError(
             f"layer {name!r} ({plain_class(module).__name__}): its {attribute} is computed anew before each call, by "
-            f"{by}: make it "
-            f"a parameter again with {remedy}(layer, {attribute!r})"
+            f"{by}: make it a parameter again with {remedy}(layer, {attribute!r})"
         )
 
 

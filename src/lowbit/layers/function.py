@@ -52,8 +52,7 @@ class QuantizedFunction(nn.Module):
         if setting.accumulator_bits is not None:
             raise LowbitError(
                 f"{name!r}: accumulator_bits bounds layers with a weight of their own, not functions: leave it out "
-                "with "
-                f"lowbit.Rule({name!r}, accumulator_bits=None)"
+                f"with lowbit.Rule({name!r}, accumulator_bits=None)"
             )
         self.function, self.options, self.shape = function, dict(options), shape
         if setting.skip or setting.weights is None or setting.activations is None:

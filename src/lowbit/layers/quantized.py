@@ -164,8 +164,7 @@ def check_layer(name: str, layer: nn.Module) -> None:
         if parameter not in layer._parameters:
             raise LowbitError(
                 f"layer {name!r} ({spelled}): its {parameter} is not a parameter of its own, so that something "
-                "computes it: make it "
-                f"an nn.Parameter, {leave}"
+                f"computes it: make it an nn.Parameter, {leave}"
             )
     own = [
         each

@@ -140,8 +140,7 @@ class Rules:
             if decided:
                 raise LowbitError(
                     f"rule {rule.pattern!r} has no effect: an earlier rule already matches {', '.join(decided)}; put "
-                    "the more "
-                    "specific rule first"
+                    "the more specific rule first"
                 )
             raise LowbitError(
                 f"rule {rule.pattern!r} matches no layer: the pattern must match a whole layer name, such as "

@@ -31,14 +31,12 @@ def check_float_layers(model: nn.Module) -> None:
                 if not isinstance(side, Quantizer):
                     raise LowbitError(
                         f"{describe_layer(name, module)} has full-precision {what}, which an integer-only network "
-                        "can't have: "
-                        "give them bits"
+                        "can't have: give them bits"
                     )
         elif float_class(module) is not None:
             raise LowbitError(
                 f"{describe_layer(name, module)} is in full precision, which an integer-only network can't have: give "
-                "it bits, "
-                "8 if need be"
+                "it bits, 8 if need be"
             )
 
 
@@ -68,16 +66,14 @@ def check_quantizers(model: nn.Module, fractional_zero_points: bool, allow_diver
         if not module.integer_zero_point and not fractional_zero_points:
             raise LowbitError(
                 f"{module.name} has a fractional offset, which integers can't express: call "
-                "lowbit.round_zero_points(model) "
-                "first, best before the last epochs of training"
+                "lowbit.round_zero_points(model) first, best before the last epochs of training"
             )
         offset = 1 << (module.bits - 1) if grid.signed else 0
         top = 255 if module.bits <= 8 else 65535
         if bool(((module.zero_point + offset < 0) | (module.zero_point + offset > top)).any()):
             raise LowbitError(
                 f"{where} has the zero point {float(module.zero_point.flatten()[0]):g}, which the byte of its codes "
-                "can't hold: "
-                "its values lie far to one side of 0, where an offset doesn't pay; prepare it without one "
+                "can't hold: its values lie far to one side of 0, where an offset doesn't pay; prepare it without one "
                 "(method='lsq' by a rule)"
             )
         if grid.binary and not module.name.startswith("the weight"):
@@ -92,8 +88,7 @@ def _run_away(quantizer: Quantizer) -> str:
     at = int((raw != used).nonzero()[0])
     return (
         f"was initialized with the step {float(initial[at]):.3g}, which training has driven to {float(raw[at]):.3g}, "
-        "beyond the bound "
-        f"{float(used[at]):.3g} of what is computed with"
+        f"beyond the bound {float(used[at]):.3g} of what is computed with"
     )
 
 
@@ -109,8 +104,7 @@ def check_norms(model: nn.Module) -> None:
                 f"{describe_layer(name, module)} took the place of a batch-norm after lowbit.prepare, and does not "
                 "evaluate as integers "
                 "will: call nn.SyncBatchNorm.convert_sync_batchnorm first and then prepare(…, integer_only=True); the "
-                "state dict of this "
-                "network loads into that one"
+                "state dict of this network loads into that one"
             )
 
 
@@ -151,6 +145,5 @@ def check_shapes(graph: Graph, places: Places, model: fx.GraphModule, modules: M
         if found != expected:
             raise LowbitError(
                 f"{describe(tensor, modules)} gives shape {expected} in the trained network and {found} in integers: "
-                "it is used "
-                f"in a way that has no integer form; {REMEDY_FOR_ONE}"
+                f"it is used in a way that has no integer form; {REMEDY_FOR_ONE}"
             )

@@ -60,8 +60,7 @@ def convert(
     if not isinstance(model, fx.GraphModule) or not hasattr(model, INSERTED):
         raise LowbitError(
             "the network was not prepared for integers: use lowbit.prepare(model, integer_only=True, …); on the "
-            "command line, "
-            "lowbit train … --quantization.integer-only"
+            "command line, lowbit train … --quantization.integer-only"
         )
     check_quantizers(model, fractional_zero_points, allow_diverged)
     check_norms(model)

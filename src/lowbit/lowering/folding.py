@@ -71,7 +71,7 @@ def _seven_bits(gain: Tensor) -> Tensor:
 def outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
     """A layer's weight, or what lies as it does, as (out, in/groups, …).
 
-    a transposed convolution has (in, out/groups, …).
+    A transposed convolution has (in, out/groups, …).
     """
     if not isinstance(layer, _ConvTransposeNd):
         return weight
@@ -102,8 +102,7 @@ def _per_channel(layer: nn.Module, quantizer: Quantizer, weight: Tensor, values:
     if not torch.compiler.is_compiling() and not bool((per_channel == per_channel[:, :1]).all()):
         raise LowbitError(
             f"{quantizer.name} has several steps within an output channel, which one integer accumulator can't sum: "
-            "use "
-            "granularity 'tensor', 'channel' or 'channels:N'"
+            "use granularity 'tensor', 'channel' or 'channels:N'"
         )
     return per_channel[:, 0]
 

@@ -22,8 +22,7 @@ _NAMES = (
     "divide elu erf erfc exp exp2 expit expm1 fix floor frac gelu hardshrink hardsigmoid hardswish leaky_relu log "
     "log10 log1p log2 logit "
     "logsigmoid mish nan_to_num neg negative positive pow rad2deg reciprocal round rsqrt rsub selu sgn sigmoid sign "
-    "silu sin sinc "
-    "sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold true_divide trunc"
+    "silu sin sinc sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold true_divide trunc"
 ).split()
 _SPELLED = [name + end for name in _NAMES for end in ("", "_")]
 

@@ -119,8 +119,7 @@ def integer_form(
         if kinds[node] is k.LAYER and (layer := _layer(node, modules)) in folded and layer.bias_rounding is not None:
             raise LowbitError(
                 f"{describe(node, modules)} is called with a batch-norm behind it and without one, and its bias would "
-                "be rounded for "
-                "one of the two: call a layer of its own in each place"
+                "be rounded for one of the two: call a layer of its own in each place"
             )
 
     inserted = []
@@ -267,17 +266,13 @@ def _follow(node: fx.Node, modules: Modules, source: nn.Module, where: str) -> N
     if isinstance(norm, IntegerNorm) and norm.folded_into[0] is not source:
         raise LowbitError(
             f"{describe(node, modules)} stands behind {where} and behind something else, and its bias would be "
-            "rounded on the "
-            "accumulator's grid of one of the two: give each a batch-norm of its own"
+            "rounded on the accumulator's grid of one of the two: give each a batch-norm of its own"
         )
     follow(norm, source)
 
 
 def tensor_users(node: fx.Node, kinds: Kinds) -> list[fx.Node]:
-    """The nodes that take the tensor itself on a grid, not merely its shape.
-
-    Of a constant those that are none themselves.
-    """
+    """The nodes that take the tensor itself on a grid, not merely its shape; of a constant those that are none."""
     apart = (k.SHAPE, k.CONSTANT) if kinds[node] is k.CONSTANT else (k.SHAPE,)
     return [user for user in node.users if kinds[user] not in apart and node in k.operands(user, kinds)]
 
@@ -296,10 +291,7 @@ def folds_into(node: fx.Node, kinds: Kinds) -> fx.Node | None:
 
 
 def _is_table(node: fx.Node, kinds: Kinds) -> bool:
-    """Whether a node ends a function of one value of a tensor on a grid.
-
-    a lookup, or a clamp behind one or behind a grid.
-    """
+    """Whether a node ends a function of one value: a lookup, or a clamp behind one or behind a grid."""
     if kinds[node] is not k.CLAMP:
         return kinds[node] is k.LOOKUP
     (source,) = node.all_input_nodes
@@ -408,10 +400,7 @@ def _is_float_output(group: OneGrid, kinds: Kinds) -> bool:
 
 
 def _name(end: fx.Node) -> str:
-    """The module an operation stands in and the operation: "layer1_0_add".
-
-    Of those that share a grid, the name they share.
-    """
+    """The module and the operation, "layer1_0_add"; of those that share a grid, the name they share."""
     if SHARED in end.meta:
         return end.meta[SHARED]
     stack = end.meta.get("nn_module_stack")

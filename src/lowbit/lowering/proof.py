@@ -290,8 +290,7 @@ def check_equal(proof: Proof, examples: Mapping[str, Tensor]) -> None:
         raise LowbitError(
             f"node {mismatch.name!r} ({operation}) would not compute what the trained network does: {mismatch.text()}. "
             "An operation before it behaves in another way than its integer form: write it in another way or leave it "
-            "out, "
-            "and please report it"
+            "out, and please report it"
         )
 
 

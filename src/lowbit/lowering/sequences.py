@@ -34,7 +34,7 @@ _METHODS = (
 def is_elementwise(node: fx.Node) -> bool:
     """Whether it is an operation on whole numbers or masks that other tensors have not.
 
-    a cast, a comparison, a logical operation.
+    A cast, a comparison, a logical operation.
     """
     return node.target in (_FUNCTIONS if node.op == "call_function" else _METHODS)
 

@@ -39,8 +39,7 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
     if missing:
         raise LowbitError(
             f"the network takes {len(wanted)} inputs, {', '.join(wanted)}, and the example has no {missing[0]!r}: "
-            "give a tuple of "
-            "tensors in this order, or a dictionary by name"
+            "give a tuple of tensors in this order, or a dictionary by name"
         )
     try:
         with evaluation(model):

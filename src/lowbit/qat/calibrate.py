@@ -113,14 +113,12 @@ def _observe(
     if still:
         raise LowbitError(
             f"no batch reaches {_some(still)}: give batches that do (in a list, if layers run in training alone), or "
-            "leave the layer in "
-            "full precision by a rule"
+            "leave the layer in full precision by a rule"
         )
     if unreached:
         warnings.warn(
             f"training alone reaches {_some(unreached)}: initialized by a second pass over the batches, in training "
-            "mode but for "
-            "batch-norm and dropout",
+            "mode but for batch-norm and dropout",
             stacklevel=3,
         )
     return observers

@@ -177,8 +177,7 @@ def check_supported(x: Tensor) -> None:
     if torch._C._are_functorch_transforms_active():
         raise LowbitError(
             "quantizers do not support the transforms of torch.func (grad, vmap, jvp, jacrev, …): take gradients by "
-            "backward() or "
-            "torch.autograd.grad, and give batches instead of vmap"
+            "backward() or torch.autograd.grad, and give batches instead of vmap"
         )
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         raise LowbitError("quantizers do not support forward-mode differentiation: take gradients by backward()")

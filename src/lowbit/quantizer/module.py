@@ -89,8 +89,7 @@ class Quantizer(QuantizerState):
         if torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export():
             warnings.warn(
                 "a network that is recorded in evaluation computes what lowbit's does, but not its gradients: record "
-                "it within "
-                "torch.no_grad(), or in training mode",
+                "it within torch.no_grad(), or in training mode",
                 torch.jit.TracerWarning,
                 stacklevel=2,
             )

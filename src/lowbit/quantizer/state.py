@@ -329,8 +329,7 @@ class QuantizerState(nn.Module):
             forms = ("steps of any size", "steps that are powers of two")
             return (
                 f"{self.name} has {forms[self.method.power_of_two]} but the checkpoint's has {forms[power_of_two]}: "
-                "prepare the "
-                "network with the `scales` it was saved with"
+                "prepare the network with the `scales` it was saved with"
             )
         if grid.bits != self.bits:
             return (

@@ -138,8 +138,7 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor | Mapping[str, Tensor], Tensor
     if labels is not None and labels.shape != (count,):
         raise LowbitError(
             f"labels must be class numbers, one per input: {count}, but they have shape {tuple(labels.shape)}; leave "
-            "them out "
-            "to compare codes alone"
+            "them out to compare codes alone"
         )
     detached = dict(zip(inputs, (each.detach() for each in tensors)))
     return detached if isinstance(x, Mapping) else detached[""], labels

@@ -87,8 +87,7 @@ def _elementwise(builder: Builder, node: Elementwise) -> None:
         if not isinstance(found, Number):
             raise LowbitError(
                 f"node {node.name!r}: C has no form of {type(node).__name__}, whose integers are more than sums, "
-                "products and "
-                "one rounding"
+                "products and one rounding"
             )
         return found
 

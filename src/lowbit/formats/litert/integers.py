@@ -188,8 +188,7 @@ def _reduce(builder: IntegerBuilder, node: Reduce) -> None:
     if node.function != "mean":
         raise LowbitError(
             f"node {node.name!r}: LiteRT's reference kernel of SUM does not change the grid, as TensorFlow Lite "
-            "Micro's does; means "
-            "are exact in both"
+            "Micro's does; means are exact in both"
         )
     inputs = [builder.plain(node.inputs[0]), builder.integers(node.axes)]
     builder.codes(node, Operator.MEAN, inputs, schema.ReducerOptionsT(node.keepdim), clip=True, shape=node.shape_of())
@@ -203,8 +202,7 @@ def _sum(builder: IntegerBuilder, node: Add | Subtract) -> None:
     if int(exponent) > 0:
         raise LowbitError(
             f"node {node.name!r}: one step of its inputs is {max(abs(float(m.exact)) for m in factors):g} steps of "
-            "its output; "
-            f"LiteRT takes less than 2^{SUM_SHIFT - 1}: calibrate the network again"
+            f"its output; LiteRT takes less than 2^{SUM_SHIFT - 1}: calibrate the network again"
         )
     operator, options = (
         (Operator.ADD, schema.AddOptionsT()) if isinstance(node, Add) else (Operator.SUB, schema.SubOptionsT())

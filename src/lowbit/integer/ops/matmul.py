@@ -25,7 +25,7 @@ _BLOCK_ELEMENTS = 1 << 22  # of the accumulators at once
 class MatMul(Node):
     """n[…, i, j] = Σ_k (a[…, i, k] − z_a) · (b[…, k, j] − z_b);  y = requant(n, M),  M = f(f(s_a · s_b) / s_y).
 
-    a and b are matrices over leading dimensions (heads, windows), which broadcast as in torch.matmul; the batch is one
+    A and b are matrices over leading dimensions (heads, windows), which broadcast as in torch.matmul; the batch is one
     of its own, so that the product is taken within a sample. With a FloatType output y = f(f(n) · f(s_a · s_b)),
     whatever the rounding. Fixed-point roundings take M from s_a · s_b / s_y in float64.
 

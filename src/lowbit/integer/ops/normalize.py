@@ -84,8 +84,7 @@ class Normalize(Node):
         if bound >= 1 << 53 or not 2.0**-1000 < extra < 2.0**52:
             raise LowbitError(
                 f"its sums reach {bound:g}, and eps is {extra:g} beside them, where float64 holds them up to 2^53, "
-                "and more "
-                "than 0: give the input fewer bits, or calibrate the network again"
+                "and more than 0: give the input fewer bits, or calibrate the network again"
             )
         if not 2.0**-100 < self.factor_max(x) < 2.0**100:
             raise LowbitError(f"its factor can be {self.factor_max(x):g}; calibrate the network again")
@@ -112,10 +111,7 @@ class Normalize(Node):
         return not self.centered or 2 * self.count * reach(x) < 1 << 24
 
     def tolerance(self, inputs: Sequence[TensorType]) -> float:
-        """8 · 2^-24 · (max
-
-        y − z_y| + max |β| / s_y), and where d is rounded a second term.|That is 4 · 2^-24 · C · max |n| · max A · max
-        |γ|.
+        """8 · 2^-24 · (max |y − z_y| + max |β| / s_y), and where d is rounded a second term.
 
         That is 4 · 2^-24 · C · max |n| · max A · max |γ|.
 

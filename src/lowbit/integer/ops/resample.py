@@ -107,8 +107,7 @@ class Resample(Node):
             if len(taps.first) * x[axis - 1] > _MATRIX_MAX:
                 raise LowbitError(
                     f"node {self.name!r}: from {x[axis - 1]:,} to {len(taps.first):,} positions it would be a matrix "
-                    "of more than "
-                    f"{_MATRIX_MAX:,} weights in a file; lowbit's own and JSON files hold it"
+                    f"of more than {_MATRIX_MAX:,} weights in a file; lowbit's own and JSON files hold it"
                 )
             found[axis] = taps.matrix(x[axis - 1])
         return found

@@ -34,8 +34,7 @@ class SumOfProducts(Elementwise):
         if self.accumulator_bound(inputs) >= 1 << 24:
             raise LowbitError(
                 f"its products reach {self.accumulator_bound(inputs)}, where float32 holds them below 2^24: give a "
-                "state 16 bits at "
-                "most, and a gate 8"
+                "state 16 bits at most, and a gate 8"
             )
 
     def accumulator_bound(self, inputs: Sequence[TensorType]) -> int:

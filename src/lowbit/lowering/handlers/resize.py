@@ -85,8 +85,7 @@ def linear(converter: Converter, node: fx.Node) -> Codes | Computation:
         raise converter.refusal(
             node,
             f" resizes {before} to {after} with weights that are multiples of 1/{divisor}, more than 32-bit "
-            "accumulators hold "
-            "(align_corners=False, or a whole factor, gives smaller ones)",
+            "accumulators hold (align_corners=False, or a whole factor, gives smaller ones)",
         )
     return Computation(node.name, lambda n, y: LinearResize(name=n, inputs=(x.name,), type=y, points=tuple(points)))
 
