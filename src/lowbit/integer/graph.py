@@ -199,10 +199,6 @@ class Node:
 
         A float output's is in its own unit.
 
-        A float output's is in its own unit.
-
-        A float output's is in its own unit.
-
         This is of the rounding "float", before rounding to a code. By default what moving codes needs, 0, or 8 · 2^-24
         · accumulator bound · max|M|, summed over its multipliers: the scales, the multiplier, the accumulator and the
         product are each rounded to float32, and each rounding is at most 2^-24 of a magnitude that the bound times the

@@ -41,10 +41,6 @@ def exact_dtype(bound: int) -> torch.dtype:
 
     No partial sum may be greater than `bound`, below 2^31.
 
-    No partial sum may be greater than `bound`, below 2^31.
-
-    No partial sum may be greater than `bound`, below 2^31.
-
     float32 holds each one when the bound is below 2^24, and products do not run at reduced precision on request;
     float64 always does.
     """

@@ -34,10 +34,6 @@ def gain_and_shift(norm: _BatchNorm, rounding: Callable[[Tensor], Tensor] | None
     """Batch-norm with running statistics as y = gain·x + shift, float64.
 
     The gain is rounded where a rounding is given.
-
-    The gain is rounded where a rounding is given.
-
-    The gain is rounded where a rounding is given.
     """
     assert norm.running_mean is not None and norm.running_var is not None  # else it is no `kinds.NORM`
     gain = 1 / torch.sqrt(norm.running_var.detach().double() + norm.eps)

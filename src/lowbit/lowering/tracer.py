@@ -2,10 +2,6 @@
 
 It knows the tensors' shapes where it is given inputs.
 
-It knows the tensors' shapes where it is given inputs.
-
-It knows the tensors' shapes where it is given inputs.
-
 Every recorded call is also computed, on tensors without data, so that sizes, ranks, lengths and types are plain Python
 values in the network's own code, and control flow on them goes the way it goes for these inputs. The size of the batch
 is not: it is a large prime, so that each size that has the batch in it can be told by its factor (`batch_of`), and

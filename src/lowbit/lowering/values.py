@@ -72,10 +72,6 @@ class Concatenation:
     """Tensors that are concatenated along a dimension, counted with the batch as 0.
 
     Not all of them are on one grid yet.
-
-    Not all of them are on one grid yet.
-
-    Not all of them are on one grid yet.
     """
 
     name: str

@@ -72,10 +72,6 @@ def with_first_batch(model: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
 
     A network that has no integer form is refused before it is trained.
 
-    A network that has no integer form is refused before it is trained.
-
-    A network that has no integer form is refused before it is trained.
-
     Args:
         model: from `lowbit.prepare`.
         batches: for calibration.

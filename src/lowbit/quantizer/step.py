@@ -38,10 +38,6 @@ def soft_value_inside(k: float) -> Callable[[Tensor, Tensor, Tensor | float], Te
 
     It is another reading of LG-LSQ's SSG (methods.md §4).
 
-    It is another reading of LG-LSQ's SSG (methods.md §4).
-
-    It is another reading of LG-LSQ's SSG (methods.md §4).
-
     Zero in the middle between two levels and at each level; q − v as k → ∞. For grids whose levels are 1 apart.
     """
 

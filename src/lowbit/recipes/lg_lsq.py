@@ -29,10 +29,6 @@ def lg_lsq(name: str, network: str, bits: int, *, method: str = "lg-lsq") -> Tra
 
     The abstract has symmetric grids.
 
-    The abstract has symmetric grids.
-
-    The abstract has symmetric grids.
-
     From torchvision's weights, MobileNetV2 from timm's. Nothing of the authors' training is known to us.
     """
     config = imagenet_low_bit(name, network, bits, method)

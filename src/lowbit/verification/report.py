@@ -60,10 +60,6 @@ class Report:
         """Whether the file computes exactly what the reference does.
 
         If proved, also whether the reference computes what the trained network does.
-
-        If proved, also whether the reference computes what the trained network does.
-
-        If proved, also whether the reference computes what the trained network does.
         """
         return self.compared > 0 and self.differ == 0 and self.conversion_differ == 0
 

@@ -1,10 +1,6 @@
 """What callers see: inputs and outputs of net_run, and the header that declares them.
 
 The header also says what the network takes.
-
-The header also says what the network takes.
-
-The header also says what the network takes.
 """
 
 from __future__ import annotations

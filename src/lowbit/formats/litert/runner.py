@@ -148,10 +148,6 @@ class CodesRunner(LitertRunner):
 
     They compute as TensorFlow Lite Micro does.
 
-    They compute as TensorFlow Lite Micro does.
-
-    They compute as TensorFlow Lite Micro does.
-
     Its graph has the grids that the file says for outputs that are floats in the network. Arguments and errors as
     `LitertRunner`.
     """

@@ -126,10 +126,6 @@ def _write_weight(builder: Builder, node: Layer, x: TensorType) -> tuple[str, np
     """Name of a layer's weight codes as a byte tensor, and their zero point.
 
     The tensor is a constant, or the Cast of a packed one.
-
-    The tensor is a constant, or the Cast of a packed one.
-
-    The tensor is a constant, or the Cast of a packed one.
     """
     name, weight = f"{node.name}:weight", node.weight
     if builder.packed and weight.bits <= 4:
