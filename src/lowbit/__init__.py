@@ -1,4 +1,4 @@
-"""lowbit: trained networks to 2, 3, 4 and 8 bits, at an accuracy near full precision.
+"""lowbit: quantization-aware training of PyTorch models to 2–8 bits, and integer-only networks proved code by code.
 
 float model → prepare → calibrate → train → to_integer → run, verify, export
 """

@@ -49,7 +49,7 @@ def to_integer(
             every such layer needs. (`costs` has the width of each, too.) None is 32.
 
     Raises:
-        LowbitError: the network was prepared otherwise or is not started, a step is not finite or has run out of its
+        LowbitError: the network was prepared otherwise or is not calibrated, a step is not finite or has run out of its
             bounds (training has diverged), a zero point is not an integer (`lowbit.round_zero_points`), an operation
             has no integer form, an accumulator can overflow, or the integer network would compute something else than
             the trained one; the message names the layer or node.

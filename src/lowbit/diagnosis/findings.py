@@ -167,7 +167,7 @@ def _calibration(tensors: Sequence[TensorRecord]) -> Iterator[Finding]:
     """The network's input, on which nothing but the data has an effect, misses the grid that calibration gave it."""
     activations = [t for t in tensors if not t.is_weight]
     missed = [t for t in activations if (each := _of_range(t, "")) is not None and each.kind in _SCALE]
-    # Where training has moved the step, it is not the start that was wrong.
+    # Where training has moved the step, it is not the initialization that was wrong.
     of_input = [t for t in missed if t.is_input and not t.at_bound and 0.5 < t.step_ratio < 2]
     if not of_input:
         return

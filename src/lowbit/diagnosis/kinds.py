@@ -64,7 +64,8 @@ REMEDIES: dict[Kind, str] = {
         "on batches like the network's inputs."
     ),
     Kind.OUTLIER: (
-        'Give every channel a step of its own (`lowbit.Rule(layer, granularity="channel")`), or start the step where '
+        'Give every channel a step of its own (`lowbit.Rule(layer, granularity="channel")`), or initialize the step '
+        "where "
         "the error is "
         'least (init_weights="least-squares"), which clips the outlier.'
     ),

@@ -165,7 +165,7 @@ class _Look:
 
 
 def _of_step(quantizer: Quantizer) -> dict[str, Tensor]:
-    """Mean step, the step over its start (of the one that has moved most), and the relative size of its gradient."""
+    """Mean step, that over its initial value (of the one that moved most), and the relative size of its gradient."""
     if quantizer.method.range is not None or quantizer.method.step_gradient is None:
         return {}
     moved = (quantizer.step / quantizer.initial_step).flatten()

@@ -70,7 +70,7 @@ def integer_form(
     """The prepared model as a graph with the inserted quantizers in its submodule `activation_quantizers`.
 
     Args:
-        prepared: a model with quantized layers, not started. It is taken over.
+        prepared: a model with quantized layers, not calibrated. It is taken over.
         function_setting: the setting of a convolution or linear layer that forward calls as a function, from its name
             ("functions.<name>").
         example_input: a batch of inputs, as `named_examples` takes them; None where shapes are not known.

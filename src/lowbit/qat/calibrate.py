@@ -180,7 +180,7 @@ class Observer(nn.Module):
 
 
 def _as_parameters_start(x: Tensor) -> Tensor:
-    """Values as a position embedding or a class token starts with, for one that starts at 0.
+    """Values as a position embedding or class token usually has at first, for one that is all zeros.
 
     What training makes of it is not known.
     """

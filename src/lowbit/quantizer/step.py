@@ -78,7 +78,7 @@ class Balance:
     """How a step's gradient is held at the pace of a tensor: SSG's magnitude, see `balance`.
 
     Args:
-        ratio: ρ, the step's relative gradient over the tensor's, at the start of training.
+        ratio: ρ, the step's relative gradient over the tensor's, at the beginning of training.
         final: ρ at the end of training; linear in between. None keeps it as it is.
         momentum: m of the running means, mean ← m·mean + (1 − m)·value.
         against: whose pace the step of an activation keeps, that of its layer's "weight" or its "own". A weight's step

@@ -95,7 +95,7 @@ def _steps(run: Run) -> Figure:
     activations = [name for name in names if name not in set(weights)]
     for ax, title, members in zip(axes, ("weights", "activations"), (weights, activations)):
         ax.set_title(f"{title}: {len(members)} steps", fontsize=10)
-        ax.set_ylabel("step / its start")
+        ax.set_ylabel("step / initial step")
         _relative_steps(ax, run, members, colours)
     if len(names) > 2:
         bar = figure.colorbar(ScalarMappable(cmap=colours), ax=list(axes), ticks=[0, 1], aspect=40, pad=0.01)

@@ -1,8 +1,8 @@
-"""`python -m campaigns.snapping --data PATH --init FILE`: what whole zero points cost LSQ+.
+"""`python -m campaigns.zero_points --data PATH --init FILE`: what whole zero points cost LSQ+.
 
 The CIFAR ResNet-20 with signed activations and a learned offset at every layer ("lsq+3"), trained a little on CIFAR-10-JPEG from
-trained weights: test accuracy with the fractional offsets as trained, with the same offsets snapped afterwards, and trained on
-snapped offsets from the start, over the same batches.
+trained weights: test accuracy with the fractional zero points as trained, with the same rounded afterwards, and trained with integer
+zero points from the beginning, over the same batches.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def accuracy(model: nn.Module, batches: Sequence) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m campaigns.snapping", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m campaigns.zero_points", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder of CIFAR-10-JPEG")
     parser.add_argument("--init", type=Path, required=True, help="trained weights of the CIFAR ResNet-20")
     parser.add_argument("--images", type=int, default=3200, help="that it is trained on")
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fractional = trained(copy.deepcopy(prepared), train, options.lr)
         row = {"bits": f"W{bits}A{bits}", "images": sum(len(y) for _, y in test)}
         row["fractional"] = f"{accuracy(fractional, test):.2f}"
-        row["snapped after training"] = f"{accuracy(lowbit.round_zero_points(fractional), test):.2f}"
-        row["trained on snapped"] = (
+        row["rounded after training"] = f"{accuracy(lowbit.round_zero_points(fractional), test):.2f}"
+        row["trained with integer zero points"] = (
             f"{accuracy(trained(lowbit.round_zero_points(prepared), train, options.lr), test):.2f}"
         )
         rows.append(row)
