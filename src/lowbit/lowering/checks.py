@@ -113,6 +113,8 @@ def check_parameters(model: nn.Module) -> None:
 
     Masks may be −∞.
 
+    A mask or a bound may be infinite: buffers may, but for batch-norm's.
+
     Raises:
         LowbitError: naming the layer that has it.
     """
@@ -126,7 +128,10 @@ def check_parameters(model: nn.Module) -> None:
         layer = describe_layer(holder, model.get_submodule(holder))
         if value.dtype != torch.float32:
             raise LowbitError(f"{layer}: its {what} is {value.dtype}, not float32: call model.float() first")
-        if not bool(torch.isfinite(value).all()):
+        may_be_infinite = not isinstance(value, nn.Parameter) and not isinstance(
+            model.get_submodule(holder), _BatchNorm
+        )
+        if bool(value.isnan().any()) or not (may_be_infinite or bool(torch.isfinite(value).all())):
             raise LowbitError(f"{layer}: its {what} holds NaN or infinity: {_DIVERGED}")
 
 

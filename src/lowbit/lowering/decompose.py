@@ -6,14 +6,25 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from lowbit.layers.saturating import reciprocal, root
 from lowbit.lowering import recurrent
+from lowbit.lowering.einsum import einsum
+from lowbit.lowering.windows import (
+    col2im,
+    fold_layer,
+    im2col,
+    padded_by,
+    pads_by_number,
+    unfold,
+    unfold_layer,
+)
 
 
 def attention(
@@ -147,6 +158,8 @@ MODULES: dict[type[nn.Module], Callable] = {
     nn.MultiheadAttention: multihead_attention,
     nn.TransformerEncoderLayer: encoder_layer,
     nn.TransformerEncoder: encoder,
+    nn.Unfold: unfold_layer,
+    nn.Fold: fold_layer,
 }
 """By class of module: what a call of it is written out as."""
 
@@ -183,12 +196,54 @@ def zeroed(input: Any, mask: Any, value: float) -> Any:
 
 def quotient(input: Any, other: Any) -> Any:
     """input · (1 / other) of two tensors."""
-    return input * torch.reciprocal(other)
+    return input * _recorded(reciprocal, other)
 
 
 def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
     """√Σ x² along dimensions."""
-    return torch.sqrt(torch.square(input).sum(dim, keepdim))
+    return _recorded(root, torch.square(input).sum(dim, keepdim))
+
+
+def _recorded(function: Callable, x: Any) -> Any:
+    """The call of a function that torch.fx does not know."""
+    return x.tracer.create_proxy("call_function", function, (x,), {})
+
+
+class Extreme(NamedTuple):
+    """Of a dimension: the largest or smallest elements, and where they are."""
+
+    values: Any
+    indices: Any
+
+
+def largest(input: Any, dim: Any, keepdim: bool = False) -> Any:
+    """max along a dimension, or of two tensors."""
+    if isinstance(dim, fx.Proxy):
+        return _stacked(input, dim).amax(-1)
+    return Extreme(torch.amax(input, dim, keepdim), torch.argmax(input, dim, keepdim))
+
+
+def smallest(input: Any, dim: Any, keepdim: bool = False) -> Any:
+    """min along a dimension, or of two tensors."""
+    if isinstance(dim, fx.Proxy):
+        return _stacked(input, dim).amin(-1)
+    return Extreme(torch.amin(input, dim, keepdim), torch.argmin(input, dim, keepdim))
+
+
+def _stacked(*tensors: Any) -> Any:
+    return torch.stack(tensors, -1)
+
+
+def _is_of_tensors(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a maximum is along a dimension, or of two tensors of one shape."""
+    given = inspect.signature(largest)
+    if set(kwargs) - set(given.parameters) or not 2 <= len(args) + len(kwargs) <= 3:
+        return False
+    second = given.bind(*args, **kwargs).arguments["dim"]
+    if isinstance(second, int):
+        return True
+    shapes = [getattr(getattr(each, "_value", None), "shape", None) for each in args[:2]]
+    return len(shapes) == 2 and shapes[0] is not None and shapes[0] == shapes[1]
 
 
 def _is_euclidean(args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -207,6 +262,10 @@ def written_out(target: Any, args: tuple, kwargs: dict[str, Any]) -> Callable | 
         return quotient if tensors == [True, True] and not kwargs else None
     if target in NORMS:
         return norm if _is_euclidean(args, kwargs) else None
+    if target in EXTREMA:
+        return EXTREMA[target] if _is_of_tensors(args, kwargs) else None
+    if target is F.pad:
+        return padded_by if pads_by_number(args, kwargs) else None
     return DECOMPOSED.get(target)
 
 
@@ -214,11 +273,20 @@ QUOTIENTS = (operator.truediv, torch.div, torch.true_divide, "div", "true_divide
 NORMS = (torch.norm, "norm")
 MASKED_FILLS = (torch.masked_fill, "masked_fill", "masked_fill_")
 
-DECOMPOSED: dict[Callable, Callable] = {
+EXTREMA: dict[Any, Callable] = {
+    **dict.fromkeys((torch.max, torch.maximum, "max", "maximum"), largest),
+    **dict.fromkeys((torch.min, torch.minimum, "min", "minimum"), smallest),
+}
+
+DECOMPOSED: dict[Any, Callable] = {
     F.scaled_dot_product_attention: attention,
     torch.addcmul: addcmul,
     F.glu: glu,
     torch.addmm: addmm,
     torch.baddbmm: addmm,
+    torch.einsum: einsum,
+    F.unfold: im2col,
+    F.fold: col2im,
+    "unfold": unfold,
 }
-"""By function: what it is written out as."""
+"""By function, or by a method's name: what it is written out as."""

@@ -69,13 +69,6 @@ def function_of(node: fx.Node, modules: Modules) -> Callable[[Tensor], Tensor]:
     return function
 
 
-def clamp_range(node: fx.Node, modules: Modules) -> tuple[float, float]:
-    """(lowest, highest) value that a clamping operation lets through."""
-    infinity = float("inf")
-    low, high = bounds_of(node, modules)
-    return -infinity if low is None else float(low), infinity if high is None else float(high)
-
-
 def bounds_of(node: fx.Node, modules: Modules) -> tuple[Any, Any]:
     """The bounds of a clamping operation as they are given; None for no bound."""
     if node.op == "call_module":

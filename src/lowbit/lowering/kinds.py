@@ -16,11 +16,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
+from lowbit.layers.saturating import reciprocal, root
 from lowbit.lowering import sequences
 from lowbit.lowering.calls import Modules, arguments, nodes_in
 from lowbit.lowering.folding import IntegerNorm
-from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES, bounds_of
+from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES
 from lowbit.lowering.kind import Kind
+from lowbit.lowering.lacks import (
+    LINEAR_MODES,
+    lack_of_clamp,
+    lack_of_norm,
+    lack_of_one_tensor,
+    lack_of_resizing,
+    lack_of_two_tensors,
+)
 from lowbit.lowering.sequences import EMBEDDING, INDEX_INPUT, INDICES, MASK, REGRID, SUM_OF_PRODUCTS, WHOLE
 from lowbit.lowering.sizes import SizeCheck
 from lowbit.lowering.variation import Variation
@@ -31,30 +40,7 @@ from lowbit.quantizer.module import Quantizer
 _LIBRARIES = ("timm", "torchvision")
 
 
-# Why a call has no integer form.
-
-
-def _lack_of_norm(node: fx.Node, modules: Modules) -> str | None:
-    lacks = modules[str(node.target)].running_mean is None
-    return "it keeps no running statistics, which folding it needs" if lacks else None
-
-
-def _lack_of_clamp(node: fx.Node, modules: Modules) -> str | None:
-    if node.op != "call_module" and any(bound in node.all_input_nodes for bound in bounds_of(node, modules)):
-        return "a bound per element has none; numbers have"
-    return None
-
-
-def _lack_of_two_tensors(node: fx.Node, modules: Modules) -> str | None:
-    given = arguments(node, modules)
-    if not all(isinstance(given.get(name), fx.Node) for name in ("input", "other" if "other" in given else "mat2")):
-        return "it has one for two tensors only"
-    return None if given.get("alpha", 1) == 1 else "alpha other than 1 has none"
-
-
-def _lack_of_one_tensor(node: fx.Node, modules: Modules) -> str | None:
-    tensors = nodes_in((node.args, node.kwargs))
-    return None if len(tensors) == 1 else "it has one for one tensor, with numbers beside it"
+# What kind a call is by its arguments.
 
 
 def _with_a_number(node: fx.Node, modules: Modules) -> Kind | None:
@@ -85,25 +71,10 @@ def _lack_of_lowest_pad(node: fx.Node, modules: Modules) -> str | None:
     return None if pooled else "padding by −∞ has one only right before a maximum pool with a kernel"
 
 
-_LINEAR = ("linear", "bilinear", "trilinear")
-
-
-def _lack_of_resizing(node: fx.Node, modules: Modules) -> str | None:
-    given = arguments(node, modules)
-    mode = given.get("mode", "nearest")
-    if mode not in ("nearest", "nearest-exact", "area", *_LINEAR):
-        return f"mode {mode!r} has none; 'nearest', 'nearest-exact', 'area' and the linear ones have"
-    if given.get("antialias"):
-        return "antialias has none"
-    if nodes_in(given.get("scale_factor")):
-        return "a scale_factor that forward computes has none; a number, or a size, has"
-    return None
-
-
 def _resizing(node: fx.Node, modules: Modules) -> Kind | None:
     """Of what kind a call of F.interpolate is, by its mode."""
     mode = arguments(node, modules).get("mode", "nearest")
-    return LINEAR_RESIZE if mode in _LINEAR else AVERAGE if mode == "area" else None
+    return LINEAR_RESIZE if mode in LINEAR_MODES else AVERAGE if mode == "area" else None
 
 
 # The table.
@@ -118,7 +89,7 @@ NORM = Kind(
     modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),  # with the plain forward: see `is_norm`
     library_modules=("BatchNormAct2d", "SyncBatchNormAct"),  # with an activation inside, which `trace` takes apart
     computes=True,
-    lack=_lack_of_norm,
+    lack=lack_of_norm,
 )
 CLAMP = Kind(
     "clamp",
@@ -131,16 +102,17 @@ CLAMP = Kind(
     ),
     modules=(nn.ReLU, nn.ReLU6, nn.Hardtanh),
     computes=True,
-    lack=_lack_of_clamp,
+    parameters=("min", "max"),
+    lack=lack_of_clamp,
 )  # fmt: skip
 LOOKUP = Kind(
     "lookup",
-    functions=FUNCTIONS,
+    functions=(*FUNCTIONS, reciprocal, root),
     methods=METHODS,
     modules=MODULES,
     library_modules=LIBRARY_MODULES,
     computes=True,
-    lack=_lack_of_one_tensor,
+    lack=lack_of_one_tensor,
 )
 PRELU = Kind("prelu", functions=(F.prelu,), methods=("prelu",), modules=(nn.PReLU,), computes=True,
              parameters=("weight",))  # fmt: skip
@@ -149,7 +121,7 @@ ADD = Kind(
     functions=(operator.add, operator.iadd, torch.add),
     methods=("add", "add_"),
     computes=True,
-    lack=_lack_of_two_tensors,
+    lack=lack_of_two_tensors,
     instead=_with_a_number,
 )
 SUBTRACT = Kind(
@@ -157,7 +129,7 @@ SUBTRACT = Kind(
     functions=(operator.sub, operator.isub, torch.sub, torch.subtract),
     methods=("sub", "sub_", "subtract", "subtract_"),
     computes=True,
-    lack=_lack_of_two_tensors,
+    lack=lack_of_two_tensors,
     instead=_with_a_number,
 )
 MULTIPLY = Kind(
@@ -165,7 +137,7 @@ MULTIPLY = Kind(
     functions=(operator.mul, operator.imul, torch.mul, torch.multiply),
     methods=("mul", "mul_", "multiply", "multiply_"),
     computes=True,
-    lack=_lack_of_two_tensors,
+    lack=lack_of_two_tensors,
     instead=_with_a_number,
 )
 MATMUL = Kind(
@@ -173,7 +145,7 @@ MATMUL = Kind(
     functions=(torch.matmul, torch.bmm, operator.matmul),
     methods=("matmul", "bmm"),
     computes=True,
-    lack=_lack_of_two_tensors,
+    lack=lack_of_two_tensors,
 )
 SOFTMAX = Kind(
     "softmax",
@@ -222,10 +194,10 @@ UPSAMPLE = Kind(
     functions=(F.interpolate,),
     modules=(nn.Upsample,),  # UpsamplingNearest2d is one
     moves_codes=True,
-    lack=_lack_of_resizing,
+    lack=lack_of_resizing,
     instead=_resizing,
 )
-LINEAR_RESIZE = Kind("linear resize", computes=True, lack=_lack_of_resizing)
+LINEAR_RESIZE = Kind("linear resize", computes=True, lack=lack_of_resizing)
 SPLIT = Kind(
     "split",
     functions=(torch.chunk, torch.split, torch.tensor_split),
@@ -266,6 +238,7 @@ RESHAPE = Kind(
     methods=("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten", "view_as", "reshape_as"),
     modules=(nn.Flatten, nn.Unflatten),
     moves_codes=True,
+    parameters=("other",),  # whose shape is taken
 )
 UNCHANGED = Kind(  # in evaluation
     "unchanged",

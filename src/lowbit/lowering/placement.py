@@ -11,7 +11,7 @@ them is as good as one before. All that a concatenation joins is on one grid, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,27 +21,28 @@ from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
 from lowbit.grid import BITS_MAX
-from lowbit.layers.function import FUNCTIONS, QuantizedFunction
+from lowbit.layers.function import FUNCTIONS
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.rules import INSERTED, Setting
 from lowbit.lowering import kinds as k
 from lowbit.lowering import variation
-from lowbit.lowering.calls import REMEDY, Modules, arguments, describe, outputs_of
+from lowbit.lowering.called import functions_as_modules, name_of
+from lowbit.lowering.calls import REMEDY, Modules, describe, outputs_of
 from lowbit.lowering.checks import check_float_layers
-from lowbit.lowering.decompose import DECOMPOSED, MODULES, NORMS, QUOTIENTS
+from lowbit.lowering.decompose import DECOMPOSED, EXTREMA, MODULES, NORMS, QUOTIENTS
 from lowbit.lowering.folding import (
     IntegerNorm,
     accumulator_bias,
     bias_on_grid,
     channel_values,
     follow,
-    function_bias_on_grid,
 )
 from lowbit.lowering.kinds import Kind, Kinds
 from lowbit.lowering.masks import may_hide
 from lowbit.lowering.recurrent import SHARED, WIDE
 from lowbit.lowering.shapes import named_examples
 from lowbit.lowering.trace import trace
+from lowbit.lowering.windows import pads_by_number
 from lowbit.quantizer.initialization import spacious_init
 from lowbit.quantizer.methods import get_method
 from lowbit.quantizer.module import Quantizer, as_quantizer
@@ -96,7 +97,7 @@ def integer_form(
         if isinstance(module, QuantizedLayer):
             steps = as_quantizer(module.weight_quantizer).raw_step
             channel_values(module, torch.arange(steps.numel()).reshape(steps.shape))  # raises where one has several
-    _functions_as_modules(prepared, graph, modules, function_setting)
+    functions_as_modules(prepared, graph, modules, function_setting)
     modules = dict(prepared.named_modules(remove_duplicate=False))
     kinds = _kinds(graph, modules, refuse=examples is None)
     state = set(prepared.state_dict())
@@ -195,57 +196,11 @@ def _takes_shapes(graph: fx.Graph, modules: Modules) -> bool:
         return True
     calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
     return any(
-        node.target in (*DECOMPOSED, *FUNCTIONS, *NORMS) or (node.target in QUOTIENTS and of_tensors(node))
+        node.target in (*DECOMPOSED, *FUNCTIONS, *NORMS, *EXTREMA)
+        or (node.target in QUOTIENTS and of_tensors(node))
+        or (node.target is F.pad and pads_by_number(node.args, node.kwargs))
         for node in calls
     )
-
-
-def _functions_as_modules(
-    prepared: nn.Module, graph: fx.Graph, modules: Modules, setting_for: Callable[[str], Setting]
-) -> None:
-    """Replace calls of convolutions and linear layers as functions by quantized ones, in the submodule `functions`.
-
-    Only calls whose weight is made of the network's parameters are replaced.
-    """
-    kinds = k.kinds_of(graph, modules)
-    for node in list(graph.nodes):
-        if kinds[node] is k.MATMUL:
-            _as_linear(node, kinds, modules)
-    kinds = k.kinds_of(graph, modules)
-    calls = [node for node in graph.nodes if node.op == "call_function" and node.target in FUNCTIONS]
-    made = nn.ModuleDict()
-    shared: dict[str, fx.Node] = {}
-    for node in calls:
-        given = dict(arguments(node, modules))
-        weight, bias = given.pop("weight"), given.pop("bias", None)
-        own = [each for each in (weight, bias) if each is not None]
-        if not all(isinstance(each, fx.Node) and kinds[each] is k.CONSTANT and "value" in each.meta for each in own):
-            continue
-        x = given.pop("input")
-        first = shared.setdefault(node.meta.get(SHARED, node.name), node)
-        name = f"functions.{_name(first)}"
-        if first is node:
-            function = QuantizedFunction(
-                FUNCTIONS[node.target], tuple(weight.meta["value"].shape), given, setting_for(name), name
-            )
-            function.bias_rounding = function_bias_on_grid
-            made[_name(node)] = function.to(next(prepared.parameters()).device)
-        node.op, node.target = "call_module", name
-        node.args, node.kwargs = (x, *own), {}
-    if made:
-        prepared.functions = made
-
-
-def _as_linear(node: fx.Node, kinds: Mapping[fx.Node, Kind | None], modules: Modules) -> None:
-    """x @ w, where w is a matrix made of the network's parameters, as a linear layer with the weight wᵀ."""
-    x, w = list(arguments(node, modules).values())[:2]
-    constant = isinstance(w, fx.Node) and kinds[w] is k.CONSTANT and kinds[x] is not k.CONSTANT
-    if not constant or "value" not in w.meta or w.meta["value"].ndim != 2:
-        return
-    with node.graph.inserting_before(node):
-        weight = node.graph.call_method("t", (w,))
-        weight.meta["value"] = w.meta["value"].t()
-    node.op, node.target, node.args, node.kwargs = "call_function", F.linear, (x, weight), {}
 
 
 def _layer(node: fx.Node, modules: Modules) -> QuantizedLayer:
@@ -294,7 +249,7 @@ def _is_table(node: fx.Node, kinds: Kinds) -> bool:
     """Whether a node ends a function of one value: a lookup, or a clamp behind one or behind a grid."""
     if kinds[node] is not k.CLAMP:
         return kinds[node] is k.LOOKUP
-    (source,) = node.all_input_nodes
+    (source,) = k.operands(node, kinds)
     return folds_into(source, kinds) is not node or _is_table(source, kinds)
 
 
@@ -345,7 +300,7 @@ def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
 
     order = {end: number for number, end in enumerate(ends)}
     for node in graph.nodes:
-        if kinds[node] is k.CONCATENATE:
+        if kinds[node] in (k.CONCATENATE, k.STACK):
             sources = [source for tensor in k.operands(node, kinds) for source in sources_of(tensor, kinds)]
             sources = [source for source in sources if source in parent]
             if not sources:
@@ -360,7 +315,7 @@ def _groups(graph: fx.Graph, kinds: Kinds) -> list[OneGrid]:
             parent[root(end)] = first
     groups: dict[fx.Node, OneGrid] = {}
     for end in ends:
-        group = groups.setdefault(root(end), OneGrid(_name(end), []))
+        group = groups.setdefault(root(end), OneGrid(name_of(end), []))
         group.ends.append(end)
         collect_users(end, kinds, group, set())
     return list(groups.values())
@@ -397,12 +352,3 @@ def _is_float_output(group: OneGrid, kinds: Kinds) -> bool:
     computed_by_layer = kinds[end] is k.LAYER or (kinds[end] is k.NORM and kinds[end.all_input_nodes[0]] is k.LAYER)
     only_output = not group.layers and [kinds[user] for user in group.others] == [k.OUTPUT]
     return not more and computed_by_layer and only_output and [kinds[u] for u in end.users] == [k.OUTPUT]
-
-
-def _name(end: fx.Node) -> str:
-    """The module and the operation, "layer1_0_add"; of those that share a grid, the name they share."""
-    if SHARED in end.meta:
-        return end.meta[SHARED]
-    stack = end.meta.get("nn_module_stack")
-    place = next(reversed(stack.values()))[0].replace(".", "_") if stack and end.op != "call_module" else ""
-    return f"{place}_{end.name}" if place and not end.name.startswith(place) else end.name

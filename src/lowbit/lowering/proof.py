@@ -19,7 +19,7 @@ batch-norm, a clamp forgotten, strides swapped.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -104,7 +104,8 @@ class Proof:
         codes = self.trained(inputs).codes
         if not scrambled:
             return codes, self._exact(inputs, codes)
-        codes = _random_codes(codes, self._exact.grids, self.graph)
+        same = {name for place, name in self._exact.places.items() if place.layout.axis is None}
+        codes = _random_codes(codes, self._exact.grids, self.graph, same)
         # What is a part of another tensor has that one's codes; whether it is the right part the data say.
         moved, given = set(), set(codes)
         for node in self.graph.nodes:
@@ -199,12 +200,13 @@ class _ExactNetwork:
                     weight = function.parameter_quantizer(constant(node.args[1], self._kinds, {}, modules))
                 self._weights[node.name] = weight.double()
         self.model.double()
-        for module in self.model.modules():
+        for module, original in zip(self.model.modules(), model.modules()):
             if isinstance(module, Quantizer):
                 self._in_float32(module)
             if isinstance(module, QuantizedLayer):
+                own = as_quantizer(original.get_submodule("input_quantizer"))
                 _replace_forward(module.weight_quantizer, lambda w, w_hat=weights[module]: w_hat)
-                _replace_forward(module.input_quantizer, self._quantized)
+                _replace_forward(module.input_quantizer, lambda x, own=own: self._quantized(x, own))
             if isinstance(module, QuantizedFunction):
                 _replace_forward(module.parameter_quantizer, lambda _: self._weights[self._place[0]])
                 _replace_forward(module.input_quantizer, self._quantized)
@@ -246,7 +248,9 @@ class _ExactNetwork:
                 )
                 outer._place = n.name, layer
                 if kinds[n] is not k.UPSAMPLE:
-                    return super().run_node(n)
+                    found = super().run_node(n)
+                    narrow = isinstance(found, Tensor) and found.dtype == torch.float32  # a cast that forward writes
+                    return found.double() if narrow else found
                 # The positions are those that torch computes in float32, of values in two parts.
                 source = arguments(n, modules)["input"]
                 value = self.env[source]
@@ -300,12 +304,18 @@ def trial(proof: Proof, inputs: Mapping[str, Tensor]) -> dict[str, Mismatch]:
     return proof(inputs) or (proof(inputs, scrambled=True) if elements <= _ELEMENTS_SCRAMBLED else {})
 
 
-def _random_codes(codes: Mapping[str, Tensor], grids: Mapping[str, TensorType], graph: Graph) -> dict[str, Tensor]:
-    """Seeded codes of the same shapes, equally distributed over each grid; constants stay what they are."""
+def _random_codes(
+    codes: Mapping[str, Tensor], grids: Mapping[str, TensorType], graph: Graph, same: Collection[str]
+) -> dict[str, Tensor]:
+    """Seeded codes of the same shapes, equally distributed over each grid; constants stay what they are.
+
+    same: the tensors that are the same for every sample.
+    """
     generator = torch.Generator("cpu").manual_seed(0)
 
     def random(name: str, x: Tensor) -> Tensor:
         found = torch.randint(grids[name].qn, grids[name].qp + 1, x.shape, generator=generator).to(x.dtype)
+        found = found[:1].expand_as(found) if name in same else found
         return x if isinstance(graph.by_name[name], Constant) else found
 
     return {name: random(name, x) for name, x in codes.items()}

@@ -16,6 +16,7 @@ from lowbit.lowering.decompose import MODULES
 from lowbit.lowering.folding import frozen_as_norms
 from lowbit.lowering.kinds import ADD, UNCHANGED, is_norm, kind_of_module, kinds_of
 from lowbit.lowering.masks import whole_inputs, written_as_masks
+from lowbit.lowering.rewrite import rewritten
 from lowbit.lowering.sizes import SizeCheck
 from lowbit.lowering.tracer import BATCH, Tracer
 
@@ -81,6 +82,7 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
         elif _in_place(node, modules):
             _pass_on(node)
     if known is not None:
+        rewritten(graph, dict(model.named_modules(remove_duplicate=False)))
         for node in reversed(graph.nodes):  # what forward computes and does not use
             if not node.users and node.op not in ("placeholder", "output"):
                 graph.erase_node(node)

@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
+from lowbit.lowering.assignment import assigned, is_view, seen_by
 from lowbit.lowering.calls import arguments
 from lowbit.lowering.decompose import MODULES, written_out
 from lowbit.lowering.folding import IntegerNorm
@@ -100,6 +100,7 @@ class Tracer(fx.Tracer):
         self.known = known
         self.shapes: Shapes | None = None
         self.computing = 0
+        self.gone: set[fx.Node] = set()  # what forward has assigned to since
         self.sizes_taken = False  # by the network's code, as numbers
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -117,6 +118,8 @@ class Tracer(fx.Tracer):
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.computing:
+            return forward(*args, **kwargs)
         if self.shapes is not None and type(m) in MODULES:
             forward = partial(MODULES[type(m)], m)
         out = super().call_module(m, forward, args, kwargs)
@@ -144,16 +147,31 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Record tensors that modules hold like parameters, so that operations on them with the batch's size are."""
+        if self.computing:
+            return attr_val
         found = super().getattr(attr, attr_val, parameter_proxy_cache)
         if self.shapes is None or not isinstance(found, Tensor):
             return found
         return self.held(found)
+
+    def assigned(self, x: _Known, key: Any, y: Any) -> Any:
+        """What x is once a part of it has been assigned: x without that part is not seen again."""
+        if is_view(x.node):
+            raise fx.proxy.TraceError(
+                "forward assigns to a part of a tensor that is itself a part of another, or not its own"
+            )
+        gone = seen_by(x.node)
+        new = assigned(_Known(x.node, self, x._value), key, y)
+        self.gone |= gone
+        return new
 
     def held(self, tensor: Tensor) -> Any:
         """What stands for a tensor that the network holds."""
         return self.proxy(self.create_arg(tensor))
 
     def proxy(self, node: fx.Node) -> Any:
+        if self.gone.intersection(node.all_input_nodes):
+            raise fx.proxy.TraceError("forward uses a part of a tensor after it has assigned to that tensor")
         if self.shapes is None:
             count = _number_of_parts(node)
             return super().proxy(node) if count is None else _Parts(node, self, count)
@@ -178,8 +196,7 @@ class Tracer(fx.Tracer):
             return _UNKNOWN
         self.computing += 1
         try:
-            with _maybe_revert_all_patches():
-                return self.shapes.call(node.op, node.target, args, kwargs)
+            return self.shapes.call(node.op, node.target, args, kwargs)
         finally:
             self.computing -= 1
 
@@ -276,6 +293,10 @@ class _Known(fx.Proxy):
         if isinstance(value, Tensor) and name in _MADE_BY:
             return _MADE_BY[name](self)
         return super().__getattr__(name)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        new = self._tracer.assigned(self, key, value)
+        self.node, self._value = new.node, new._value
 
     def size(self, dim: int | None = None) -> Any:
         """Sizes as numbers; those with the batch in them as recorded calls."""

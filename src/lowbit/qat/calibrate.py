@@ -98,12 +98,14 @@ def _observe(
     """Run the float network on the batches; an observer with the statistics of each waiting quantizer."""
     device = next(model.parameters()).device
     with observed(model, waiting) as observers:
-        seen = 0
+        last = None
         for batch in batches:
             run_batch(model, batch, device)
-            seen += 1
-        if seen == 0:
+            last = batch
+        if last is None:
             raise LowbitError("no batches to calibrate with: pass at least one batch of the network's inputs")
+        if _with_started_parameters(observers):
+            run_batch(model, last, device)
         unreached = _unreached(observers)
         if unreached and iter(batches) is not batches:  # else they are used up
             _in_training(model, sites, observers)
@@ -146,6 +148,19 @@ def _in_training(model: nn.Module, sites: Sequence[Site], observers: Mapping[Qua
         observer.waits = id(observer) in missing
 
 
+def _with_started_parameters(observers: Mapping[Quantizer, Observer]) -> bool:
+    """Let parameters that are 0 have values as in training, and observe what was all 0; False where nothing was."""
+    zero = [each for each in observers.values() if each.statistics.count and not bool(each.statistics.max_abs.any())]
+    starting = [each for each in observers.values() if each.zero_parameter]
+    if not zero or not starting:
+        return False
+    for observer in observers.values():
+        observer.waits = observer in zero
+    for observer in starting:
+        observer.starts = True
+    return True
+
+
 class Observer(nn.Module):
     """Stands where an input quantizer will, passes its input on and keeps statistics of it."""
 
@@ -157,6 +172,8 @@ class Observer(nn.Module):
         self.tokens = tokens
         self.seen: list[int] = []
         self.waits = True
+        self.zero_parameter = False
+        self.starts = False  # gives a parameter that is 0 other values
 
     @property
     def quantizer(self) -> Quantizer:
@@ -164,13 +181,15 @@ class Observer(nn.Module):
         return self._of[0]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.starts:
+            return _as_parameters_start(x)
         if not self.waits:
             return x
         self.seen.append(self.tokens.of(x))
         if x.numel() == 0:  # what a detector without detections gives its second stage
             return x
-        zero_parameter = self.quantizer.batch_dim is None and not bool(x.any())
-        self.statistics.update(_as_parameters_start(x) if zero_parameter else self.quantizer.transform(x))
+        self.zero_parameter = self.quantizer.batch_dim is None and not bool(x.any())
+        self.statistics.update(_as_parameters_start(x) if self.zero_parameter else self.quantizer.transform(x))
         if not bool(torch.isfinite(self.statistics.low).all() and torch.isfinite(self.statistics.high).all()):
             raise LowbitError(
                 f"{self.quantizer.name} holds NaN or infinity: look for it in the network's weights and in the "

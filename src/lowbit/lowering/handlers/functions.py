@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from lowbit.integer.graph import FloatType, Node, TensorType
 from lowbit.integer.ops import Lookup, LookupPerChannel
 from lowbit.integer.ops.lookup import lookup_table
 from lowbit.lowering import kinds as k
-from lowbit.lowering.functions import clamp_range, function_of
+from lowbit.lowering.functions import bounds_of, function_of
 from lowbit.lowering.values import Codes, Computation, Concatenation, Table
 
 if TYPE_CHECKING:
@@ -26,10 +27,20 @@ Function = Callable[[Tensor], Tensor]
 def clamp(converter: Converter, node: fx.Node) -> Computation | Concatenation:
     """A clamp (ReLU, ReLU6, …): part of the computation before it, or a table behind codes."""
     value = converter.value(converter.input_of(node), node)
-    low, high = clamp_range(node, converter.modules)
+    low, high = _bounds(converter, node)
     if isinstance(value, Codes) or (isinstance(value, Computation) and value.table is not None):
         return _table(converter, node, value, lambda x: x.clamp(low, high))
     return value.clamped(low, high)
+
+
+def _bounds(converter: Converter, node: fx.Node) -> tuple[float, float]:
+    """(lowest, highest) value that a clamp lets through; a bound may be a number that the network holds."""
+    found = []
+    for bound, without in zip(bounds_of(node, converter.modules), (-math.inf, math.inf)):
+        if isinstance(bound, fx.Node):
+            bound = converter.parameter(bound, node).item()
+        found.append(without if bound is None else float(bound))
+    return found[0], found[1]
 
 
 def lookup(converter: Converter, node: fx.Node) -> Computation:

@@ -25,7 +25,7 @@ from lowbit.lowering import kinds as k
 from lowbit.lowering.accumulators import weight_and_bias
 from lowbit.lowering.codes import weight_codes
 from lowbit.lowering.folding import IntegerNorm, as_layer, fold, fold_as_depthwise, outputs_first
-from lowbit.lowering.handlers import transposed
+from lowbit.lowering.handlers import moves, transposed
 from lowbit.lowering.handlers.moves import reshape_to
 from lowbit.lowering.handlers.padding import repeated
 from lowbit.lowering.placement import folds_into
@@ -63,15 +63,23 @@ def function(converter: Converter, node: fx.Node) -> Computation:
 
 def norm(converter: Converter, node: fx.Node) -> Computation:
     """Batch-norm: the layer before it has it; behind anything else, a depthwise 1×1 convolution."""
-    converter.check_batch_first(node)
     before, module = converter.input_of(node), converter.modules[str(node.target)]
     if folds_into(before, converter.kinds) is node:
         return converter.value(before, node)
     assert isinstance(module, IntegerNorm)
-    x, features = converter.codes_at(before, node), converter.shapes[node][1:]
+    x, features, back = converter.codes_at(before, node), converter.sample(node), []
+    if converter.layout(before).folded > 1 and converter.layout(before).axis == 0:
+        # The channels are to come first; what is folded into the batch is positions to them.
+        order = (2, 1, *range(3, len(features) + 1))
+        x = converter.moved(x, [moves.transposed(f"{node.name}_channels", order)])
+        features = tuple(features[place - 1] for place in order)
+        back.append(moves.transposed(f"{node.name}_back", order))
+    else:
+        converter.check_batch_first(node)
     alone = len(features) == 1  # without positions, of which a convolution needs some
     if alone:
         x = converter.moved(x, [reshape_to(f"{node.name}_positions", (*features, 1, 1))])
+        back.append(reshape_to(node.name, features))
     codes, _, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), module))
     ones = (1,) * (2 if alone else len(features) - 1)
     codes = codes.reshape(-1, 1, *ones)
@@ -84,7 +92,7 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
             groups=len(codes),
         )  # fmt: skip
 
-    return Computation(node.name, make, moves=(reshape_to(node.name, features),) if alone else ())
+    return Computation(node.name, make, moves=tuple(back))
 
 
 def _affine(converter: Converter, node: fx.Node, layer: QuantizedLayer, norm: nn.Module | None) -> Computation:
@@ -103,14 +111,19 @@ def _affine(converter: Converter, node: fx.Node, layer: QuantizedLayer, norm: nn
         amounts = layer._reversed_padding_repeated_twice
         shape = converter.shapes[converter.input_of(node)][1:]
         x = converter.moved(x, repeated(f"{node.name}_padded", shape, amounts, layer.padding_mode))
-    how = _geometry(converter, node, layer)
+    source = converter.input_of(node)
+    once = isinstance(layer, _ConvNd) and converter.layout(source).axis is None and converter.shapes[source][0] == 1
+    if once:  # a constant, the one sample of a batch that is repeated later
+        x = converter.moved(x, [reshape_to(f"{node.name}_sample", converter.shapes[source][1:])])
+    how = _geometry(converter, node, layer, once)
     kind = Linear if isinstance(layer, nn.Linear) else Convolution
 
     def make(name: str, y: TensorType | FloatType) -> Node:
         weight, on_grid = weight_and_bias(where, codes, scale, weights.bits, bias, x.type, y)
         return kind(name=name, inputs=(x.name,), type=y, weight=weight, bias=on_grid, **how)
 
-    return Computation(node.name, make, may_be_float=True)
+    back = (reshape_to(node.name, converter.shapes[node]),) if once else ()
+    return Computation(node.name, make, moves=back, may_be_float=True)
 
 
 def _transposed(
@@ -123,13 +136,13 @@ def _transposed(
     axes = [transposed.Axis(*each) for each in zip(before[2:], after[2:], *sizes)]
     leaves = _leaves(converter, node)
     ones = (1,) * len(axes)
-    moves: list[Move] = []
+    after_moves: list[Move] = []
     if leaves:
         spread, pads = transposed.spread(node.name, before[1:], axes)
         x, kernel, dilation = converter.moved(x, spread), transposed.reversed_kernel(codes), tuple(layer.dilation)
     else:
         (kernel, pads), dilation = transposed.phases(codes, axes), ones
-        moves = transposed.interleaved(node.name, axes)
+        after_moves = transposed.interleaved(node.name, axes)
     repeats = len(kernel) // len(codes)
     scale, bias = (part.repeat_interleave(repeats) for part in (scale, bias))
 
@@ -140,7 +153,7 @@ def _transposed(
             dilation=dilation, groups=layer.groups,
         )  # fmt: skip
 
-    return Computation(node.name, make, moves=tuple(moves), may_be_float=True)
+    return Computation(node.name, make, moves=tuple(after_moves), may_be_float=True)
 
 
 def _leaves(converter: Converter, node: fx.Node) -> bool:
@@ -150,13 +163,14 @@ def _leaves(converter: Converter, node: fx.Node) -> bool:
     return all(converter.kinds[user] is k.OUTPUT for user in end.users)
 
 
-def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer) -> dict[str, Any]:
+def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer, once: bool) -> dict[str, Any]:
     """The fields of the integer layer beside weight and bias."""
     if isinstance(layer, nn.Linear):
         converter.place(-1, node, node)
         return {}
     assert isinstance(layer, _ConvNd)
-    converter.check_batch_first(node)
+    if not once:
+        converter.check_batch_first(node)
     return {
         "stride": tuple(layer.stride),
         "padding": _padding(layer, converter.shapes[converter.input_of(node)][2:]),

@@ -153,15 +153,31 @@ def select(converter: Converter, node: fx.Node) -> Any:
         repeats, axis = converter.options(node, "repeats", "dim")
         if not isinstance(repeats, int) or axis is None:
             raise converter.refusal(node, ": only a number of repeats along one dimension has an integer form")
-        take(axis % len(before), [i // repeats for i in range(before[axis] * repeats)])
+        moves += _repeated(converter, node, source, axis % len(before), repeats)
     else:  # repeat, tile
         after = converter.shapes[node]
         before = (*(1,) * (len(after) - len(before)), *before)
+        # What is the same for every sample may be repeated for the batch.
+        once = converter.layout(source).axis is None
+        batch = converter.layout(node).axis if once and converter.layout(node).folded == 1 else None
         moves.append(reshape_to(node.name, converter.layout(node).sample(before)))
         for axis, (small, large) in enumerate(zip(before, after)):
-            if small != large:
+            if small != large and axis != batch:
                 moves.append(taken(node.name, converter.place(axis, node, node), [i % small for i in range(large)]))
     return converter.moved(value, [*moves, reshape_to(node.name, converter.sample(node))])
+
+
+def _repeated(converter: Converter, node: fx.Node, source: fx.Node, axis: int, repeats: int) -> list[Move]:
+    """Each element of a dimension several times; of the batch's, what then lies in it with each sample."""
+    layout, count = converter.layout(source), converter.shapes[source][axis]
+    moves = []
+    if axis == layout.axis:
+        count = layout.folded
+        if count == 1:
+            shape = converter.sample(source)
+            moves.append(reshape_to(node.name, (*shape[:axis], 1, *shape[axis:])))
+    place = axis + 1 if axis == layout.axis else converter.place(axis, source, node)
+    return [*moves, taken(node.name, place, [i // repeats for i in range(count * repeats)])]
 
 
 def expand(converter: Converter, node: fx.Node) -> Any:
