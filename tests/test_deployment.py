@@ -43,6 +43,8 @@ def network(model):
 def test_every_format_is_written_and_proved(network, tmp_path, format):
     if format == "executorch":
         pytest.importorskip("executorch.runtime")
+    if format == "hls4ml":
+        pytest.skip("holds networks with power-of-two steps alone: tests/formats/test_formats_hls4ml.py")
     if format == "litert":
         pytest.importorskip("ai_edge_litert")
     if format == "c" and not any(map(shutil.which, ("cc", "gcc", "clang"))):

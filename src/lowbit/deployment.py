@@ -86,10 +86,11 @@ def export(
             twenty differs, by float32's rounding at ties.
         path: the file to write. Its folder must exist.
         format: a name in `lowbit.formats.FORMATS`: "onnx" (opset 21, 8-bit carriers), "onnx-packed" (the same
-            arithmetic, weights stored at their width), "qonnx" (for FINN and hls4ml; run here in ONNX Runtime's
+            arithmetic, weights stored at their width), "qonnx" (for FINN; run here in ONNX Runtime's
             floats), "executorch" (.pte for XNNPACK, one sample at a time; its output alone is compared), "litert"
-            (.tflite for XNNPACK), "lowbit" (`IntegerNetwork.load` reads it), "json" (the network as text) or "c" (C99
-            for microcontrollers, with a header beside it, in the rounding "shift" or another).
+            (.tflite for XNNPACK), "lowbit" (`IntegerNetwork.load` reads it), "json" (the network as text), "c" (C99
+            for microcontrollers, with a header beside it, in the rounding "shift" or another) or "hls4ml" (.fml, for
+            FPGAs, of networks with power-of-two steps).
         batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A
             trained network needs them: their shape is the input's.
         allow_diverged: of a trained network, as for `to_integer`.

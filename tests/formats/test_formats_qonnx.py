@@ -40,6 +40,8 @@ from tests.integer_graphs import (
     nearly,
     resnet_like,
 )
+from tests.lowering.test_lowering_powers import block
+from torch import nn
 
 import lowbit
 from lowbit.errors import LowbitError
@@ -249,3 +251,45 @@ def test_qonnx_executor(network, tmp_path):
     session = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {"image": x.numpy()})
     assert (result == dict(run(graph, x))[graph.outputs[0]].numpy()).all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_qonnx_transformations_keep_what_power_of_two_networks_compute(tmp_path):
+    """Those that FINN's and hls4ml's own conversions begin with; integers are found to be integers."""
+    reason = "qonnx is not installed: pip install qonnx"
+    core = pytest.importorskip("qonnx.core.modelwrapper", reason=reason)
+    from qonnx.core import onnx_exec
+    from qonnx.transformation.change_batchsize import ChangeBatchSize
+    from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
+    from qonnx.transformation.extract_conv_bias import ExtractBiasFromConv
+    from qonnx.transformation.gemm_to_matmul import GemmToMatMul
+    from qonnx.transformation.infer_datatypes import InferDataTypes
+    from qonnx.transformation.infer_shapes import InferShapes
+    from qonnx.util.cleanup import cleanup_model
+
+    torch.manual_seed(0)
+    network, x = (
+        nn.Sequential(block(1, 8), nn.MaxPool2d(2), block(8, 8, 2), nn.Flatten(), nn.Linear(32, 5)),
+        torch.rand(16, 1, 8, 8),
+    )
+    network(x)
+    prepared = lowbit.prepare(network, integer_only=True, scales="power-of-two")
+    integer = lowbit.to_integer(lowbit.calibrate(prepared, [x]).eval(), x[:1])
+    lowbit.export(integer, tmp_path / "net.onnx", "qonnx")
+    expected = integer(x[:2])
+
+    def same(model) -> bool:
+        name, given = model.graph.output[0].name, model.graph.input[0].name
+        found = [onnx_exec.execute_onnx(model, {given: sample[None].numpy()})[name] for sample in x[:2]]
+        return torch.equal(torch.from_numpy(np.concatenate(found)), expected)
+
+    model = core.ModelWrapper(str(tmp_path / "net.onnx")).transform(ChangeBatchSize(1)).transform(InferShapes())
+    assert same(model)
+    cleaned = cleanup_model(model)
+    assert same(cleaned)
+    assert same(cleaned.transform(ConvertToChannelsLastAndClean(make_input_channels_last=False)))
+    for each in (ExtractBiasFromConv(), GemmToMatMul(), InferShapes(), InferDataTypes()):
+        cleaned = cleaned.transform(each)
+        assert same(cleaned), type(each).__name__
+    kinds = {node.op_type: cleaned.get_tensor_datatype(node.output[0]).name for node in cleaned.graph.node}
+    assert kinds["Conv"] == kinds["MatMul"] == "INT32" and kinds["Quant"].startswith(("INT", "UINT"))

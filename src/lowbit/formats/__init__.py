@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lowbit.errors import LowbitError
 from lowbit.files import check_readable
-from lowbit.formats import c, executorch, json, litert, lowbit, onnx, qonnx
+from lowbit.formats import c, executorch, hls4ml, json, litert, lowbit, onnx, qonnx
 from lowbit.formats.registry import Format
 from lowbit.integer.graph import Graph
 from lowbit.integer.result import Runner
@@ -28,6 +28,7 @@ FORMATS: dict[str, Format] = {
         lowbit.FORMAT,
         json.FORMAT,
         c.FORMAT,
+        hls4ml.FORMAT,
     )
 }
 """Every format by name. A format of one's own is an entry more."""
