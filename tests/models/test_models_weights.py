@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import lowbit
 from lowbit.errors import LowbitError
 from lowbit.models import load_weights, save_weights, saved_about
 
@@ -139,3 +140,21 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str, message: str) 
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(LowbitError, match=message):
         load_weights(network(), tmp_path / name)
+
+
+@pytest.mark.parametrize("scales", ["free", "power-of-two"])
+def test_a_network_with_units_of_steps_is_loaded_into_one_without(scales, tmp_path):
+    """A quantizer has a unit for its step only once it knows that the step is small."""
+    torch.manual_seed(0)
+    network, x = (
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(2, 2, 1)),
+        torch.rand(8, 1, 6, 6),
+    )
+    trained, fresh, other = (lowbit.prepare(network, integer_only=True, scales=scales) for _ in range(3))
+    lowbit.calibrate(trained, [x])
+    save_weights(trained.state_dict(), tmp_path / "w.safetensors")
+    assert any(name.endswith("step_unit") for name in trained.state_dict())
+    lowbit.calibrate(other, [1000 * x])  # whose steps have no units, or others
+    for target in (fresh, other):
+        load_weights(target, tmp_path / "w.safetensors")
+        assert torch.equal(target.eval()(x), trained.eval()(x))

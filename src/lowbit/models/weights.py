@@ -40,12 +40,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     found = _read_tensors(path)
     upgrade_names(model, found)
+    units = set()  # of steps, which a quantizer has or not by its initial step, and takes from the file
     for name, module in model.named_modules():
         if isinstance(module, QuantizerState):
             module.upgrade(found, f"{name}.")
+            units.add(f"{name}.step_unit")
     wanted = model.state_dict()
-    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in found if key not in wanted]
+    missing = [
+        key for key in wanted if key not in found and key not in units and not key.endswith("num_batches_tracked")
+    ]
+    unexpected = [key for key in found if key not in wanted and key not in units]
     shapes = [
         f"{key} {tuple(found[key].shape)} for {tuple(wanted[key].shape)}"
         for key in wanted
@@ -109,7 +113,7 @@ def first_line(error: Exception) -> str:
 def _not_finite(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Iterator[str]:
     """Names of tensors with NaN or infinity, in the network's type, where a new network has none (masks have)."""
     for name, value in found.items():
-        there = wanted[name]
+        there = wanted.get(name, value)  # a unit of steps that the network has none of yet
         if there.is_floating_point() and bool((~value.to(there).isfinite() & there.isfinite()).any()):
             yield name
 

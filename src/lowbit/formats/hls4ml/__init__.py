@@ -1,7 +1,7 @@
 """hls4ml for FPGAs: a .fml file, hls4ml's own, of a network with power-of-two steps, proved in hls4ml's C simulation.
 
-Every tensor of codes is an ap_fixed type whose last bit is worth its step, so that hls4ml rounds and saturates to the integer
-reference's codes; accumulators are as wide as their proved bounds.
+Every tensor of codes is an ap_fixed type whose last bit is worth its step, so that hls4ml rounds and saturates to the
+integer reference's codes; accumulators are as wide as their proved bounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""ap_fixed types: a number of `width` bits, `integer` of them before the point; the last bit is worth 2^(integer − width).
+"""ap_fixed types: `width` bits, `integer` of them before the point; the last bit is worth 2^(integer − width).
 
-All is exact: codes of a tensor whose step is 2^e are ap_fixed numbers with the last bit 2^e, and a requantization is the
-assignment of a sum to such a type, which rounds halves to even (RND_CONV) and saturates (SAT; SAT_SYM on symmetric grids).
+All is exact: codes of a tensor whose step is 2^e are ap_fixed numbers with the last bit 2^e, and a requantization is
+the assignment of a sum to such a type, which rounds halves to even (RND_CONV) and saturates (SAT; SAT_SYM on symmetric
+grids).
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ def exponent(value: float, where: str) -> int:
 
 
 def of_codes(name: str, kind: TensorType) -> str:
-    """The type that a tensor of codes has. Raises LowbitError, naming the node, for a grid that ap_fixed numbers don't have."""
+    """The type that a tensor of codes has.
+
+    Raises:
+        LowbitError: naming the node, for a grid that ap_fixed numbers don't have.
+    """
     if kind.zero_point != 0:
         raise LowbitError(
-            f"node {name!r}: its zero point is {kind.zero_point:g}, and hls4ml's fixed-point types have none but 0: use a method "
-            "without offsets (lsq; of LSQ+ lsq+1 or lsq+2)"
+            f"node {name!r}: its zero point is {kind.zero_point:g}, and hls4ml's fixed-point types have none but 0: use "
+            "a method without offsets (lsq; of LSQ+ lsq+1 or lsq+2)"
         )
     last = exponent(kind.scale, f"node {name!r}: its step")
     saturation = "SAT_SYM" if kind.narrow else "SAT"

@@ -76,7 +76,8 @@ def project(graph: Graph) -> Project:
     """The layers of a validated graph. Raises LowbitError, naming the node, for what hls4ml can't hold."""
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise LowbitError(
-            f"hls4ml's files are of networks with one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}"
+            "hls4ml's files are of networks with one input and one output, not "
+            f"{len(graph.inputs)} and {len(graph.outputs)}"
         )
     names = [layer_name(node.name) for node in graph.nodes]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -171,7 +172,7 @@ def _windows(node: Any, kind: TensorType, kernel: Sequence[int], what: str) -> d
 
 
 def _numbers(made: Project, node: Layer, codes: Tensor) -> tuple[Tensor, dict[str, str], dict[str, Any]]:
-    """Real weights, laid out as `codes`; the types of weights, bias, accumulator and result; and the attributes of the bias."""
+    """Real weights, laid out as `codes`; types of weights, bias, accumulator and result; and the bias's attributes."""
     (kind,) = made.graph.input_types(node)
     scale = node.weight.scale.double().reshape(-1)
     last = min(exponent(float(each), f"node {node.name!r}: a scale of its weight") for each in scale)
@@ -248,15 +249,18 @@ def _global_average_pool(made: Project, node: GlobalAveragePool) -> None:
         return _average_as_product(made, node, kind, positions, where)
     precision = {"result": _result(node), "accum": _sum_type(node, kind, count)}
     made.add(
-        node, f"GlobalAveragePooling{len(positions)}D", precision, n_filt=channels, pool_op="Average", data_format="channels_last", **sizes
+        node, f"GlobalAveragePooling{len(positions)}D", precision, n_filt=channels, pool_op="Average",
+        data_format="channels_last", **sizes,
     )  # fmt: skip
 
 
 def _average_as_product(
     made: Project, node: AveragePool | GlobalAveragePool, kind: TensorType, kernel: Sequence[int], where: dict[str, Any]
 ) -> None:
-    """An average over a number of positions that is no power of two: a convolution of each channel by itself, all of whose weights
-    are the multiplier of the rounding "fixed", 31 bits, and whose sums are rounded as it does, halves away from zero.
+    """An average over a number of positions that is no power of two, as a convolution of each channel by itself.
+
+    All its weights are the multiplier of the rounding "fixed", 31 bits, and its sums are rounded as there, halves away
+    from zero.
     """
     y, (multiplier,) = node.codes_of(), node.multipliers([kind])
     mantissa, shift = (int(each) for each in mantissa_and_shift(multiplier.exact))
@@ -271,7 +275,8 @@ def _average_as_product(
     }
     data = np.full((*kernel, channels, 1), weight)
     made.add(
-        node, f"DepthwiseConv{len(kernel)}D", precision, n_chan=channels, n_filt=channels, depthwise_data=data, depth_multiplier=1,
+        node, f"DepthwiseConv{len(kernel)}D", precision, n_chan=channels, n_filt=channels, depthwise_data=data,
+        depth_multiplier=1,
         bias_data=np.zeros(channels), use_bias=True, depthwise_quantizer=None, bias_quantizer=None, **where,
     )  # fmt: skip
     made.strategy(node, data.size)

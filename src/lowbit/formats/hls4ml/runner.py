@@ -42,7 +42,8 @@ class Hls4mlRunner:
         self.path, self.graph = path, graph
         if shutil.which("g++") is None:
             raise LowbitError(
-                "an hls4ml file is proved in hls4ml's C simulation, which g++ compiles, and there is none: apt install g++"
+                "an hls4ml file is proved in hls4ml's C simulation, which g++ compiles, and there is none: "
+                "apt install g++"
             )
         _check_archive(path)
         self.folder = Path(tempfile.mkdtemp(prefix="lowbit-hls4ml-"))

@@ -26,7 +26,10 @@ def write(graph: Graph, path: Path) -> None:
 
 
 def built(graph: Graph) -> Any:
-    """The hls4ml.model.ModelGraph of a validated graph, for the Vitis backend: streams with convolutions, else all in parallel."""
+    """The hls4ml.model.ModelGraph of a validated graph, for the Vitis backend.
+
+    Networks with convolutions are streamed, others computed all in parallel.
+    """
     made = project(graph)
     from hls4ml.model.graph import ModelGraph
 
