@@ -11,7 +11,7 @@ from torch import nn
 
 import lowbit
 from lowbit._torchvision import import_torchvision
-from lowbit.integrations.training import Companion
+from lowbit.integrations.training import TrainingHooks
 from lowbit.quantizer.rounding import asr
 
 ANNEALED = lowbit.Method("annealed", surrogate_gradient=asr(2.0, final=10.0), activations=lowbit.METHODS["lsq"])
@@ -29,14 +29,14 @@ def sharpness(model: nn.Module) -> float:
 
 
 def test_progress_goes_from_the_first_step_to_the_end():
-    model, companion = network(), Companion()
-    companion.step(model, 0, 4)
+    model, hooks = network(), TrainingHooks()
+    hooks.step(model, 0, 4)
     assert sharpness(model) == 2.0
-    companion.step(model, 3, 4)
+    hooks.step(model, 3, 4)
     assert sharpness(model) == pytest.approx(8.0)
-    companion.step(model, 3, float("inf"))  # training without an end
+    hooks.step(model, 3, float("inf"))  # training without an end
     assert sharpness(model) == pytest.approx(8.0)
-    companion.end(model, None)
+    hooks.end(model, None)
     assert sharpness(model) == 10.0
 
 
@@ -48,10 +48,10 @@ def test_batch_norm_is_reestimated_on_as_many_batches_as_are_asked_for():
     expected.load_state_dict(model.state_dict())
     lowbit.set_progress(expected, 1.0)
     lowbit.reestimate_batchnorm(expected, batches[:3])
-    Companion(batchnorm_batches=3).end(model, batches)
+    TrainingHooks(batchnorm_batches=3).end(model, batches)
     assert torch.equal(model[1].running_mean, expected[1].running_mean) and int(model[1].num_batches_tracked) == 3
     before = model[1].running_mean.clone()
-    Companion(batchnorm_batches=0).end(model, batches)
+    TrainingHooks(batchnorm_batches=0).end(model, batches)
     assert torch.equal(model[1].running_mean, before)
 
 
@@ -61,26 +61,26 @@ def model_of(prepared: nn.Module) -> nn.Module:
 
 
 def test_diagnosis_is_of_as_many_samples_as_are_asked_for():
-    companion = Companion(diagnosis_batches=2)
-    companion.end(network(), [torch.randn(8, 1, 8, 8) for _ in range(5)])
-    assert companion.diagnosis is not None and companion.diagnosis.samples == 16
+    hooks = TrainingHooks(diagnosis_batches=2)
+    hooks.end(network(), [torch.randn(8, 1, 8, 8) for _ in range(5)])
+    assert hooks.diagnosis is not None and hooks.diagnosis.samples == 16
 
 
 def test_an_optimizer_that_decays_steps_is_named():
     model = network()
     with pytest.warns(UserWarning, match=r"weight decay of 0\.1 applies to 4 learned steps .*lowbit\.parameter_groups"):
-        Companion().begin(model, [torch.optim.AdamW(model.parameters(), weight_decay=0.1)])
+        TrainingHooks().begin(model, [torch.optim.AdamW(model.parameters(), weight_decay=0.1)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Companion().begin(model, [torch.optim.AdamW(lowbit.parameter_groups(model, weight_decay=0.1))])
-        Companion().begin(model, [torch.optim.AdamW(model.parameters(), weight_decay=0.0)])
+        TrainingHooks().begin(model, [torch.optim.AdamW(lowbit.parameter_groups(model, weight_decay=0.1))])
+        TrainingHooks().begin(model, [torch.optim.AdamW(model.parameters(), weight_decay=0.0)])
 
 
 def test_networks_that_are_not_ready_are_refused():
     with pytest.raises(lowbit.LowbitError, match=r"no quantizers: lowbit\.prepare"):
-        Companion().begin(nn.Linear(2, 2), [])
+        TrainingHooks().begin(nn.Linear(2, 2), [])
     with pytest.raises(lowbit.LowbitError, match=r"has no step yet: run lowbit\.calibrate"):
-        Companion().begin(lowbit.prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))), [])
+        TrainingHooks().begin(lowbit.prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))), [])
 
 
 def torchvision_at_hand() -> None:

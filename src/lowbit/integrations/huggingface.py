@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lowbit.integrations.training import Companion
+from lowbit.integrations.training import TrainingHooks
 
 
 class LowbitCallback(TrainerCallback):
@@ -28,29 +28,29 @@ class LowbitCallback(TrainerCallback):
     """
 
     def __init__(self, batchnorm_batches: int = 32, diagnosis_batches: int = 0) -> None:
-        self._companion = Companion(batchnorm_batches, diagnosis_batches)
+        self._hooks = TrainingHooks(batchnorm_batches, diagnosis_batches)
 
     @property
     def diagnosis(self) -> Any:
         """What `lowbit.diagnose` found at the end of training, or None."""
-        return self._companion.diagnosis
+        return self._hooks.diagnosis
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         optimizer = kwargs.get("optimizer")
-        self._companion.begin(kwargs["model"], [] if optimizer is None else [optimizer])
+        self._hooks.begin(kwargs["model"], [] if optimizer is None else [optimizer])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._companion.step(kwargs["model"], state.global_step, state.max_steps)
+        self._hooks.step(kwargs["model"], state.global_step, state.max_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         loader = kwargs.get("train_dataloader")
-        self._companion.end(kwargs["model"], None if loader is None else _Inputs(loader))
+        self._hooks.end(kwargs["model"], None if loader is None else _Inputs(loader))
 
 
 class _Inputs:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from lowbit.integrations.training import Companion
+from lowbit.integrations.training import TrainingHooks
 
 
 class LowbitCallback(Callback):
@@ -32,18 +32,18 @@ class LowbitCallback(Callback):
         self, network: nn.Module | None = None, batchnorm_batches: int = 32, diagnosis_batches: int = 0
     ) -> None:
         self._network = network
-        self._companion = Companion(batchnorm_batches, diagnosis_batches)
+        self._hooks = TrainingHooks(batchnorm_batches, diagnosis_batches)
 
     @property
     def diagnosis(self) -> Any:
         """What `lowbit.diagnose` found at the end of training, or None."""
-        return self._companion.diagnosis
+        return self._hooks.diagnosis
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._companion.begin(self._network or pl_module, trainer.optimizers)
+        self._hooks.begin(self._network or pl_module, trainer.optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._companion.step(self._network or pl_module, trainer.global_step, trainer.estimated_stepping_batches)
+        self._hooks.step(self._network or pl_module, trainer.global_step, trainer.estimated_stepping_batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._companion.end(self._network or pl_module, trainer.train_dataloader)
+        self._hooks.end(self._network or pl_module, trainer.train_dataloader)

@@ -17,7 +17,7 @@ from lowbit.qat.batchnorm import reestimate_batchnorm
 from lowbit.qat.training import set_progress
 
 
-class Companion:
+class TrainingHooks:
     """Accompanies the training of a prepared and calibrated network.
 
     It sets the progress of methods that anneal a parameter before every step. At the end it re-estimates batch-norm's
