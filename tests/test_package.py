@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -103,6 +106,20 @@ def test_every_guide_is_in_the_sites_navigation():
         for page in (ROOT / "docs" / folder).glob("*.md")
     ]
     assert [str(page) for page in pages if f" {page}\n" not in navigation] == []
+
+
+def test_the_core_needs_torch_alone():
+    """What `make wheel` runs where nothing else is installed, here with everything else kept from being imported."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        alone = runpy.run_path(str(ROOT / "tools" / "wheel.py"), run_name="tool")["ALONE"]
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    extras = PROJECT["project"]["optional-dependencies"]
+    absent = {re.split(r"[\[><=]", each)[0] for name in ("train", "export", "allocate") for each in extras[name]}
+    hidden = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in sorted(absent | {"PIL"}))
+    done = subprocess.run([sys.executable, "-c", hidden + alone], capture_output=True, text=True)
+    assert done.returncode == 0 and "with torch alone: (2, 4)" in done.stdout, done.stderr
 
 
 def test_types_are_published():

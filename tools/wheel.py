@@ -31,6 +31,8 @@ lowbit.calibrate(prepared, [torch.randn(64, 8)])
 prepared.train()(torch.randn(64, 8)).square().mean().backward()
 integer = lowbit.to_integer(prepared.eval(), torch.randn(1, 8))
 print("lowbit", lowbit.__version__, "with torch alone:", tuple(integer(torch.randn(2, 8)).shape))
+"""
+INSTALLED = """
 assert "site-packages" in lowbit.__file__, lowbit.__file__
 """
 README = """
@@ -72,7 +74,7 @@ def smoke(wheel: Path, folder: Path) -> None:
     options = {"cwd": folder, "env": clean}
     run(python, *command[1:], "--quiet", **options)
     run(python, "-m", "pip", "install", "--quiet", wheel, "-c", CONSTRAINTS, **options)
-    run(python, "-I", "-c", ALONE, **options)
+    run(python, "-I", "-c", ALONE + INSTALLED, **options)
     run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{EXTRAS}]", "-c", CONSTRAINTS, **options)
     run(python, "-m", "pip", "check", **options)
     run(python, "-I", "-c", README, ROOT / "README.md", **options)

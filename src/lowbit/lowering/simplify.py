@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -92,4 +93,7 @@ def _comparable(field: Any) -> Any:
     """A node's field as something that equals another field of the same content."""
     if isinstance(field, Weight):
         return _comparable(field.codes), _comparable(field.scale), field.bits
-    return (field.dtype, field.shape, field.numpy().tobytes()) if isinstance(field, Tensor) else field
+    if not isinstance(field, Tensor):
+        return field
+    whole = field.cpu().contiguous()  # its bytes without NumPy, which torch does not ask for
+    return field.dtype, field.shape, ctypes.string_at(whole.data_ptr(), whole.nbytes)

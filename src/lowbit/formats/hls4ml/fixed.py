@@ -32,8 +32,8 @@ def of_codes(name: str, kind: TensorType) -> str:
     """
     if kind.zero_point != 0:
         raise LowbitError(
-            f"node {name!r}: its zero point is {kind.zero_point:g}, and hls4ml's fixed-point types have none but 0: use "
-            "a method without offsets (lsq; of LSQ+ lsq+1 or lsq+2)"
+            f"node {name!r}: its zero point is {kind.zero_point:g}, and hls4ml's fixed-point types have none but 0: "
+            "use a method without offsets (lsq; of LSQ+ lsq+1 or lsq+2)"
         )
     last = exponent(kind.scale, f"node {name!r}: its step")
     saturation = "SAT_SYM" if kind.narrow else "SAT"
