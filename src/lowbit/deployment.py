@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from lowbit.batches import required_inputs
 from lowbit.errors import LowbitError
 from lowbit.files import check_writable
 from lowbit.formats import get_format, open_file
@@ -127,14 +128,14 @@ def export(
         writer.check_memory(graph, max_ram, max_flash)
         batches = [random_inputs(graph, 8)] if batches is None else batches
         if options.get("io") == "codes":
-            batches = list(batches)
-            graph = with_output_grids(graph, output_grids(graph, (inputs_and_labels(batch)[0] for batch in batches)))
+            batches, names = list(batches), list(graph.inputs)
+            graph = with_output_grids(graph, output_grids(graph, (inputs_and_labels(batch, names)[0] for batch in batches)))
     else:
         first, batches = _first_of(
             () if batches is None else batches, "a trained network is exported with batches, whose shape is its input's"
         )
         how = {"fractional_zero_points": True, "allow_diverged": allow_diverged}
-        prepared, graph, places = _converted(network, inputs_and_labels(first)[0], **how)
+        prepared, graph, places = _converted(network, inputs_and_labels(first, required_inputs(network))[0], **how)
         trained = trained_runner(prepared, graph, places)
     with writer.staged(path) as temporary:
         writer.checked_write(graph, temporary, options)
@@ -189,7 +190,8 @@ def verify(
     Args:
         model: the trained network (converted anew, so that a change after the export shows), or an integer network.
         file: what `export` wrote, in any format; of an "executorch" file the output alone is compared.
-        batches: inputs, or (input, label) pairs; gone through once, one at a time in memory.
+        batches: inputs, or (input, label) pairs, or tuples of all inputs; gone through once, one at a
+            time in memory.
         board: a core on which a "c" file is compiled and run in an emulator: "cortex-m0", "cortex-m3", "cortex-m4",
             "cortex-m7", "cortex-m33", "cortex-m55" or "rv32".
 
@@ -203,6 +205,7 @@ def verify(
     if isinstance(model, IntegerNetwork):
         return compare(model, open_file(file, model.graph, board), batches, fixed=True, proof=model.proof)
     # What to make of steps that have run away was decided when the file was written.
-    proof = Proof(*_converted(model, inputs_and_labels(first)[0], allow_diverged=True))
+    example, _ = inputs_and_labels(first, required_inputs(model))
+    proof = Proof(*_converted(model, example, allow_diverged=True))
     runner = open_file(file, proof.graph, board)
     return compare(IntegerNetwork(proof.graph), runner, batches, trained=proof.trained, fixed=True, proof=proof)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 
+from lowbit.batches import parts_of, required_inputs
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
 from lowbit.layers.sites import Site, input_sites, quantized_layers, replaced
@@ -32,7 +33,8 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
 
     Args:
         model: what `lowbit.prepare` returned.
-        batches: inputs, (input, label) pairs or dictionaries of keyword arguments; the caller chooses how many. May be
+        batches: inputs, (input, label) pairs, tuples of all inputs of a network that has several, or dictionaries of keyword
+            arguments; the caller chooses how many. May be
             empty where only weights are quantized.
 
     Raises:
@@ -238,14 +240,15 @@ def observed(model: nn.Module, waiting: Sequence[Site] = ()) -> Iterator[dict[Qu
 
 
 def run_batch(model: nn.Module, batch: object, device: torch.device) -> None:
-    """Run the model on a batch as a data loader gives it: inputs, (input, label), or keyword arguments."""
-    if isinstance(batch, Mapping):
-        model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
+    """Run the model on a batch as a data loader gives it: see `parts_of`; a dictionary is keyword arguments."""
+    inputs, _ = parts_of(batch, required_inputs(model))
+    if isinstance(inputs, Mapping):
+        model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()})
         return
-    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(inputs, Tensor):
         raise LowbitError(
-            f"a calibration batch must be a tensor, an (input, label) pair or a dictionary, got {type(batch).__name__}"
+            "a calibration batch must be a tensor, an (input, label) pair, a tuple of all inputs or a dictionary, got "
+            f"{type(batch).__name__}"
         )
     if inputs.numel() == 0:
         raise LowbitError("a calibration batch is empty: pass batches with at least one sample")

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from lowbit.batches import parts_of, required_inputs
 from lowbit.errors import LowbitError
 from lowbit.layers.rules import INSERTED, Rules, Setting
 from lowbit.lowering.foresee import check_convertible
@@ -94,7 +95,7 @@ def with_first_batch(model: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
             "the network is recorded with the first batch of calibration, and there is none: pass one, or give "
             "prepare an example_input"
         )
-    example = first[0] if isinstance(first, (tuple, list)) and first else first
+    example, _ = parts_of(first, required_inputs(model))
     if waiting is None:
         assert isinstance(model, fx.GraphModule)
         check_convertible(model, example)

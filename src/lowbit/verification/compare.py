@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowbit.batches import parts_of
 from lowbit.errors import LowbitError
 from lowbit.formats import open_file
 from lowbit.integer.graph import Graph, TensorType
@@ -52,7 +53,7 @@ def compare(
     other = "fixed" if rounding == "float" else "float"
     agree = {"file": 0} | ({"trained": 0} if trained else {}) | ({other: 0} if fixed else {})
     for batch in batches:
-        given, labels = inputs_and_labels(batch)
+        given, labels = inputs_and_labels(batch, list(graph.inputs))
         x = checked_inputs(graph, given)
         codes = network.codes(x, rounding)
         reference = Result(codes, dequantized(graph, codes))
@@ -98,7 +99,7 @@ def compare_with_trained(
     rows: dict[str, Row] = {}
     samples = agree = 0
     for batch in batches:
-        given, _ = inputs_and_labels(batch)
+        given, _ = inputs_and_labels(batch, list(graph.inputs))
         x = checked_inputs(graph, given)
         expected, found = trained(x), runner(x)
         for node in graph.nodes:
@@ -114,25 +115,26 @@ def compare_with_trained(
     return Report(list(rows.values()), samples, None, {"file": agree}, "the trained network")
 
 
-def inputs_and_labels(batch: Any) -> tuple[Tensor | Mapping[str, Tensor], Tensor | None]:
+def inputs_and_labels(batch: Any, names: Sequence[str]) -> tuple[Tensor | Mapping[str, Tensor], Tensor | None]:
     """The inputs and the labels of a batch; labels are None where there are none.
 
     Args:
-        batch: inputs (batch, …), alone or in a list of one, or with class numbers (batch,) behind them. The inputs are
-            one tensor, or tensors by name.
+        batch: inputs (batch, …), alone or in a list, or with class numbers (batch,) behind them. The inputs are one
+            tensor, several in a tuple, or tensors by name. See `lowbit.batches.parts_of`.
+        names: of the network's inputs.
 
     Raises:
         LowbitError: anything else.
     """
-    parts = [*batch, None][:2] if isinstance(batch, tuple | list) else [batch, None]
-    x, labels = parts if len(parts) == 2 else (None, None)
+    x, behind = parts_of(batch, names)
+    labels, *rest = behind or [None]
     inputs = x if isinstance(x, Mapping) else {"": x}
     tensors = [each for each in inputs.values() if isinstance(each, Tensor)]
-    if not tensors or len(tensors) < len(inputs) or not isinstance(labels, Tensor | None):
+    if rest or not tensors or len(tensors) < len(inputs) or not isinstance(labels, Tensor | None):
         kinds = f" of {', '.join(type(part).__name__ for part in batch)}" if isinstance(batch, tuple | list) else ""
         raise LowbitError(
-            "a batch must be a tensor of inputs or a pair of tensors, inputs and labels, not a "
-            f"{type(batch).__name__}{kinds}"
+            "a batch must be a tensor of inputs or a pair of tensors, inputs and labels (or a tuple of all inputs, "
+            f"where there are several), not a {type(batch).__name__}{kinds}"
         )
     count = len(tensors[0])
     if labels is not None and labels.shape != (count,):
