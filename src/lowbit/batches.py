@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def parts_of(batch: Any, names: Sequence[str]) -> tuple[Any, list[Any]]:
     """(inputs, what stands behind them: labels) of a batch as data loaders give it; several inputs by their names.
 
-    A tuple or list is inputs, and labels behind them, where the network has several inputs and the tuple as many parts or one
-    more. Else its first part is the inputs, which may themselves be a tuple.
+    A tuple or list is inputs, and labels behind them, where the network has several inputs and the tuple as many parts
+    or one more. Else its first part is the inputs, which may themselves be a tuple.
 
     Args:
         names: of the inputs that the network cannot do without, in order.

@@ -129,7 +129,8 @@ def export(
         batches = [random_inputs(graph, 8)] if batches is None else batches
         if options.get("io") == "codes":
             batches, names = list(batches), list(graph.inputs)
-            graph = with_output_grids(graph, output_grids(graph, (inputs_and_labels(batch, names)[0] for batch in batches)))
+            inputs = (inputs_and_labels(batch, names)[0] for batch in batches)
+            graph = with_output_grids(graph, output_grids(graph, inputs))
     else:
         first, batches = _first_of(
             () if batches is None else batches, "a trained network is exported with batches, whose shape is its input's"

@@ -14,7 +14,9 @@ from lowbit.batches import parts_of, required_inputs
 class Siamese(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 6))
+        self.trunk = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 6)
+        )
         self.head = nn.Linear(6, 3)
 
     def forward(self, a, b, scale=None):

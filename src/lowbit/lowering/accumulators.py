@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import FloatType, TensorType, Weight, reach
+from lowbit.integer.ops.layer import magnitudes
 from lowbit.integer.validate import ACCUMULATOR_MAX
 
 _ROUNDED = 2.0**-20
@@ -36,7 +37,7 @@ def weight_and_bias(
         LowbitError: a bias is not finite or does not fit 32 bits.
     """
     if isinstance(y, TensorType) and bool(torch.isfinite(bias).all()):
-        sums = codes.to(torch.int64).abs().flatten(1).sum(1).double() * reach(x)
+        sums = magnitudes(codes).double() * reach(x)
         constant, steps = _constant_channels(scale, sums, bias, x, y)
         if bool(constant.any()):
             codes = torch.where(constant.reshape(-1, *[1] * (codes.ndim - 1)), 0, codes)

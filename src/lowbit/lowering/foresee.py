@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from lowbit.errors import LowbitError
 from lowbit.layers.function import QuantizedFunction
@@ -34,7 +34,7 @@ def check_convertible(model: fx.GraphModule, example_input: Any) -> None:
     inputs = torch.tensor([0.0, 1.0], device=next(model.parameters()).device)
     for module in trial.modules():
         if isinstance(module, QuantizedLayer) and isinstance(module.weight_quantizer, Quantizer):
-            weight = module.used_weight().detach()
+            weight = _some_of(module.used_weight().detach(), module.weight_quantizer)
             module.weight_quantizer.initialize(weight if bool((weight != 0).any()) else torch.ones_like(weight))
         if isinstance(module, QuantizedFunction):
             module.parameter_quantizer.initialize(torch.ones(module.shape, device=inputs.device))
@@ -46,3 +46,9 @@ def check_convertible(model: fx.GraphModule, example_input: Any) -> None:
     Converter(trial, {nodes[node]: shape for node, shape in shapes.items()}, refused).graph()
     if refused:
         raise LowbitError("these operations have no integer form:\n  " + "\n  ".join(dict.fromkeys(refused)))
+
+
+def _some_of(weight: Tensor, quantizer: Quantizer) -> Tensor:
+    """The weight, or every so many of its elements where there are millions with one step."""
+    every = weight.numel() >> 20
+    return weight.flatten()[::every] if every > 1 and quantizer.raw_step.numel() == 1 else weight
