@@ -241,6 +241,33 @@ def test_a_layer_on_constants_alone(tmp_path):
     proved(Forward(forward, position=nn.Conv2d(3, 8, 1)), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.Conv2d(4, 6, (1, 2), stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="reflect", bias=False),
+    ],
+)
+def test_convolutions_of_heads_that_are_folded_into_the_batch(layer, tmp_path):
+    def forward(self, x):
+        y = self.pool(start(self, x).reshape(-1, 4, 6, 6))
+        return self.head(self.last(y).reshape(x.shape[0], -1, 8, 4).mean((1, 3)))
+
+    network = proved(Forward(forward, pool=layer, last=nn.Conv2d(layer.out_channels, 16, 1)), tmp_path)
+    assert sum(isinstance(node, Convolution) for node in network.graph.nodes) == 3
+
+
+def test_convolutions_of_too_many_windows_are_refused():
+    def forward(self, x):
+        y = self.wide(start(self, x).permute(0, 2, 3, 1).reshape(-1, 8, 1, 1))
+        return self.head(y.reshape(x.shape[0], -1, 8).mean(1))
+
+    model = Forward(forward, wide=nn.Conv2d(8, 16384, 1))
+    with pytest.raises(LowbitError, match=r"layer 'wide' \(Conv2d\) takes 36 windows that are folded into the batch"):
+        lowbit.prepare(model, integer_only=True, example_input=X)
+
+
 def test_samples_repeated_for_their_windows(tmp_path):
     def forward(self, x):
         y = start(self, x)

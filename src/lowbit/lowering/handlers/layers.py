@@ -28,6 +28,7 @@ from lowbit.lowering.folding import IntegerNorm, as_layer, fold, fold_as_depthwi
 from lowbit.lowering.handlers import moves, transposed
 from lowbit.lowering.handlers.moves import reshape_to
 from lowbit.lowering.handlers.padding import repeated
+from lowbit.lowering.layouts import Layout
 from lowbit.lowering.placement import folds_into
 from lowbit.lowering.values import Codes, Computation, Move
 from lowbit.quantizer.module import as_quantizer
@@ -107,22 +108,29 @@ def _affine(converter: Converter, node: fx.Node, layer: QuantizedLayer, norm: nn
     codes[gain == 0] = 0  # a channel that batch-norm switches off is its bias alone
     if isinstance(layer, _ConvTransposeNd):
         return _transposed(converter, node, layer, x, (codes, scale, weights.bits, bias))
+    copies = 1
+    if isinstance(layer, _ConvNd):
+        copies = _copies(converter, node, codes)
+        if converter.layout(converter.input_of(node)) != Layout():
+            shape = (
+                copies * converter.shapes[converter.input_of(node)][1],
+                *converter.shapes[converter.input_of(node)][2:],
+            )
+            x = converter.moved(x, [reshape_to(f"{node.name}_channels", shape)])
+        codes, scale, bias = (torch.cat([each] * copies) for each in (codes, scale, bias))
     if isinstance(layer, _ConvNd) and layer.padding_mode != "zeros":
         amounts = layer._reversed_padding_repeated_twice
         shape = converter.shapes[converter.input_of(node)][1:]
         x = converter.moved(x, repeated(f"{node.name}_padded", shape, amounts, layer.padding_mode))
-    source = converter.input_of(node)
-    once = isinstance(layer, _ConvNd) and converter.layout(source).axis is None and converter.shapes[source][0] == 1
-    if once:  # a constant, the one sample of a batch that is repeated later
-        x = converter.moved(x, [reshape_to(f"{node.name}_sample", converter.shapes[source][1:])])
-    how = _geometry(converter, node, layer, once)
+    how = _geometry(converter, node, layer, copies)
     kind = Linear if isinstance(layer, nn.Linear) else Convolution
 
     def make(name: str, y: TensorType | FloatType) -> Node:
         weight, on_grid = weight_and_bias(where, codes, scale, weights.bits, bias, x.type, y)
         return kind(name=name, inputs=(x.name,), type=y, weight=weight, bias=on_grid, **how)
 
-    back = (reshape_to(node.name, converter.shapes[node]),) if once else ()
+    apart = isinstance(layer, _ConvNd) and converter.layout(node) != Layout()
+    back = (reshape_to(node.name, converter.sample(node)),) if apart else ()
     return Computation(node.name, make, moves=back, may_be_float=True)
 
 
@@ -130,6 +138,7 @@ def _transposed(
     converter: Converter, node: fx.Node, layer: _ConvTransposeNd, x: Codes, weight: tuple[Tensor, Tensor, int, Tensor]
 ) -> Computation:
     """A transposed convolution: by phases, or over an input spread by zeros where its result leaves as floats."""
+    converter.check_batch_first(node)
     (codes, scale, bits, bias), where = weight, converter.describe(node)
     before, after = converter.shapes[converter.input_of(node)], converter.shapes[node]
     sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
@@ -163,20 +172,40 @@ def _leaves(converter: Converter, node: fx.Node) -> bool:
     return all(converter.kinds[user] is k.OUTPUT for user in end.users)
 
 
-def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer, once: bool) -> dict[str, Any]:
+def _geometry(converter: Converter, node: fx.Node, layer: QuantizedLayer, copies: int) -> dict[str, Any]:
     """The fields of the integer layer beside weight and bias."""
     if isinstance(layer, nn.Linear):
         converter.place(-1, node, node)
         return {}
     assert isinstance(layer, _ConvNd)
-    if not once:
-        converter.check_batch_first(node)
     return {
         "stride": tuple(layer.stride),
         "padding": _padding(layer, converter.shapes[converter.input_of(node)][2:]),
         "dilation": tuple(layer.dilation),
-        "groups": layer.groups,
+        "groups": layer.groups * copies,
     }
+
+
+_WEIGHTS_MAX = 1 << 22
+
+
+def _copies(converter: Converter, node: fx.Node, codes: Tensor) -> int:
+    """How many convolutions with one weight a convolution is: one for each window that is folded into the batch.
+
+    They are groups of one convolution. A constant has its windows, or samples, in its first dimension.
+    """
+    source = converter.input_of(node)
+    layout = converter.layout(source)
+    if layout.axis not in (0, None):
+        converter.check_batch_first(node)  # refuses
+    copies = layout.folded if layout.axis == 0 else converter.shapes[source][0]
+    if copies > 1 and copies * codes.numel() > _WEIGHTS_MAX:
+        raise converter.refusal(
+            node,
+            f" takes {copies} windows that are folded into the batch, and would be as many convolutions with more than "
+            f"{_WEIGHTS_MAX:,} weights",
+        )
+    return copies
 
 
 def _padding(layer: _ConvNd, sizes: Sequence[int]) -> Pads:
