@@ -67,6 +67,7 @@ def cells(options: argparse.Namespace, done: set[tuple]) -> Iterable[dict]:
                 if (options.network, seed, bits, scales, options.granularity, accumulator) in done:
                     continue
                 train, test = loaders(data(options.network, options.data, options.images), seed=seed)
+                test = list(test)[: options.test_batches]
                 if network is None:
                     torch.manual_seed(seed)
                     network = models.create(NETWORKS[options.network], num_classes=10).to(options.device)
@@ -75,7 +76,7 @@ def cells(options: argparse.Namespace, done: set[tuple]) -> Iterable[dict]:
                         network.eval()
                     else:
                         trained(network, train, FULL_PRECISION, options.full_epochs, options.device)
-                    full = accuracy(network, list(test), options.device)
+                    full = accuracy(network, test, options.device)
                 torch.manual_seed(seed)
                 start = time.perf_counter()
                 prepared = lowbit.prepare(
@@ -84,11 +85,11 @@ def cells(options: argparse.Namespace, done: set[tuple]) -> Iterable[dict]:
                 )  # fmt: skip
                 lowbit.calibrate(prepared, [batch for _, batch in zip(range(4), train)])
                 trained(prepared, train, LOW_BITS, options.epochs, options.device)
-                found = accuracy(prepared, list(test), options.device)
+                found = accuracy(prepared, test, options.device)
                 yield {
                     "network": options.network, "seed": seed, "bits": bits, "scales": scales, "granularity": options.granularity,
                     "accumulator bits": accumulator, "top1": round(found, 2), "full precision": round(full, 2), "epochs": [0 if options.init else options.full_epochs, options.epochs],
-                    "images": options.images, "seconds": round(time.perf_counter() - start, 1), "machine": harness.machine(),
+                    "images": options.images, "tested": sum(len(y) for _, y in test), "seconds": round(time.perf_counter() - start, 1), "machine": harness.machine(),
                 }  # fmt: skip
 
 
@@ -118,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--init", type=Path, help="trained weights to start from, instead of training in full precision"
     )
     parser.add_argument("--images", type=int, help="that are trained on; all of them where it is not given")
+    parser.add_argument(
+        "--test-batches", type=int, help="of 256 images that are tested on; all of them where it is not given"
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--granularity", default="tensor")
