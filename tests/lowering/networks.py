@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import lowbit
+from lowbit.integer.graph import Node
+from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert, trained_runner
+from lowbit.lowering.proof import Proof, trial, trial_inputs
 
 
 def trained(model: nn.Module, x: torch.Tensor, **options) -> nn.Module:
@@ -37,6 +43,14 @@ def agreement(model: nn.Module, x: torch.Tensor | dict[str, torch.Tensor]) -> tu
     mine, theirs = network.codes(x), trained_runner(model, graph, traced)(inputs).codes
     pairs = [(mine[name].int(), codes) for name, codes in theirs.items()]
     return sum(a.numel() for a, _ in pairs), sum(int((a != b).sum()) for a, b in pairs)
+
+
+def caught(model: nn.Module, batch: dict[str, torch.Tensor], change: Callable[[Node], Node]) -> bool:
+    """Whether the proof sees that one kind of node was converted otherwise."""
+    graph, places = convert(model, batch)
+    other = validate(replace(graph, nodes=tuple(change(node) for node in graph.nodes)))
+    assert any(a is not b and type(a) is type(b) for a, b in zip(graph.nodes, map(change, graph.nodes)))
+    return bool(trial(Proof(model, other, places), trial_inputs(other, batch)))
 
 
 class Forward(nn.Module):

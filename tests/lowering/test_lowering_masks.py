@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import lowbit
-from lowbit.integer.ops import Add, MaskedSoftmax, Softmax
-from tests.lowering.networks import agreement
+from lowbit.integer.ops import Add, Embedding, MaskedSoftmax, Softmax
+from tests.lowering.networks import agreement, caught
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(6, 9, 12, generator=GENERATOR)
@@ -105,19 +106,30 @@ class Encoder(nn.Module):
         if self.how == "sequence first":
             return self.head(self.layers(x.transpose(0, 1), src_key_padding_mask=padding)[0])
         mask = ~CAUSAL.T if self.how == "and a constant" else None
+        if self.how in ("joined", "joined by or"):
+            shown = CAUSAL & ~padding[:, None, None, :]
+            hidden = ~CAUSAL | padding[:, None, None, :]
+            layer = self.layers.layers[0]
+            q, k, v = layer.self_attn.in_proj_weight.chunk(3)
+            q, k, v = (F.linear(x, w).unflatten(-1, (2, 8)).transpose(1, 2) for w in (q, k, v))
+            if self.how == "joined":
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=shown)
+            else:
+                y = (q @ k.transpose(-2, -1)).masked_fill(hidden, -math.inf).softmax(-1) @ v
+            return self.head(y.transpose(1, 2).flatten(2).mean(1))
         if self.how == "and floats":
             mask = torch.zeros(9, 9).masked_fill(~CAUSAL.T, -math.inf)
         return self.head(self.layers(x, mask, padding)[:, 0])
 
 
-@pytest.mark.parametrize("how", ["padding", "sequence first", "and a constant", "and floats"])
+@pytest.mark.parametrize("how", ["padding", "sequence first", "and a constant", "and floats", "joined", "joined by or"])
 def test_padding_that_is_an_input(how, tmp_path):
     """Samples of any length: none of a padded position is in the result, and of one without any position there is one all the same."""
     torch.manual_seed(0)
     model, batch = Encoder(how), {"x": X, "padding": PADDING}
     network = lowbit.prepare(model, weights=8, activations=8, integer_only=True, example_input=batch)
     lowbit.calibrate(network, [batch])
-    network(**batch).sum().backward()
+    network(**batch).square().sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
     network.eval()
     if how in ("padding", "sequence first"):
@@ -128,6 +140,8 @@ def test_padding_that_is_an_input(how, tmp_path):
     assert differ <= 0.01 * compared
     report = lowbit.export(integer, tmp_path / "network.onnx", batches=[batch])
     assert report.differ == 0 and lowbit.verify(network, tmp_path / "network.onnx", [batch]).ok
+    if how.startswith("joined"):  # what is hidden as a key is a query all the same
+        return
     changed = X + torch.randn(X.shape, generator=GENERATOR) * PADDING[..., None]
     assert torch.equal(
         integer({"x": X, "padding": PADDING})[1:5], integer({"x": changed, "padding": PADDING.long()})[1:5]
@@ -268,6 +282,7 @@ REFUSED = {
     "masked_fill .*: it has one with −∞": lambda net, ids: net.embed(ids).masked_fill(ids[..., None] == 0, 1.0),
     "scores behind a mask": lambda net, ids: F.gelu(net.embed(ids).masked_fill(ids[..., None] == 0, -math.inf)),
     "'embed' .* stand in another order": lambda net, ids: net.embed(ids.flip(1)),
+    "masks alone have it, joined by & and": lambda net, ids: net.embed(ids) * (torch.arange(12) < ids)[..., None],
     "more values than 0 and another": lambda net, ids: net.embed(ids) * ids[..., None].float(),
 }
 
@@ -276,3 +291,22 @@ REFUSED = {
 def test_what_has_no_integer_form_is_named_before_training(why):
     with pytest.raises(lowbit.LowbitError, match=why):
         lowbit.prepare(Forward(REFUSED[why]), integer_only=True, example_input=IDS)
+
+
+FAULTS = {
+    "rows of a table": lambda n: (
+        replace(n, codes=n.codes.roll(1, 0)) if isinstance(n, Embedding) and n.codes.shape[1] > 1 else n
+    ),
+    "what is hidden": lambda n: (
+        replace(n, codes=1 - n.codes) if isinstance(n, Embedding) and n.codes.shape[1] == 1 else n
+    ),
+    "the dimension": lambda n: replace(n, axis=n.axis - 1) if isinstance(n, MaskedSoftmax) else n,
+}
+
+
+def test_wrong_masks_and_tables_are_caught():
+    torch.manual_seed(0)
+    batch = SENTENCES["with a mask"]
+    network = lowbit.prepare(Bert(fused=True), weights=8, activations=8, integer_only=True, example_input=batch)
+    lowbit.calibrate(network, [batch]).eval()
+    assert [what for what, change in FAULTS.items() if not caught(network, batch, change)] == []

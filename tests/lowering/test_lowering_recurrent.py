@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ import lowbit
 from lowbit.formats import json
 from lowbit.integer.graph import TensorType
 from lowbit.integer.network import IntegerNetwork
-from lowbit.integer.ops import Linear, Lookup, SumOfProducts
-from tests.lowering.networks import agreement
+from lowbit.integer.ops import Linear, Lookup, Slice, SumOfProducts
+from tests.lowering.networks import agreement, caught
 
 X = torch.randn(6, 5, 7, generator=torch.Generator().manual_seed(3))
 STATES = {"h": torch.randn(6, 8, generator=torch.Generator().manual_seed(4)) / 2, "c": torch.ones(6, 8)}
@@ -168,3 +169,22 @@ def test_a_wide_sum_of_products_is_exact_in_its_range():
     assert node.accumulator_bound([gate, state, gate, gate]) == 255 * 32768 < 1 << 24
     with pytest.raises(lowbit.LowbitError, match="16 bits at most, and a gate 8"):
         node.check([state, state, gate, gate])
+
+
+def _other_gates(node):
+    if not isinstance(node, SumOfProducts):
+        return node
+    a, b, c, d = node.inputs
+    return replace(node, inputs=(c, b, a, d))
+
+
+FAULTS = {
+    "gates": _other_gates,
+    "a table": lambda n: replace(n, table=n.table.flip(0)) if isinstance(n, Lookup) and len(n.table) == 1 << 16 else n,
+    "a part": lambda n: replace(n, start=n.start - 8, stop=n.stop - 8) if isinstance(n, Slice) and n.start == 24 else n,
+}
+
+
+def test_wrong_steps_are_caught():
+    network = prepared(nn.LSTM, weights=8, activations=8)
+    assert [what for what, change in FAULTS.items() if not caught(network, {"x": X}, change)] == []

@@ -52,6 +52,8 @@ def _arguments(node: fx.Node, modules: Modules) -> dict[str, Any] | None:
         return None if given is None else settings | _first_as_input(given)
     if node.op == "call_method":
         name = str(target).rstrip("_")  # an operation in place takes what the other takes
+        if name.startswith("__"):  # an operator, of a tensor that is no proxy
+            return dict(zip(("input", "other"), args))
         if name in _VARIADIC and len(args) > 1:
             several = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
             return {"input": args[0], _VARIADIC[name]: tuple(several)}

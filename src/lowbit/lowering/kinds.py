@@ -336,6 +336,8 @@ def operands(node: fx.Node, kinds: Mapping[fx.Node, Kind | None]) -> list[fx.Nod
     """The nodes whose tensors a node takes as tensors on a grid, without those whose shape alone it asks for."""
     kind = kinds.get(node)
     apart: list[fx.Node] = []
+    if kind is WHOLE:  # exact, of constants as they are
+        return []
     if kind is FUNCTION:
         apart = nodes_in(node.args[1:])
     elif kind is not None and kind.parameters and node.op != "call_module":

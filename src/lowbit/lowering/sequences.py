@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
@@ -16,19 +14,13 @@ from lowbit.lowering.whole import WholeNumbers
 HIDDEN = -64.0
 """What is at most this, in a mask that is added to scores or put in their place, hides.
 
-a softmax then gives less than 2^-24 of the shown share for scores that are 47 below it or less.
+A softmax then gives less than 2^-24 of the shown share for scores that are 47 below it or less.
 """
 
-_FUNCTIONS = (
-    operator.invert, operator.not_, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
-    operator.and_, operator.or_, operator.xor, torch.logical_not, torch.bitwise_not, torch.logical_and,
-    torch.logical_or,
-    torch.bitwise_and, torch.bitwise_or, torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge,
-)  # fmt: skip
-_METHODS = (
-    "to float double half bool long int type type_as logical_not bitwise_not logical_and logical_or bitwise_and "
-    "bitwise_or eq ne lt le gt ge"
-).split()
+_ELEMENTWISE = frozenset(
+    "invert not eq ne lt le gt ge and or xor logical_not bitwise_not logical_and logical_or bitwise_and bitwise_or "
+    "to float double half bool long int type type_as".split()
+)
 
 
 def is_elementwise(node: fx.Node) -> bool:
@@ -36,7 +28,8 @@ def is_elementwise(node: fx.Node) -> bool:
 
     A cast, a comparison, a logical operation.
     """
-    return node.target in (_FUNCTIONS if node.op == "call_function" else _METHODS)
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return str(name).strip("_") in _ELEMENTWISE
 
 
 def _lack_of_mask(node: fx.Node, modules: Modules) -> str | None:

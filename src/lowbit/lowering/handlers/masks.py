@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,25 +39,25 @@ def indices(converter: Converter, node: fx.Node) -> Finite:
 
 
 def whole(converter: Converter, node: fx.Node) -> Any:
-    """A function of the elements of whole numbers, or the conjunction or disjunction of two masks."""
+    """A function of the elements of whole numbers; of masks made of several, their negation, "and" or "or"."""
     tensors = [each for each in node.all_input_nodes if converter.kinds[each] is not k.SHAPE]
     values = {each: converter.value(each, node) for each in tensors}
-    first = next(value for value in values.values() if isinstance(value, Finite))
-    if all(isinstance(v, Finite) and v.input == first.input and v.moves == first.moves for v in values.values()):
+    finite = [value for value in values.values() if isinstance(value, Finite)]
+    if len(finite) == len(values) and len({(each.input, each.moves) for each in finite}) == 1:
 
         def function(x: Tensor) -> Tensor:
-            args, kwargs = fx.map_arg(
-                (node.args, node.kwargs), lambda each: values[each].function(x) if each in values else each
-            )
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: values[each].function(x))
             target: Any = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
             return target(*args, **kwargs)
 
-        return Finite(node.name, first.input, first.shape, first.limit, function, first.moves)
-    name = str(getattr(node.target, "__name__", node.target)).removeprefix("logical_").removeprefix("bitwise_")
-    name = name.strip("_")
-    if name not in ("and", "or") or len(tensors) != 2:
-        raise converter.refusal(node, ": of whole numbers and other tensors, masks alone have it, joined by & and |")
-    return _joined(converter, node, name)
+        return replace(finite[0], name=node.name, function=function)
+    name = str(getattr(node.target, "__name__", node.target)).strip("_")
+    name = name.removeprefix("logical_").removeprefix("bitwise_")
+    if name in ("and", "or") and len(tensors) == 2:
+        return _joined(converter, node, name)
+    if name in ("not", "invert", "bool") and len(tensors) == 1:
+        return mask_codes(converter, tensors[0], node, inverted=name != "bool")
+    raise converter.refusal(node, ": of whole numbers and other tensors, masks alone have it, joined by & and |")
 
 
 def _joined(converter: Converter, node: fx.Node, how: str) -> Codes:
