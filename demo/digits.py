@@ -31,6 +31,7 @@ from lowbit.data import eval_loader
 from lowbit.files import atomic_write
 from lowbit.formats import FORMATS
 from lowbit.recipes import get_recipe
+from lowbit.report import read_run, write_report
 from lowbit.train import TrainConfig
 from lowbit.verification.compare import Report
 
@@ -95,11 +96,13 @@ def main() -> None:
         soft_wrap=True,
     )
     console.print(microcontrollers([outcome for outcome in outcomes if outcome.method == "lsq"]), soft_wrap=True)
+    page = report([outcome for outcome in outcomes if outcome.method in (None, "lsq")])
     figure = plot_comparison(outcomes, OUTPUT / "accuracy.png")
     console.print("One seed and 360 test images: differences of less than a point mean little.", soft_wrap=True)
     console.print("LG-LSQ is a reconstruction: see docs/methods.md.")
     console.print(f"\n{time.monotonic() - began:.0f} s in all.")
     console.print(f"The methods side by side:  {relative(figure)}")
+    console.print(f"A page about LSQ's runs:   {relative(page)}")
     console.print(f"Curves of every run:       {relative(OUTPUT)}/*/plots/")
 
 
@@ -212,6 +215,18 @@ def microcontrollers(outcomes: list[Outcome]) -> str:
             f"{needs.flash / 1000:.1f} kB of flash and {needs.ram / 1000:.1f} kB of RAM: {relative(path)}"
         )
     return "\n".join(lines)
+
+
+def report(outcomes: list[Outcome]) -> Path:
+    """The runs side by side on one page, those at low bits diagnosed on the test images."""
+    for outcome in outcomes:
+        if outcome.bits is None:
+            continue
+        model, config = train.load(outcome.folder, "last")
+        batches = eval_loader(config.data)
+        found = lowbit.diagnose(model, batches, train.start_of(config), history=read_run(outcome.folder).looks)
+        (outcome.folder / "diagnosis.json").write_text(found.to_json())
+    return write_report([outcome.folder for outcome in outcomes], OUTPUT / "report.html")
 
 
 def side_by_side(

@@ -49,6 +49,8 @@ def test_table_and_plots(demo, tmp_path, capsys):
     for path in ("model.onnx", "model.packed.onnx", "model.safetensors"):
         assert (tmp_path / "out" / "w4a4-lsq" / path).stat().st_size > 10_000
     assert "epoch" not in shown and "epoch 2/2" in (tmp_path / "out" / "log.txt").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "2 runs side by side" in page and "report.html" in shown
     for path in ("accuracy.png", "full-precision/plots/loss.png", "w4a4-lsq/plots/steps.png"):
         assert (tmp_path / "out" / path).read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "out" / "left over").exists()

@@ -12,6 +12,7 @@ from torch import nn
 import lowbit
 from lowbit.diagnosis import Kind, diagnose
 from lowbit.errors import LowbitError
+from lowbit.quantizer.initialization import Initial
 from tests.diagnosis.networks import Small, Transformer, TwoInputs, settled
 
 
@@ -63,7 +64,7 @@ def test_numbers_of_tensors_and_layers(network):
         # The tensors.
         weight = {t.name: t for t in found.tensors}["conv2.weight"]
         w = model.conv2.weight.detach()
-        step = float(model.conv2.weight_quantizer.raw_step)
+        step = float(model.conv2.weight_quantizer.step)
         codes = (w / step).round().clamp(-4, 3)
         assert weight.sqnr == pytest.approx(decibels(w, codes * step), abs=1e-3)
         assert weight.clipped == pytest.approx(
@@ -76,13 +77,13 @@ def test_numbers_of_tensors_and_layers(network):
         assert found.output_sqnr == pytest.approx(decibels(want, model(x)), abs=1e-3)
         alone = copy.deepcopy(network)
         x0 = network.bn1(network.conv1(data[0])).relu()
-        step, high = float(model.conv2.input_quantizer.raw_step), 7
+        step, high = float(model.conv2.input_quantizer.step), 7
         alone.conv1.forward = lambda _: None
         alone.bn1.forward = lambda _: x0  # ReLU is idempotent
         alone.conv2.forward = lambda x: nn.functional.conv2d(
             (x / step).round().clamp(0, high) * step, codes * w_step, padding=1
         )
-        w_step = float(model.conv2.weight_quantizer.raw_step)
+        w_step = float(model.conv2.weight_quantizer.step)
         layers = {layer.name: layer for layer in found.layers}
         assert layers["conv2"].alone == pytest.approx(decibels(network(data[0]), alone(data[0])), abs=1e-2)
         outputs = []
@@ -179,15 +180,17 @@ def test_a_layer_with_few_bits(network):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
-def test_an_outlier(network, granularity):
-    model = prepared(network, granularity=granularity)
+def test_an_outlier(network, granularity, bits):
+    model = prepared(network, bits=bits, granularity=granularity)
     layer, quantizer = model.conv3, model.conv3.weight_quantizer
     value = 12 * layer.weight.abs().max()
     layer.weight[3, 2, 1, 1] = value
     index = 3 if granularity == "channel" else ()
-    for step in (quantizer.raw_step, quantizer.initial_step):
-        step[index] = value / 7
+    step = quantizer.step.clone()
+    step[index] = value / quantizer.grid.qp
+    quantizer.set_initial(Initial(quantizer.grid, False, step, torch.zeros_like(step)))
     assert first(model) == ("conv3", Kind.OUTLIER)
 
 

@@ -43,7 +43,7 @@ def test_a_look_against_everything_kept(granularity):
         if i == 0:
             step, gradient = quantizer.step.clone(), quantizer.raw_step.grad.clone()
             relative = float(layer.weight.grad.norm() / layer.weight.detach().norm())
-            first = {"step": float(step.mean()), "gradient": float(gradient.norm() / step.norm())}
+            first = {"step": float(step.mean()), "gradient": float(gradient.norm() / quantizer.raw_step.norm())}
         optimizer.step()
         codes.append(quantizer.codes(layer.weight).long())
     (look,) = watch.take()

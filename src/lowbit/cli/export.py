@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 from pathlib import Path
 
 from lowbit.cli.options import Parser, allow_remote
@@ -11,7 +12,15 @@ from lowbit.cli.signals import terminable
 from lowbit.errors import LowbitError
 from lowbit.files import check_writable
 
-_RUN_FILES = ("config.json", "versions.json", "metrics.jsonl", "training.json", "checkpoints.json")
+_RUN_FILES = (
+    "config.json",
+    "versions.json",
+    "metrics.jsonl",
+    "training.json",
+    "checkpoints.json",
+    "diagnosis.json",
+    "report.html",
+)
 _RUN_FOLDERS = ("checkpoints", "tensorboard", "plots")
 
 
@@ -77,4 +86,5 @@ def _export(options: argparse.Namespace, path: Path) -> int:
     print(network.summary())
     print(f"verified: 0 of {report.compared:,} codes differ on {report.samples} images")
     print(f"{path}: {path.stat().st_size:,} bytes, {options.format}")
+    print(f"a page about it: lowbit report {shlex.quote(options.run)}")
     return 0

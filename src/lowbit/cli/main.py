@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": ("lowbit.cli.eval", "test accuracy of a run, or of an integer network"),
     "export": ("lowbit.cli.export", "write a run as an integer network, verified"),
     "verify": ("lowbit.cli.verify", "compare a run, its integer form and an exported file, code by code"),
+    "report": ("lowbit.cli.report", "write a page about runs: accuracy, what is wrong in which layer, plots"),
     "recipes": ("lowbit.cli.recipes", "list the recipes, with their published figures"),
 }
 

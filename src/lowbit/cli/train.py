@@ -8,6 +8,7 @@ import dataclasses
 import io
 import itertools
 import re
+import shlex
 import typing
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,8 @@ def run(argv: list[str]) -> int:
                 raise
             print(f"\nstopped; continue with: lowbit train --resume --output {config.output}", flush=True)
         return 130
+    if rank() == 0:
+        print(f"a page about it: lowbit report {shlex.quote(config.output)}", flush=True)
     return 0
 
 

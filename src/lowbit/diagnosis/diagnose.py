@@ -106,6 +106,7 @@ class _Run:
         self.quantizers = {f"{i}": each for i, each in enumerate(self.measured)}
         self.alive: dict[str, Tensor] = {}  # largest |input| of each channel in full precision, by layer
         self.norms, self.float_norms = NormStatistics(model), NormStatistics(model)
+        self.reference_norms = None if reference is None else NormStatistics(reference)
         self.errors, self.alone = Errors(), Errors()
         self.samples = self.labelled = 0
         self.right = {"quantized": 0, "float": 0, "reference": 0}
@@ -133,6 +134,9 @@ class _Run:
                 theirs = {name: self.reference.get_submodule(name) for name in self.modules}
                 with hooked(theirs, self._see_float(seen)):
                     expected = outputs_of(self.reference(*arguments, **keywords))
+                if self.reference_norms is not None and self.reference_norms.norms:
+                    with hooked(self.reference_norms.norms, self.reference_norms.see):
+                        self.reference(*arguments, **keywords)
         tensors = [each for each in (*arguments, *keywords.values()) if isinstance(each, Tensor)]
         with evaluation(model):
             given = {each.untyped_storage().data_ptr() for each in tensors}
@@ -233,9 +237,10 @@ class _Run:
         for name in self.norms.sums:
             drift, mean_shift, std_ratio = self.norms.against_stored(name)
             float_drift = self.float_norms.against_stored(name)[0]
-            records.append(
-                NormRecord(name, self.norms.norms[name].num_features, drift, float_drift, mean_shift, std_ratio)
-            )
+            theirs = self.reference_norms
+            reference = None if theirs is None or name not in theirs.sums else theirs.against_stored(name)[0]
+            channels = self.norms.norms[name].num_features
+            records.append(NormRecord(name, channels, drift, float_drift, reference, mean_shift, std_ratio))
         return tuple(records)
 
 

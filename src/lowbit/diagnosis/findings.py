@@ -1,7 +1,8 @@
 """What the measurements say: rules over plain data, one per kind.
 
-The severity of a finding is in decibels: about what the fault costs in signal-to-noise at its tensor. What one finding
-explains is not told again by another: a tensor, and a layer, has the most serious one alone.
+The severity of a finding is in decibels: about what the fault costs in signal-to-noise at its tensor, and more where it
+can be no effect of another fault: weights do not depend on what comes before them. What one finding explains is
+not told again by another: a tensor, and a layer, has the most serious one alone.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lowbit.diagnosis.kinds import REMEDIES, Kind
@@ -21,8 +22,13 @@ FAR = 2.7  # by what factor it must differ,
 NOISY = 20.0  # and how few dB the tensor must have: with more, nothing is to be gained that a network would notice
 NEGATIVE = 0.05  # share of values that an unsigned grid cuts off below
 FEWER_BITS = 3
-DRIFT = 0.5
-_UPSTREAM = 200.0  # severity of what shifts all that comes behind it
+DRIFT = 0.1  # of batch-norm statistics; beside a reference whose own drift is less:
+DRIFT_BESIDE = 0.012
+DRIFT_RATIO = 3.0  # times the reference's, which may have seen its images otherwise (random crops, say)
+OTHER_DATA = 3.0  # factor between the initial step of the input and what its rule makes of these batches
+_UPSTREAM = 200.0  # severity of what shifts all that comes behind it,
+_FOREMOST = 100.0  # of the first activation that misses its grid: those behind it may do so because it does,
+_OWN = 300.0  # and of what no tensor before it can have caused
 OSCILLATING = 0.1
 _FIRST = 1000.0  # severity of what makes all else void
 
@@ -45,7 +51,8 @@ class Finding:
         layer: its name: of a layer, of a batch-norm, or of a tensor between layers ("activation_quantizers.…").
         tensor: which of the layer's tensors ("weight", "input", …); "" where it is none.
         kind: one of `Kind`.
-        severity: about how many dB it costs; they are sorted by it.
+        severity: about how many dB it costs, and a summand by what can have caused it (see above); they are sorted by
+            it.
         numbers: what it was found by.
         sentence: that in words. `remedy`: what to do, with the option or code that does it.
     """
@@ -71,23 +78,36 @@ def find(
 ) -> tuple[Finding, ...]:
     """The findings, most serious first."""
     found = [*_calibration(tensors)]
-    whole = bool(found)
+    whole, foremost = bool(found), True
     for tensor in tensors:
         each = _of_tensor(tensor)
-        if each is not None and not (whole and not tensor.is_weight and each.kind in _RANGE):
-            found.append(each)
+        if each is None:
+            continue
+        if each.kind in _RANGE and not tensor.is_weight:
+            if whole:  # told with the network's input
+                continue
+            if foremost:
+                each, foremost = replace(each, severity=each.severity + _FOREMOST), False
+        found.append(each)
     found += [*_low_bits(tensors, layers), *_drift(norms), *_oscillation(history)]
     found.sort(key=lambda each: -each.severity)
     seen: set[str] = set()
     return tuple(each for each in found if not (each.layer in seen or seen.add(each.layer)))
 
 
-_SCALE = (Kind.UNSIGNED_GRID, Kind.CLIPPED, Kind.STEP_TOO_LARGE)
-_RANGE = (*_SCALE, Kind.SIGNED_GRID, Kind.ZERO_POINT)
+_RANGE = (Kind.SIGNED_GRID, Kind.UNSIGNED_GRID, Kind.ZERO_POINT, Kind.CLIPPED, Kind.STEP_TOO_LARGE)
 
 
 def _finding(layer: str, tensor: str, kind: Kind, severity: float, sentence: str, **numbers: float) -> Finding:
-    return Finding(layer, tensor, kind, round(severity, 2), numbers, sentence, REMEDIES[kind])
+    return Finding(
+        layer,
+        tensor,
+        kind,
+        round(severity, 2),
+        numbers,
+        sentence,
+        REMEDIES[kind].replace("Rule(layer", f"Rule({layer!r}"),
+    )
 
 
 def _of_tensor(t: TensorRecord) -> Finding | None:
@@ -102,16 +122,17 @@ def _of_tensor(t: TensorRecord) -> Finding | None:
     if t.outliers:
         steps = "its step" if t.steps == 1 else f"{t.outliers} of its {t.steps} steps"
         return _finding(
-            t.layer, t.tensor, Kind.OUTLIER, 20 * math.log10(t.crest / 1.5),
+            t.layer, t.tensor, Kind.OUTLIER, _OWN + 20 * math.log10(t.crest / 1.5),
             f"{what}'s largest value is {t.crest:.1f} times what all but a half percent of the others keep within; it "
-            f"stretches {steps}.",
+            "stretches "
+            f"{steps}.",
             crest=t.crest, outliers=t.outliers,
         )  # fmt: skip
     if t.dead_channels:
         dead = len(t.dead_channels)
         names = ", ".join(map(str, t.dead_channels[:5])) + (", …" if dead > 5 else "")
         # Of an activation it may be the effect of something before it.
-        severity = max(t.sqnr - 10 * math.log10(t.channels / dead), 3.0) if t.is_weight else 0.0
+        severity = _OWN + max(t.sqnr - 10 * math.log10(t.channels / dead), 3.0) if t.is_weight else 0.0
         return _finding(
             t.layer, t.tensor, Kind.DEAD_CHANNEL, severity,
             f"{dead} of {t.channels} channels of {what} ({names}) {'is' if dead == 1 else 'are'} nothing but zero.",
@@ -126,7 +147,8 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
         return _finding(
             t.layer, t.tensor, Kind.SIGNED_GRID, 6.02,
             f"{what} is never negative (from {t.low:.3g} to {t.high:.3g}), but its grid is signed: {-t.qn} of "
-            f"{t.codes} codes have no use.",
+            f"{t.codes} codes have no "
+            "use.",
             low=t.low, high=t.high, unused=-t.qn,
         )  # fmt: skip
     if not t.signed and not t.offset and t.clipped_low > NEGATIVE:
@@ -138,24 +160,26 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
         )  # fmt: skip
     if t.sqnr > NOISY:
         return None
+    own = _OWN if t.is_weight else 0.0
     gain = 0.0 if t.best_offset_sqnr is None else t.best_offset_sqnr - t.sqnr
     if gain > GAIN and gain > t.gain + GAIN / 2:
         return _finding(
             t.layer, t.tensor, Kind.ZERO_POINT, gain,
             f"the grid of {what} lies beside the data: {t.used_codes} of {t.codes} codes are used, "
-            f"{100 * t.clipped:.0f} % of the values are cut off; a better offset would gain {gain:.0f} dB.",
+            f"{100 * t.clipped:.0f} % of the values "
+            f"are cut off; a better offset would gain {gain:.0f} dB.",
             zero_point=t.zero_point, used_codes=t.used_codes, codes=t.codes, clipped=t.clipped, gain_db=gain,
         )  # fmt: skip
     if t.gain > GAIN and t.best_ratio > 1:
         return _finding(
-            t.layer, t.tensor, Kind.CLIPPED, t.gain,
+            t.layer, t.tensor, Kind.CLIPPED, t.gain + own,
             f"{100 * t.clipped:.0f} % of {what} are beyond the grid; a step {t.best_ratio:.2g} times as large would "
             f"gain {t.gain:.0f} dB.",
             clipped=t.clipped, best_ratio=t.best_ratio, gain_db=t.gain,
         )  # fmt: skip
     if t.gain > GAIN and t.best_ratio < 1 / FAR:
         return _finding(
-            t.layer, t.tensor, Kind.STEP_TOO_LARGE, t.gain,
+            t.layer, t.tensor, Kind.STEP_TOO_LARGE, t.gain + own,
             f"{what} takes {t.used_codes} of {t.codes} codes; a step {1 / t.best_ratio:.2g} times smaller would gain "
             f"{t.gain:.0f} dB.",
             used_codes=t.used_codes, codes=t.codes, best_ratio=t.best_ratio, gain_db=t.gain,
@@ -164,26 +188,27 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
 
 
 def _calibration(tensors: Sequence[TensorRecord]) -> Iterator[Finding]:
-    """The network's input, on which nothing but the data has an effect, misses the grid that calibration gave it."""
-    activations = [t for t in tensors if not t.is_weight]
-    missed = [t for t in activations if (each := _of_range(t, "")) is not None and each.kind in _SCALE]
-    # Where training has moved the step, it is not the initialization that was wrong.
-    of_input = [t for t in missed if t.is_input and not t.at_bound and 0.5 < t.step_ratio < 2]
-    if not of_input:
-        return
-    first, gain = of_input[0], statistics.fmean(t.gain for t in missed)
-    yield _finding(
-        first.layer, first.tensor, Kind.CALIBRATION_DATA, _FIRST / 2 + gain,
-        f"the network's input lies between {first.low:.3g} and {first.high:.3g}, its grid between "
-        f"{first.qn * first.step:.3g} and "
-        f"{first.qp * first.step:.3g}: it was initialized with other data, and with it {len(missed) - 1} of "
-        f"{len(activations) - 1} other activations that miss their grids.",
-        missed=len(missed), activations=len(activations), gain_db=gain,
-    )  # fmt: skip
+    """The network's input, on which nothing but the data has an effect, would be given another step or grid today."""
+    for t in tensors:
+        if t.expected is None or t.at_bound:
+            continue
+        negative = not t.signed and not t.offset and t.expected_signed and t.clipped_low > NEGATIVE
+        if 1 / OTHER_DATA < t.expected < OTHER_DATA and not negative:
+            continue
+        said = (
+            "unsigned for values that are negative" if negative else f"{t.expected:.2g} times what these batches give"
+        )
+        yield _finding(
+            t.layer, t.tensor, Kind.CALIBRATION_DATA, _FIRST / 2 + t.gain,
+            f"the network's input lies between {t.low:.3g} and {t.high:.3g}, its grid between {t.qn * t.step:.3g} and "
+            f"{t.qp * t.step:.3g}: the step it was initialized with is {said}, so that calibration has seen other "
+            "data.",
+            expected=t.expected, low=t.low, high=t.high,
+        )  # fmt: skip
 
 
 def _low_bits(tensors: Sequence[TensorRecord], layers: Sequence[LayerRecord]) -> Iterator[Finding]:
-    """A layer with far fewer bits than the median, and more noise at the output than any with as many as that."""
+    """A layer with far fewer bits than the middle one, and more noise at the output than those have."""
     alone = {layer.name: layer.alone for layer in layers}
     for weights in (True, False):
         side = [t for t in tensors if t.is_weight == weights and t.tensor != "value"]
@@ -198,24 +223,29 @@ def _low_bits(tensors: Sequence[TensorRecord], layers: Sequence[LayerRecord]) ->
             if middle - t.bits < FEWER_BITS or mine is None or not others or mine > statistics.median(others) - 6:
                 continue
             yield _finding(
-                t.layer, t.tensor, Kind.LOW_BITS, 6.02 * (middle - t.bits),
+                t.layer, t.tensor, Kind.LOW_BITS, _OWN + 6.02 * (middle - t.bits),
                 f"the {t.tensor} has {t.bits} bits where the others have {middle:.0f}: with this layer alone "
-                f"quantized the output has {mine:.0f} dB, with one of the others {statistics.median(others):.0f} dB.",
+                "quantized the output has "
+                f"{mine:.0f} dB, with one of the others {statistics.median(others):.0f} dB.",
                 bits=t.bits, median_bits=middle, alone_db=mine,
             )  # fmt: skip
 
 
 def _drift(norms: Sequence[NormRecord]) -> Iterator[Finding]:
     for norm in norms:
-        if norm.drift > DRIFT:
-            # Without quantizers there too: nothing before it has caused it. Else it is an effect of noise, told last.
-            severity = 10 * math.log10(1 + norm.drift)
-            yield _finding(
-                norm.name, "", Kind.BATCHNORM_DRIFT, severity + (_UPSTREAM if norm.float_drift > DRIFT else -10.0),
-                f"stored means are off by {norm.mean_shift:.2f} standard deviations of the batches, stored deviations "
-                f"are {norm.std_ratio:.2f} times theirs.",
-                drift=norm.drift, mean_shift=norm.mean_shift, std_ratio=norm.std_ratio,
-            )  # fmt: skip
+        least = DRIFT
+        if norm.reference_drift is not None:
+            least = max(DRIFT_BESIDE, DRIFT_RATIO * norm.reference_drift)
+        if norm.drift <= least:
+            continue
+        # Without quantizers there too: nothing before it has caused it. Else it is an effect of noise, told last.
+        severity = 10 * math.log10(1 + norm.drift / least)
+        yield _finding(
+            norm.name, "", Kind.BATCHNORM_DRIFT, severity + (_UPSTREAM if norm.float_drift > least else -10.0),
+            f"stored means are off by {norm.mean_shift:.2f} standard deviations of the batches, stored deviations are "
+            f"{norm.std_ratio:.2f} times theirs.",
+            drift=norm.drift, mean_shift=norm.mean_shift, std_ratio=norm.std_ratio,
+        )  # fmt: skip
 
 
 def _oscillation(history: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -230,7 +260,7 @@ def _oscillation(history: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         if share > OSCILLATING:
             layer = name.rpartition(".")[0]
             yield _finding(
-                layer, "weight", Kind.OSCILLATION, 10 * math.log10(1 + 100 * share),
+                layer, "weight", Kind.OSCILLATION, _OWN + 10 * math.log10(1 + 100 * share),
                 f"{100 * share:.0f} % of its weights jump back and forth between two codes within a few steps.",
                 oscillating=share,
             )  # fmt: skip

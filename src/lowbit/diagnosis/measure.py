@@ -13,7 +13,7 @@ from lowbit.diagnosis.records import TensorRecord
 from lowbit.errors import LowbitError
 from lowbit.grid import Grid
 from lowbit.quantizer import functional
-from lowbit.quantizer.initialization import INITS, Statistics
+from lowbit.quantizer.initialization import INITS, Statistics, find_initial
 from lowbit.quantizer.module import Quantizer
 
 SAMPLE = 4096
@@ -99,15 +99,34 @@ class Measured:
         """Steps of which one value in two hundred stretches the range."""
         groups = _grouped(normalized.abs(), step)
         each = groups.shape[1]
-        if each < _OUTLIERS_OF:
-            return
-        most = groups.kthvalue(each - max(each // 200, 1), dim=1).values
         largest = groups.amax(1)
-        reach = max(self.grid.qp, -self.grid.qn)
+        if each >= _OUTLIERS_OF:
+            most = groups.kthvalue(each - max(each // 200, 1), dim=1).values
+        elif (
+            groups.numel() >= _OUTLIERS_OF
+        ):  # of few values one is always the largest by far: beside those of all steps
+            everywhere = groups * step.reshape(-1, 1)
+            most = everywhere.flatten().kthvalue(groups.numel() - max(groups.numel() // 200, 1)).values / step.reshape(
+                -1
+            )
+        else:
+            return
+        reach = max(self.grid.qp, 1)
         stretched = (largest > CREST * most) & (largest > 0.6 * reach) & (most < 0.3 * reach) & (largest > 0)
         self.outliers = int(stretched.sum())
         if self.outliers:
             self.crest = float((largest / most.clamp_min(1e-12))[stretched].max())
+
+    def _expected(self, sample: Tensor) -> tuple[float | None, bool]:
+        """The initial step over what the method's rule makes of this data, and whether it makes the grid signed."""
+        quantizer = self.quantizer
+        if not self.is_input or quantizer.raw_step.numel() > 1 or quantizer.method.range is not None:
+            return None, self.grid.signed
+        x = (sample[0] - float(quantizer.zero_point)) * sample[1]
+        if not bool(x.any()):
+            return None, self.grid.signed
+        initial = find_initial(quantizer, torch.cat([x, torch.tensor([self.low, self.high])]))
+        return float(quantizer.initial_step) / float(initial.step), initial.grid.signed
 
     def record(self, float_alive: Tensor | None) -> TensorRecord | None:
         """The record; None where the quantizer was never called.
@@ -124,6 +143,7 @@ class Measured:
         best_ratio, best_noise, sampled_noise, sampled = _best_ratio(sample, quantizer)
         sqnr = decibels(squares, noise)
         ratio, at_bound = _trajectory(quantizer)
+        expected, expected_signed = self._expected(sample)
         dead = _dead(self.alive, float_alive)
         values, values_low, values_high = _histogram(sample[0], grid.qn, grid.qp)
         return TensorRecord(
@@ -140,6 +160,8 @@ class Measured:
             step=float(sample[1].mean()),
             step_ratio=ratio,
             at_bound=at_bound,
+            expected=expected,
+            expected_signed=expected_signed,
             low=self.low,
             high=self.high,
             std=math.sqrt(max(squares / self.count - mean**2, 0.0)),
@@ -233,9 +255,14 @@ def _dead(alive: Tensor | None, float_alive: Tensor | None) -> tuple[int, ...]:
 
 
 def _histogram(v: Tensor, qn: int, qp: int) -> tuple[tuple[float, ...], float, float]:
-    """Shares of values in steps, and from where to where: the grid and half its width more at each side."""
+    """Shares of values in steps, and from where to where.
+
+    That is the values' own range, within the grid and half its width more at each side.
+    """
     margin = max((qp - qn) / 2, 1.0)
-    low, high = float(qn - margin), float(qp + margin)
+    low, high = max(float(v.min()), qn - margin), min(float(v.max()), qp + margin)
+    if not high > low:
+        low, high = min(low, high) - 0.5, max(low, high) + 0.5
     counts = torch.histc(v.float().clamp(low, high), BINS, low, high)
     return tuple((counts / len(v)).tolist()), low, high
 

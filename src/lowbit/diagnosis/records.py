@@ -11,11 +11,14 @@ class TensorRecord:
 
     Attributes:
         layer, tensor: see `Place`; `is_weight` for what does not depend on the data, `is_input` for an input of the
-        network. bits, signed, qn, qp: the grid.
+            network.
+        bits, signed, qn, qp: the grid.
         offset: whether there is one (LSQ+).
         steps: how many steps there are; `step` is their mean.
         step_ratio: the step over its initial value; of several that which has moved most. `at_bound`: whether one is at
             its bounds.
+        expected: initial step over that which the method's rule gives on these batches, of an input of the network with
+            one step; None of all else. `expected_signed`: whether the rule gives a signed grid here.
         low, high: extreme values. `std`: of all values.
         sqnr: signal-to-quantization-noise, 10·log10(Σx² / Σ(x̂ − x)²), in dB.
         best_sqnr: the same with all steps multiplied by `best_ratio`, the factor with the least Σ(x̂ − x)² (of 2^(−6)
@@ -23,7 +26,7 @@ class TensorRecord:
         best_offset_sqnr: with the best step and offset; None where no offset is learned.
         clipped_low, clipped_high: share of values beyond the grid by more than half a step.
         used_codes, codes: how many codes occur, of how many; `first_code` and `last_code` are the extreme ones that
-        occur.
+            occur.
         zero_point: mean code of real zero.
         outliers: number of steps with an outlier, `crest` the largest quotient of the largest value and that which all
             but a half percent of the values keep within (weights alone).
@@ -45,6 +48,8 @@ class TensorRecord:
     step: float
     step_ratio: float
     at_bound: bool
+    expected: float | None
+    expected_signed: bool
     low: float
     high: float
     std: float
@@ -109,14 +114,18 @@ class NormRecord:
     """One batch-norm: how far its stored statistics are from those of the batches.
 
     `drift` is the mean over channels (but constant ones) of the divergence of two normal distributions, stored from
-    measured, at most 10: ½·((μ − μ̂)²/σ̂² + σ²/σ̂² − 1 − ln(σ²/σ̂²)). `mean_shift` is the mean of |μ − μ̂|/σ̂,
-    `std_ratio` the geometric mean of σ/σ̂. `float_drift` is `drift` in the network without quantizers: small where
-    quantization alone has shifted the statistics.
+    measured,
+    at most 10: ½·((μ − μ̂)²/σ̂² + σ²/σ̂² − 1 − ln(σ²/σ̂²)). `mean_shift` is the mean of |μ − μ̂|/σ̂, `std_ratio` the
+        geometric mean of σ/σ̂.
+    `float_drift` is `drift` in the network without quantizers: small where quantization alone has shifted the
+        statistics.
+    `reference_drift` is that of the reference's own statistics on the same batches; None without a reference.
     """
 
     name: str
     channels: int
     drift: float
     float_drift: float
+    reference_drift: float | None
     mean_shift: float
     std_ratio: float

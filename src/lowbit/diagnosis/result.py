@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lowbit.diagnosis.findings import Accuracy, Finding
 from lowbit.diagnosis.records import LayerRecord, NormRecord, TensorRecord
+from lowbit.files import atomic_write
 from lowbit.report.table import render
 
 __all__ = ["Accuracy", "Diagnosis", "Finding"]
@@ -71,6 +74,19 @@ class Diagnosis:
     def to_json(self) -> str:
         """All of it as JSON."""
         return json.dumps(self.to_dict(), allow_nan=False)
+
+    def to_html(self, path: str | os.PathLike, title: str = "lowbit diagnosis") -> Path:
+        """Write one self-contained page: findings, layers, plots. It needs no network.
+
+        Raises:
+            LowbitError: the file can't be written.
+        """
+        from lowbit.report.page import page_of_diagnosis
+
+        path = Path(path)
+        with atomic_write(path) as temporary:
+            temporary.write_text(page_of_diagnosis(title, self.to_dict()), encoding="utf-8")
+        return path
 
 
 def _bits(layer: LayerRecord) -> str:

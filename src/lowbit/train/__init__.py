@@ -1,6 +1,6 @@
 """Training from a config to a run folder, and back from the folder to the network."""
 
-from lowbit.train.build import about, load
+from lowbit.train.build import about, load, start_of
 from lowbit.train.config import (
     DataConfig,
     ModelConfig,
@@ -26,4 +26,5 @@ __all__ = [
     "evaluate_run",
     "load",
     "run",
+    "start_of",
 ]

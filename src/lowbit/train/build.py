@@ -30,6 +30,17 @@ def build_float(config: ModelConfig) -> nn.Module:
     return models.create(config.name, num_classes=config.num_classes, weights=weights, pretrained=config.pretrained)
 
 
+def start_of(config: TrainConfig) -> nn.Module | None:
+    """The full-precision network that a run started from, in evaluation mode.
+
+    None where it started from random or published weights, which are not fetched for this.
+
+    Raises:
+        LowbitError: the weights are not where they were.
+    """
+    return None if config.model.init is None else build_float(config.model).eval()
+
+
 def _weights_file(init: Path) -> Path:
     """`init`, or the best checkpoint where it is a run folder."""
     check_place(init)
