@@ -37,6 +37,9 @@ _OLD_NAMES = {
 }
 
 
+_OLD_ATTRIBUTES = {"started", "has_fraction", "slope_value", "slope_norm", "pull_value"}
+
+
 class Configuration(NamedTuple):
     """What the buffer `configuration` holds.
 
@@ -248,6 +251,10 @@ class QuantizerState(nn.Module):
     pull_value = renamed_property("Quantizer", "pull_value", "scaling_value")
     snap = renamed_method("Quantizer", "snap", "round_zero_point")
     restart = renamed_method("Quantizer", "restart", "reset")
+
+    def __dir__(self) -> list[str]:
+        """Without the old names: torch.jit reads every attribute that is listed here, and reading one of those warns."""
+        return [name for name in super().__dir__() if name not in _OLD_ATTRIBUTES]
 
     @property
     def balance(self) -> Balance | None:
