@@ -148,10 +148,10 @@ def test_running_again_records_nothing(command, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_run_that_diverges_is_a_result(command, tmp_path, monkeypatch, capsys, epoch: int) -> None:
-    def fail(self, number, *others):
+    def fail(self, number, *others, **named):
         if number == epoch:
             raise LowbitError(f"the loss is nan at epoch {number + 1}: {CALMER}")
-        return real(self, number, *others)
+        return real(self, number, *others, **named)
 
     real = Trainer.train_epoch
     monkeypatch.setattr(Trainer, "train_epoch", fail)

@@ -150,3 +150,21 @@ def test_parquet_of_something_else(tmp_path):
     path.write_bytes(b"not parquet")
     with pytest.raises(LowbitError, match=r"train\.parquet: not a readable parquet file"):
         open_dataset(tmp_path, "train")
+
+
+def test_row_groups_are_read_once_where_they_fit_and_few_are_kept_where_not(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "train.parquet", [encoded(i % 10) for i in range(60)], [i % 2 for i in range(60)])
+    source = open_dataset(tmp_path, "train")
+    reads = []
+    real = source._read_row_group
+    monkeypatch.setattr(source, "_read_row_group", lambda group: reads.append(group) or real(group))
+    order = np.random.default_rng(0).permutation(60)
+    for index in order:
+        source.read(int(index))
+    assert sorted(reads) == list(range(15))  # of four rows
+    source.__dict__.pop("_kept")
+    monkeypatch.setattr(type(source), "_KEPT_BYTES", 1)
+    reads.clear()
+    for index in order:
+        source.read(int(index))
+    assert 30 < len(reads) <= 60 and len(source._kept._results) == 4

@@ -106,6 +106,9 @@ class Part:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        assert first == 0
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.batches)
 

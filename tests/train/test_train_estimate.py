@@ -17,12 +17,12 @@ from lowbit.saved import saved_bytes
 from lowbit.train import DataConfig, ModelConfig, TrainConfig
 from lowbit.train.build import build_float, prepare
 from lowbit.train.estimate import StepCost, measure_step
-from lowbit.train.shapes import sample_shape
+from lowbit.train.shapes import example_inputs
 
 
 def measure(config: TrainConfig) -> StepCost:
     original = build_float(config.model)
-    return measure_step(config, original, prepare(original, config.quantization), (1, 8, 8))
+    return measure_step(config, original, prepare(original, config.quantization), torch.zeros(1, 1, 8, 8))
 
 
 def test_saved_bytes_by_hand() -> None:
@@ -42,7 +42,7 @@ def test_a_few_images_tell_what_a_batch_keeps(recipe: str, precision: str) -> No
     # The same counted on a whole batch.
     original = build_float(config.model)
     model = prepare(original, config.quantization)
-    measure_step(config, original, model, (1, 8, 8))  # starts the quantizers
+    measure_step(config, original, model, torch.zeros(1, 1, 8, 8))  # starts the quantizers
     images = torch.randn(32, 1, 8, 8).contiguous(memory_format=config.memory_format)
 
     def forward() -> torch.Tensor:
@@ -84,14 +84,18 @@ def test_computing_activations_again_keeps_fewer() -> None:
     for again in (False, True):
         original = build_float(config.model)
         model = prepare(original, config.quantization)
-        kept.append(measure_step(replace(config, grad_checkpointing=again), original, model, shape).kept_per_image)
+        kept.append(
+            measure_step(
+                replace(config, grad_checkpointing=again), original, model, torch.zeros(1, *shape)
+            ).kept_per_image
+        )
     assert kept[1] < kept[0] / 2
 
 
 def test_shape_of_a_sample() -> None:
     def shape(model: str, **data) -> tuple[int, ...]:
         config = TrainConfig(model=ModelConfig(name=model), data=DataConfig(**{"path": "", **data}))
-        return sample_shape(config, build_float(config.model))
+        return tuple(example_inputs(config, build_float(config.model)).shape[1:])
 
     assert shape("cifar-resnet20") == (3, 32, 32)
     assert shape("ds-cnn") == (1, 49, 10)
@@ -102,7 +106,7 @@ def test_shape_of_a_sample() -> None:
     assert shape("resnet10t") == (3, 176, 176)  # timm says it
     config = TrainConfig(model=ModelConfig(name="own"), data=DataConfig(path=""))
     with pytest.raises(LowbitError, match=r"own has none of its own; give data\.image_size or data\.path"):
-        sample_shape(config, nn.Linear(2, 2))
+        example_inputs(config, nn.Linear(2, 2))
 
 
 def test_shape_of_a_sample_where_the_first_image_is_broken(tmp_path: Path) -> None:
@@ -111,6 +115,6 @@ def test_shape_of_a_sample_where_the_first_image_is_broken(tmp_path: Path) -> No
         (tmp_path / split / "a" / "0.png").write_bytes(b"broken")
     config = TrainConfig(data=DataConfig(str(tmp_path)))
     with pytest.raises(LowbitError, match="none of 1 images can be read"):
-        sample_shape(config, nn.Linear(2, 2))
+        example_inputs(config, nn.Linear(2, 2))
     PIL.Image.new("RGB", (9, 8)).save(tmp_path / "train" / "a" / "1.png")
-    assert sample_shape(config, nn.Linear(2, 2)) == (3, 8, 9)
+    assert example_inputs(config, nn.Linear(2, 2)).shape == (1, 3, 8, 9)

@@ -205,14 +205,11 @@ def test_a_run_that_fails_before_its_first_checkpoint_can_be_started_again(confi
 
 
 def test_a_loss_that_is_not_finite_later_keeps_the_run(config: TrainConfig, monkeypatch) -> None:
-    def at_second_epoch(self, epochs_done, real=Trainer._set_progress):
-        real(self, epochs_done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.1 if epochs_done < 1 else 1e30
+    def at_second_epoch(trainer: Trainer, epochs_done: float) -> None:
+        trainer.initial_lr = [0.1 if epochs_done < 1 else 1e30] * len(trainer.initial_lr)
 
-    monkeypatch.setattr(Trainer, "_set_progress", at_second_epoch)
     with pytest.raises(LowbitError, match="the loss is"):
-        run(replace(config, epochs=4))
+        run(replace(config, epochs=4), on_step=at_second_epoch)
     assert Checkpoints(Path(config.output)).exists
     for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
@@ -250,8 +247,8 @@ def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
 def after_epoch(number: int, change: Callable[[torch.nn.Module], object]) -> Callable:
     """`Trainer.train_epoch` that ends with a change of the network after this epoch, as the last step may make it."""
 
-    def train_epoch(self, epoch, *arguments, real=Trainer.train_epoch):
-        numbers = real(self, epoch, *arguments)
+    def train_epoch(self, epoch, *arguments, real=Trainer.train_epoch, **named):
+        numbers = real(self, epoch, *arguments, **named)
         if epoch + 1 == number:
             change(self.model)
         return numbers
@@ -422,7 +419,7 @@ def test_compiled_step_says_so_and_computes_the_same(compiler: str) -> None:
 def test_every_epoch_has_its_own_order(config: TrainConfig, monkeypatch) -> None:
     epochs = []
     real = InMemoryImages.set_epoch
-    monkeypatch.setattr(InMemoryImages, "set_epoch", lambda self, epoch: epochs.append(epoch) or real(self, epoch))
+    monkeypatch.setattr(InMemoryImages, "set_epoch", lambda self, *place: epochs.append(place[0]) or real(self, *place))
     run(replace(config, epochs=3))
     assert epochs == [0, 1, 2]
 

@@ -23,7 +23,6 @@ KILLED = """
 import os, signal, sys
 import torch
 from lowbit.train import TrainConfig, run
-from lowbit.train.trainer import Trainer
 
 torch.set_num_threads(1)
 kind, at = sys.argv[2], float(sys.argv[3])
@@ -31,19 +30,18 @@ count = 0
 
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 
-def at_step(self, epochs_done, real=Trainer._set_progress):
-    kill() if epochs_done >= at else real(self, epochs_done)
+def at_step(trainer, epochs_done):
+    if kind == "step" and epochs_done >= at:
+        kill()
 
 def at_rename(source, target, real=os.replace):
     global count
     count += "checkpoints" in str(target)
     kill() if count == at else real(source, target)
 
-if kind == "step":
-    Trainer._set_progress = at_step
-else:
+if kind == "rename":
     os.replace = at_rename
-run(TrainConfig.load(sys.argv[1]))
+run(TrainConfig.load(sys.argv[1]), on_step=at_step)
 """
 
 
@@ -61,16 +59,13 @@ def assert_same(a: dict, b: dict) -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, at: float) -> None:
     """Run, and press Ctrl-C when `at` epochs are done."""
-    real = Trainer._set_progress
 
-    def stop(self, epochs_done):
+    def stop(trainer: Trainer, epochs_done: float) -> None:
         if epochs_done >= at:
             raise KeyboardInterrupt
-        real(self, epochs_done)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_set_progress", stop)
-        run(config)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, on_step=stop)
 
 
 VARIANTS = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-import lowbit.train.assemble as assemble
 import lowbit.train.loop as loop
+from lowbit.data import DataSet
 from lowbit.errors import LowbitError
 from lowbit.report import read_run, table
 from lowbit.train import TrainConfig, evaluate_run, run
@@ -93,8 +93,8 @@ def test_batchnorm_statistics_are_chosen_by_validation(held_out: TrainConfig, mo
 def test_no_image_held_out_is_trained_on_or_calibrated_with(low_bit: TrainConfig, monkeypatch) -> None:
     low_bit = replace(low_bit, data=replace(low_bit.data, validation=200, limit=None), epochs=1)
     given = []
-    real = assemble.split_loaders
-    monkeypatch.setattr(assemble, "split_loaders", lambda *a, **k: given.append(real(*a, **k)) or given[-1])
+    real = DataSet.loaders
+    monkeypatch.setattr(DataSet, "loaders", lambda self, **k: given.append(real(self, **k)) or given[-1])
     run(low_bit)
     (splits,) = given
     assert splits.train.num_images == 1437 - 200
@@ -105,16 +105,13 @@ def test_no_image_held_out_is_trained_on_or_calibrated_with(low_bit: TrainConfig
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> None:
     """Run, and press Ctrl-C in the second epoch."""
-    real = Trainer._set_progress
 
-    def stop(self, epochs_done):
+    def stop(trainer: Trainer, epochs_done: float) -> None:
         if epochs_done >= 1.5:
             raise KeyboardInterrupt
-        real(self, epochs_done)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_set_progress", stop)
-        run(config)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, on_step=stop)
 
 
 def test_a_resumed_run_has_the_same_images_held_out(held_out: TrainConfig, tmp_path, monkeypatch, capsys) -> None:

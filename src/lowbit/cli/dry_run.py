@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 import lowbit
 from lowbit.cli.options import console
-from lowbit.data import training_split
+from lowbit.data import DataSet
+from lowbit.data.own import OwnSplit
+from lowbit.inputs import each, shapes
 from lowbit.qat.summary import LayerRow
 from lowbit.recipes import RECIPES
 from lowbit.recipes.recipe import training_macs
 from lowbit.train.build import build_float, prepare, recorded
-from lowbit.train.checks import check_classes, check_shape, resolve
+from lowbit.train.checks import check_classes, check_shape
 from lowbit.train.config import TrainConfig
 from lowbit.train.estimate import StepCost, measure_step
-from lowbit.train.shapes import sample_shape
+from lowbit.train.resolve import resolve
+from lowbit.train.shapes import example_inputs
 
 
 def show(config: TrainConfig) -> None:
@@ -29,17 +31,21 @@ def show(config: TrainConfig) -> None:
     Raises:
         LowbitError: a network, weights (`model.init`) or data that are not there, or settings that don't fit.
     """
-    if config.data.path:
-        config = resolve(config)
-        check_classes(config, training_split(config.data).num_classes)
+    data = DataSet(config.data)
+    if config.data.path or not config.model.name:
+        config = resolve(config, data)
+        check_classes(config, data.train.num_classes)
     original = build_float(replace(config.model, pretrained=False))
-    shape = sample_shape(config, original)
-    model = recorded(prepare(original, config.quantization), shape)
-    check_shape(config, original, shape)
+    source = data.train if config.data.path else None
+    example, target = (
+        source.example() if isinstance(source, OwnSplit) else (example_inputs(config, original, data), None)
+    )
+    model = recorded(prepare(original, config.quantization), example)
+    check_shape(config, original, example)
     out = console(150)
     out.print_json(json.dumps(config.as_dict()))
-    rows = lowbit.layer_table(model, torch.empty(1, *shape, device="meta"))
-    cost = measure_step(config, original, model, shape)
+    rows = lowbit.layer_table(model, each(lambda x: x.to("meta"), example))
+    cost = measure_step(config, original, model, example, target)
     # The grids of activations are known now, as random images give them.
     grids = {row.name: row.activation_grid for row in lowbit.layer_table(model)}
     rows = [replace(row, activation_grid=grids[row.name]) for row in rows]
@@ -48,7 +54,7 @@ def show(config: TrainConfig) -> None:
     if config.quantization is not None:
         out.print("grid of A: as random images give it here; calibration decides", style="dim")
     out.print()
-    for name, text in {**_totals(rows, model, shape), **_estimate(config, rows, cost)}.items():
+    for name, text in {**_totals(rows, model, shapes(example)), **_estimate(config, data, rows, cost)}.items():
         out.print(f"{name + ':':<13} {text}", highlight=False, soft_wrap=True)
 
 
@@ -81,24 +87,24 @@ def _range(grid: str) -> str:
     return grid[grid.index("[") :] if "[" in grid else grid
 
 
-def _totals(rows: list[LayerRow], model: nn.Module, shape: tuple[int, ...]) -> dict[str, str]:
+def _totals(rows: list[LayerRow], model: nn.Module, shape: str) -> dict[str, str]:
     macs = sum(row.macs or 0 for row in rows)
     operations = sum(row.bit_operations or 0 for row in rows)
     steps = sum(p.numel() for _, quantizer in lowbit.quantizers(model) for p in quantizer.parameters())
     parameters = sum(p.numel() for p in model.parameters()) - steps
     size = lowbit.model_size_bits(model)
     return {
-        "forward pass": f"{_short(macs)} multiply-accumulates (MACs) for a sample of {'x'.join(map(str, shape))}, "
+        "forward pass": f"{_short(macs)} multiply-accumulates (MACs) for a sample of {shape}, "
         f"{_short(operations)} bit operations (MACs x bits of W x bits of A), 1/{macs * 32 * 32 / max(operations, 1):.1f} of float32's",
         "size": f"{parameters:,} parameters{f' and {steps:,} steps and offsets' if steps else ''} in {_bytes(size / 8)}, "
         f"1/{parameters * 32 / size:.1f} of float32's",
     }
 
 
-def _estimate(config: TrainConfig, rows: list[LayerRow], cost: StepCost) -> dict[str, str]:
+def _estimate(config: TrainConfig, data: DataSet, rows: list[LayerRow], cost: StepCost) -> dict[str, str]:
     """The work, the memory and the time of the whole training, and how each is known."""
     batch = config.data.batch_size
-    images, known = _images(config)
+    images, known = _images(config, data)
     macs = sum(row.macs or 0 for row in rows)
     lines = {}
     if images is not None:
@@ -121,10 +127,10 @@ def _estimate(config: TrainConfig, rows: list[LayerRow], cost: StepCost) -> dict
     return lines
 
 
-def _images(config: TrainConfig) -> tuple[int | None, str]:
+def _images(config: TrainConfig, data: DataSet) -> tuple[int | None, str]:
     """Training images of an epoch, and from where that is known."""
     if config.data.path:
-        images, known = len(training_split(config.data)), config.data.path
+        images, known = len(data.train), config.data.path
     else:
         recipe = RECIPES.get(config.recipe)
         if recipe is None or recipe.images is None:

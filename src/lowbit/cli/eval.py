@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from lowbit.cli.options import Parser, allow_remote
@@ -39,5 +40,5 @@ def run(argv: list[str]) -> int:
                 options.what, checkpoint=options.checkpoint, data=options.data, allow_remote=options.allow_remote
             )
     if processes.rank() == 0:
-        print(f"{what}: test accuracy {accuracy:.2f} %, loss {loss:.4f}")
+        print(f"{what}: test {'' if math.isnan(accuracy) else f'accuracy {accuracy:.2f} %, '}loss {loss:.4f}")
     return 0

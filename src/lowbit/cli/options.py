@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor, nn
 
+    from lowbit.inputs import Inputs
     from lowbit.train.config import TrainConfig
 
 
@@ -64,14 +65,17 @@ def allow_remote(parser: Parser) -> None:
 
 def test_batches(
     config: TrainConfig, network: nn.Module, options: argparse.Namespace
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `options.images` test images of a run's data (all of them without a number), in batches with their labels.
+) -> Iterator[tuple[Inputs, Tensor | None]]:
+    """The first `options.images` test images of a run's data (all of them without a number), in batches with their labels, where they have any.
 
     Raises:
         LowbitError: no such data, data at a URL that is not to be contacted, or images of other classes or another shape
             than those of the run's `network`.
     """
+    import torch
+
     from lowbit.data import eval_loader
+    from lowbit.inputs import batch_size, each
     from lowbit.train.checks import check_test, with_data
 
     if options.images is not None and options.images < 1:
@@ -80,8 +84,9 @@ def test_batches(
     loader = eval_loader(config.data)
     check_test(config, network, loader)
     left = options.images
-    for x, labels in loader:
-        yield x[:left], labels[:left]
-        left = None if left is None else left - len(x)
+    for inputs, targets in loader:
+        classes = isinstance(targets, torch.Tensor) and targets.dim() == 1 and not targets.is_floating_point()
+        yield each(lambda x, left=left: x[:left], inputs), targets[:left] if classes else None
+        left = None if left is None else left - batch_size(inputs)
         if left is not None and left <= 0:
             break

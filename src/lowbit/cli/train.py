@@ -35,7 +35,8 @@ def parser() -> Parser:
     p.add_argument("--weights", type=bits, metavar="B", help="bits of the weights alone")
     p.add_argument("--activations", type=bits, metavar="B", help="bits of the activations alone")
     p.add_argument("--method", metavar="NAME", help="lsq, lsq+, lg-lsq, ...")
-    p.add_argument("--data", metavar="PATH", help="where the data set is")
+    p.add_argument("--model", metavar="NAME", help="a network by name, or your own as package.module:name")
+    p.add_argument("--data", metavar="PATH", help="where the data set is, or your own data as package.module:name")
     p.add_argument("--init", metavar="FILE", help="trained weights: a safetensors file, or the folder of a run")
     p.add_argument("--epochs", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
@@ -95,8 +96,11 @@ def run(argv: list[str]) -> int:
 
 
 def default_output(config: TrainConfig) -> str:
-    """`runs/` and the recipe, with bits and method where its name doesn't have them."""
+    """`runs/` and the recipe, with the network, bits and method where its name doesn't have them."""
     name = config.recipe
+    if name in ("own", "own-fp"):
+        network = re.sub(r"[^\w.+-]", "-", config.model.name.rpartition(":")[2])
+        name = f"own-{network}" + name.removeprefix("own")
     if config.quantization is None:
         return f"runs/{name}" if name.endswith("-fp") else f"runs/{name}-fp"
     widths = f"-w{config.quantization.weights or 32}a{config.quantization.activations or 32}"
@@ -110,7 +114,12 @@ def _config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     arguments = {key: given[key] for key in ("weights", "activations", "method") if key in given}
     if "bits" in given:
         arguments = {"weights": given["bits"], "activations": given["bits"]} | arguments
-    config = get_recipe(recipe)(**arguments)
+    found = get_recipe(recipe)
+    if "model" in given and found.takes("model"):
+        arguments["model"] = given["model"]
+    config = found(**arguments)
+    if "model" in given:
+        config = replace(config, model=replace(config.model, name=given["model"]))
     fields = {key: given[key] for key in ("epochs", "seed", "output") if key in given}
     if "data" in given:
         fields["data"] = replace(config.data, path=given["data"])

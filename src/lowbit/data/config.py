@@ -21,7 +21,8 @@ class DataConfig:
     """
 
     path: str
-    """A folder of images, of parquet files or of tar shards, the URL of a folder of shards, or `sklearn:digits`."""
+    """A folder of images, of parquet files or of tar shards, the URL of a folder of shards, `sklearn:digits`, or your own
+    class or function that gives data sets of tensors, `package.module:name` (`lowbit.data.own`)."""
     train_split: str = "train"
     """The split to train on."""
     test_split: str | None = None
@@ -35,16 +36,17 @@ class DataConfig:
     """Training images in one step, all ranks together."""
     eval_batch_size: int = 256
     """Test images in one batch, on each rank."""
-    augment: Literal["none", "cifar", "imagenet", "imagenet-crop"] = "none"
+    augment: Literal["none", "cifar", "imagenet", "imagenet-crop", "auto"] = "none"
     """Of training images. cifar: a crop of the image padded by an eighth of its size (4 pixels of 32), and a flip;
     imagenet: random resized crop and flip; imagenet-crop: shorter side to 8/7 of `image_size` (256 for 224), random
-    crop and flip, as in the LSQ paper. Test images of the last two get the same resize and a centre crop."""
+    crop and flip, as in the LSQ paper. Test images of the last two get the same resize and a centre crop. auto: cifar for
+    small images, imagenet for others, chosen when a run starts (`lowbit.train.resolve`)."""
     image_size: int | None = None
     """Height and width that the network sees. By default 224 with imagenet and imagenet-crop, else as stored."""
     channels: Literal[1, 3] = 3
     """3: read every image as RGB; 1: as grey."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """What is subtracted from pixels in [0, 1]: one number per channel, or one for all."""
+    """What is subtracted from pixels in [0, 1]: one number per channel, or one for all; none: those of the network's weights."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """What they are then divided by."""
     workers: int | None = None
@@ -71,7 +73,7 @@ class DataConfig:
             raise LowbitError(f"data.workers must not be negative, got {self.workers}")
         self._check_validation()
         for name, choices in (
-            ("augment", ("none", "cifar", "imagenet", "imagenet-crop")),
+            ("augment", ("none", "cifar", "imagenet", "imagenet-crop", "auto")),
             ("channels", (1, 3)),
             ("corrupt", ("fail", "skip")),
         ):
@@ -79,11 +81,11 @@ class DataConfig:
                 raise LowbitError(f"data.{name} must be one of {choices}, got {getattr(self, name)!r}")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) not in (1, self.channels) or not all(math.isfinite(v) for v in values):
+            if len(values) not in (0, 1, self.channels) or not all(math.isfinite(v) for v in values):
                 raise LowbitError(
                     f"data.{name} must be one finite number, or one per channel ({self.channels}), got {values}"
                 )
-        if min(self.std) <= 0:
+        if min(self.std, default=1) <= 0:
             raise LowbitError(f"data.std must be positive, got {self.std}")
 
     def _check_validation(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowbit.data.own import OwnPart, OwnSplit
 from lowbit.data.sources import ImageSource
 from lowbit.errors import LowbitError
 
@@ -41,7 +42,22 @@ class Part(ImageSource):
         yield str(self._indices.tolist())
 
 
-def hold_out(source: ImageSource, wanted: int) -> tuple[Part, Part]:
+Whole = ImageSource | OwnSplit
+
+
+def part(source: Whole, indices: np.ndarray) -> Part | OwnPart:
+    """Some of the samples of a source, by their indices in ascending order."""
+    return Part(source, indices) if isinstance(source, ImageSource) else OwnPart(source, indices)
+
+
+def _drawn_by(source: Whole) -> tuple[np.ndarray, int]:
+    """The labels whose classes each give a share, and how many there are; one class where labels aren't known."""
+    if source.labels is None:
+        return np.zeros(len(source), dtype=np.int64), 1
+    return source.labels, source.num_classes or int(source.labels.max()) + 1
+
+
+def hold_out(source: Whole, wanted: int) -> tuple[Part | OwnPart, Part | OwnPart]:
     """Divide a training split into (images to train on, images held out).
 
     Args:
@@ -51,16 +67,17 @@ def hold_out(source: ImageSource, wanted: int) -> tuple[Part, Part]:
     Raises:
         LowbitError: fewer images than classes would be held out, or all images of a class.
     """
-    chosen = held_out_indices(source.labels, source.num_classes, wanted)
+    labels, classes = _drawn_by(source)
+    chosen = held_out_indices(labels, classes, wanted)
     rest = np.setdiff1d(np.arange(len(source)), chosen, assume_unique=True)
-    counts = np.bincount(source.labels[rest], minlength=source.num_classes)
+    counts = np.bincount(labels[rest], minlength=classes)
     if not counts.all():
         number = int(np.flatnonzero(counts == 0)[0])
         name = f" ({source.class_names[number]})" if source.class_names else ""
         raise LowbitError(
             f"data.validation: {wanted} images held out leave none of class {number}{name} to train on: hold out fewer"
         )
-    return Part(source, rest), Part(source, chosen)
+    return part(source, rest), part(source, chosen)
 
 
 def held_out_indices(labels: np.ndarray, num_classes: int, wanted: int) -> np.ndarray:
@@ -78,11 +95,12 @@ def held_out_indices(labels: np.ndarray, num_classes: int, wanted: int) -> np.nd
     return stratified(labels, num_classes, wanted)
 
 
-def limited(source: ImageSource, limit: int | None) -> ImageSource:
+def limited(source: Whole, limit: int | None) -> Whole:
     """`limit` images of a source, as `stratified` draws them; all of them where it has no more, or without a limit."""
     if limit is None or limit >= len(source):
         return source
-    return Part(source, stratified(source.labels, source.num_classes, limit))
+    labels, classes = _drawn_by(source)
+    return part(source, stratified(labels, classes, limit))
 
 
 def stratified(labels: np.ndarray, num_classes: int, wanted: int) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,35 +13,51 @@ from torch import Tensor
 
 from lowbit.data.config import DataConfig
 from lowbit.errors import LowbitError
+from lowbit.inputs import Inputs
 
 
-class Loader(Protocol):
+class Loader(abc.ABC):
     """Batches of one split on one rank.
 
-    Iteration yields `(images, labels)`: float32 [B, C, H, W], normalised, and int64 [B], both on the loader's device.
-    For training, order and augmentation depend on the seed and the epoch alone, not on what was iterated before or
-    on the number of workers: after `set_epoch(e)` a resumed run sees what an uninterrupted one would have seen.
+    Iteration yields `(inputs, targets)` on the loader's device. Of images they are float32 [B, C, H, W], normalised, and
+    int64 [B]. For training, order and augmentation depend on the seed and the epoch alone, not on what was iterated
+    before or on the number of workers: after `set_epoch(e, k)` a resumed run sees from batch k on what an uninterrupted one
+    would have seen.
+
+    Attributes:
+        num_images: samples of the split, all ranks together; a training loader with `drop_last` visits fewer in one epoch.
+        num_classes: None where the data knows no classes.
+        image_shape: channels, height and width; of other inputs the shape of a sample, or () where they have names.
+        class_names: None where the data set has only numbers.
     """
 
     num_images: int
-    """Images of the split, all ranks together; a training loader with `drop_last` visits fewer in one epoch."""
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    """Channels, height and width."""
-    class_names: tuple[str, ...] | None
-    """None where the data set has only numbers."""
+    num_classes: int | None
+    image_shape: tuple[int, ...]
+    class_names: tuple[str, ...] | None = None
+    _epoch = 0
+    _first = 0
 
     @property
     def skipped(self) -> list[str]:
         """With corrupt="skip": the images left out so far, each as where it is and why."""
+        return []
 
+    @property
+    def example(self) -> Inputs:
+        """Inputs of one sample, [1, …]: zeros in place of images."""
+        return torch.zeros(1, *self.image_shape)
+
+    @abc.abstractmethod
     def __len__(self) -> int:
         """Batches of one epoch on this rank."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    @abc.abstractmethod
+    def __iter__(self) -> Iterator[tuple[Any, Any]]: ...
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is (from 0). No effect on an evaluation loader."""
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch that the next iteration is (from 0), and its first batch. No effect on an evaluation loader."""
+        self._epoch, self._first = epoch, first
 
 
 def mixed_seed(*parts: int) -> int:
@@ -125,4 +142,11 @@ def decoding_workers(config: DataConfig) -> int:
     """Processes to decode with: by default this process's share of the CPUs, as launchers tell how many share them."""
     if config.workers is not None:
         return config.workers
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: those it is bound to where the system tells (Linux), else all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

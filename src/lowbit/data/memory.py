@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from lowbit.data.config import DataConfig
 from lowbit.data.decode import decode_all
-from lowbit.data.loader import Normalise, TrainSchedule, decoding_workers, epoch_generator, eval_indices
+from lowbit.data.loader import Loader, Normalise, TrainSchedule, decoding_workers, epoch_generator, eval_indices
 from lowbit.data.sources import ImageSource
 
 
-class InMemoryImages:
+class InMemoryImages(Loader):
     """A `Loader` of images kept as uint8 [N, C, H, W] on the device.
 
     All images of the split are decoded here, once. Evaluation keeps only this rank's; training keeps all of them on
@@ -40,13 +40,12 @@ class InMemoryImages:
         self.class_names = source.class_names
         self._train = train
         self._seed = seed
-        self._epoch = 0
         self._augmented = train and config.augment == "cifar"
         indices = range(len(source))
         shape = dict(rank=rank, world_size=world_size)
         if train:  # refuse a batch that cannot be filled before a minute of decoding
             TrainSchedule(len(indices), config.batch_size, drop_last=config.drop_last, **shape)
-        images, labels, self.skipped = decode_all(
+        images, labels, self._skipped = decode_all(
             source,
             indices,
             channels=config.channels,
@@ -78,11 +77,12 @@ class InMemoryImages:
         """int64 [N], beside `images`."""
         return self._labels
 
+    @property
+    def skipped(self) -> list[str]:
+        return self._skipped
+
     def __len__(self) -> int:
         return self._schedule.batches if self._train else len(self._batches)
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not self._train:
@@ -96,7 +96,7 @@ class InMemoryImages:
         count, padding = self.num_images, self._images.shape[-1] // 8
         offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
         flips = torch.randint(0, 2, (count,), generator=generator).bool()
-        for batch in batches:
+        for batch in batches[self._first :]:
             batch_offsets, batch_flips = offsets[:, batch], flips[batch]
             batch = batch.to(self._images.device)
             images = self._images[batch]

@@ -18,7 +18,15 @@ from lowbit._torchvision import import_torchvision
 from lowbit.data.config import DataConfig
 from lowbit.data.decode import Broken, decode
 from lowbit.data.images import open_image
-from lowbit.data.loader import TrainSchedule, check_eval, decoding_workers, epoch_generator, mixed_seed
+from lowbit.data.loader import (
+    Loader,
+    Normalise,
+    TrainSchedule,
+    check_eval,
+    decoding_workers,
+    epoch_generator,
+    mixed_seed,
+)
 from lowbit.data.shards import Sample, Shards, read_rows
 from lowbit.data.stream import Delivery, collate, image_shape, image_transform, seeded
 from lowbit.errors import LowbitError
@@ -34,7 +42,7 @@ so that a run can go on with another number of workers."""
 _WORKERS = (0, *(n for n in range(1, READERS + 1) if READERS % n == 0))  # so many can share the readers equally
 
 
-class StreamedShards:
+class StreamedShards(Loader):
     """A `Loader` of images that worker processes read from shards in order, decode, augment and collate as uint8.
 
     An epoch lays all shards in a line, for training in a circle whose order and beginning are drawn from (seed, epoch), and
@@ -49,8 +57,6 @@ class StreamedShards:
         LowbitError: too few images for a batch, an augmentation that is for images in memory; while iterating, a broken
             image, or a shard that is unreadable or not as its index says.
     """
-
-    class_names: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -76,7 +82,7 @@ class StreamedShards:
         self.num_images = self._dataset.num_images
         self.num_classes = num_classes
         self.image_shape = image_shape(config)
-        self._deliver = Delivery(config, device)
+        self._deliver = Delivery(config, device, Normalise(config.mean, config.std, device))
         workers = max(n for n in _WORKERS if n <= decoding_workers(config))
         self._loader = DataLoader(
             self._dataset,
@@ -94,10 +100,8 @@ class StreamedShards:
     def __len__(self) -> int:
         return len(self._dataset.sizes)
 
-    def set_epoch(self, epoch: int) -> None:
-        self._dataset.epoch.fill_(epoch)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self._dataset.place.copy_(torch.tensor([self._epoch, self._first]))
         return map(self._deliver, self._loader)
 
 
@@ -126,7 +130,7 @@ class _Readers(IterableDataset):
     Attributes:
         num_images: of the split, all ranks together.
         sizes: images in each batch of this rank, as `_Sizes` has them.
-        epoch: in shared memory, where workers that live through several epochs see it change.
+        place: the epoch and its first batch, in shared memory, where workers that live through several epochs see it change.
     """
 
     def __init__(
@@ -142,7 +146,7 @@ class _Readers(IterableDataset):
     ) -> None:
         self._shards, self._config, self._train, self._num_classes = shards, config, train, num_classes
         self._seed, self._rank = seed, rank
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.place = torch.zeros(2, dtype=torch.int64).share_memory_()
         limit = config.limit if train and config.limit else len(shards)
         before = [0, *accumulate(shards.lengths)]
         self._lengths = [max(0, min(limit, end) - start) for start, end in pairwise(before)]
@@ -165,20 +169,43 @@ class _Readers(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor, list[Broken]]]:
         worker = get_worker_info()
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        epoch = int(self.epoch)
-        readers = {r: self._reader(r, epoch) for r in range(number, READERS, step)}
-        for batch in range(number, len(self.sizes), step):
+        epoch, first = self.place.tolist()
+        # The loader takes batches of its workers in turn, from the first worker on: so that one begins with the first batch.
+        mine = range(first + number, len(self.sizes), step)
+        done = {reader: sum(self.sizes[batch] for batch in range(reader, first, READERS)) for reader in range(READERS)}
+        readers = [self._reader(reader, epoch, done[reader]) for reader in range(READERS)]
+        for batch in mine:
             yield collate(list(islice(readers[batch % READERS], self.sizes[batch])))
 
-    def _reader(self, reader: int, epoch: int) -> Iterator[tuple[Tensor, int] | Broken]:
-        """Decoded images of one reader, in the order in which they are used."""
+    def _reader(self, reader: int, epoch: int, done: int) -> Iterator[tuple[Tensor, int] | Broken]:
+        """Decoded images of one reader, in the order in which they are used, without the first that are `done`."""
         start = self._start + sum(map(self.sizes.of_reader, range(reader)))
-        samples = self._samples(start, start + self.sizes.of_reader(reader), epoch)
+        count = self.sizes.of_reader(reader)
+        order = iter(range(count))  # a counted image costs nothing before it is read
         if self._train:
             draw = random.Random(mixed_seed(self._seed, epoch, self._rank, reader))
-            samples = _shuffled(samples, max(1, self._config.shuffle_buffer // READERS), draw)
-        for sample in samples:
+            order = _shuffled(order, max(1, self._config.shuffle_buffer // READERS), draw)
+        used = set(islice(order, done))
+        for sample in self._in_order(order, used, start, start + count, epoch):
             yield sample if isinstance(sample, Broken) else self._decoded(*sample, epoch)
+
+    def _in_order(
+        self, order: Iterator[int], used: set[int], start: int, stop: int, epoch: int
+    ) -> Iterator[tuple[int, str, Sample] | Broken]:
+        """Samples of the places from `start` to `stop` in this order of them; of those `used` before none is kept."""
+        read = next(place for place in range(len(used) + 1) if place not in used)  # the first that is still to come
+        kept: dict[int, tuple[int, str, Sample] | Broken] = {}
+        samples = self._samples(start + read, stop, epoch)
+        for place in order:
+            while place not in kept:
+                sample = next(samples)
+                if isinstance(sample, Broken):  # of the shard
+                    yield sample
+                    return
+                if read not in used:
+                    kept[read] = sample
+                read += 1
+            yield kept.pop(place)
 
     def _samples(self, start: int, stop: int, epoch: int) -> Iterator[tuple[int, str, Sample] | Broken]:
         """(number in the split, url of its shard, sample) of the places `start` to `stop` of the epoch's line."""

@@ -183,11 +183,11 @@ class FolderSource(ImageSource):
 class ParquetSource(ImageSource):
     """Parquet files in the hub's layout.
 
-    Files are memory-mapped and read one row group at a time; a few row groups are kept, so reading in order reads
-    each once. Random access costs one row group per image.
+    Files are memory-mapped and read one row group at a time. The last of them are kept, 256 MiB in each process: a split of
+    no more is read once, and so is any split in order. At random, a larger one costs a row group for nearly every image.
     """
 
-    _KEPT_ROW_GROUPS = 4
+    _KEPT_BYTES = 2**28
 
     def __init__(self, files: list[Path], split: str) -> None:
         import pyarrow as pa
@@ -246,7 +246,7 @@ class ParquetSource(ImageSource):
 
     @cached_property
     def _kept(self) -> _MostRecent:
-        return _MostRecent(self._read_row_group, self._KEPT_ROW_GROUPS)
+        return _MostRecent(self._read_row_group, self._KEPT_BYTES)
 
     def _read_row_group(self, group: int) -> Any:
         file, within = self._row_groups[group]
@@ -304,11 +304,14 @@ class DigitsSource(ImageSource):
 
 
 class _MostRecent:
-    """The last few results of a function, shared by threads; each is computed once while it is kept."""
+    """The last results of a function, shared by threads; each is computed once while it is kept.
+
+    They are arrow arrays, of so many bytes in all, but four at least.
+    """
 
     def __init__(self, function: Callable[[int], Any], size: int) -> None:
         self._function = function
-        self._size = size
+        self._size, self._bytes = size, 0
         self._results: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -316,8 +319,10 @@ class _MostRecent:
         with self._lock:
             if key not in self._results:
                 self._results[key] = self._function(key)
-                if len(self._results) > self._size:
-                    self._results.popitem(last=False)
+                self._bytes += self._results[key].nbytes
+                while self._bytes > self._size and len(self._results) > 4:
+                    _, oldest = self._results.popitem(last=False)
+                    self._bytes -= oldest.nbytes
             self._results.move_to_end(key)
             return self._results[key]
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lowbit._torchvision import import_torchvision
 from lowbit.data.config import DataConfig
 from lowbit.data.decode import Broken, read_image
-from lowbit.data.loader import Normalise, TrainSchedule, decoding_workers, epoch_generator, eval_indices, mixed_seed
+from lowbit.data.loader import (
+    Loader,
+    Normalise,
+    TrainSchedule,
+    decoding_workers,
+    epoch_generator,
+    eval_indices,
+    mixed_seed,
+)
+from lowbit.data.own import OwnSamples, OwnSplit
 from lowbit.data.sources import ImageSource
 from lowbit.errors import LowbitError
+from lowbit.inputs import Inputs, each
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,43 +33,44 @@ if TYPE_CHECKING:
 _RESIZE = 8 / 7  # shorter side before a crop, over the crop: 256 for 224
 
 
-class StreamedImages:
-    """A `Loader` of images that worker processes read, decode, augment and collate as uint8.
+class Streamed(Loader):
+    """A `Loader` of samples that worker processes read one by one and collate.
 
-    With corrupt="skip" a broken image makes its batch one shorter.
+    Args:
+        dataset: gives a sample for (index, seed of its augmentation), or `Broken`.
+        collate: makes (inputs, targets, what is broken) of some.
+        normalise: done to inputs on the device.
+        workers: processes that read, 0 for none beside this one.
 
     Raises:
-        LowbitError: too few images for a batch; while iterating, a broken image.
+        LowbitError: too few samples for a batch; while iterating, a broken one.
     """
 
     def __init__(
         self,
-        source: ImageSource,
+        dataset: Dataset,
+        collate: Callable[[list], tuple[Any, Any, list[Broken]]],
+        normalise: Callable[[Any], Any] | None,
         config: DataConfig,
         *,
+        num_images: int,
         train: bool,
-        num_classes: int,
+        workers: int,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        import_torchvision()  # once, here, rather than in every worker
-        self.num_images = len(source)
-        self.num_classes = num_classes
-        self.image_shape = image_shape(config)
-        self.class_names = source.class_names
-        self._deliver = Delivery(config, device)
+        self.num_images = num_images
+        self._deliver = Delivery(config, device, normalise)
         shape = dict(rank=rank, world_size=world_size)
         if train:
-            schedule = TrainSchedule(self.num_images, config.batch_size, drop_last=config.drop_last, **shape)
+            schedule = TrainSchedule(num_images, config.batch_size, drop_last=config.drop_last, **shape)
             self._sampler = _Batches(schedule, seed)
         else:
-            mine = eval_indices(self.num_images, **shape).split(config.eval_batch_size)
-            self._sampler = _Batches(list(mine), seed)
-        workers = decoding_workers(config)
+            self._sampler = _Batches(list(eval_indices(num_images, **shape).split(config.eval_batch_size)), seed)
         self._loader = DataLoader(
-            _Decoded(source, config, train=train),
+            dataset,
             batch_sampler=self._sampler,
             num_workers=workers,
             collate_fn=collate,
@@ -75,11 +86,53 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self._sampler)
 
-    def set_epoch(self, epoch: int) -> None:
-        self._sampler.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        self._sampler.epoch, self._sampler.first = self._epoch, self._first
         return map(self._deliver, self._loader)
+
+
+class StreamedImages(Streamed):
+    """Images that worker processes read, decode, augment and collate as uint8.
+
+    With corrupt="skip" a broken image makes its batch one shorter.
+    """
+
+    def __init__(
+        self, source: ImageSource, config: DataConfig, *, train: bool, num_classes: int, device: torch.device | str = "cpu", **place: int
+    ) -> None:  # fmt: skip
+        import_torchvision()  # once, here, rather than in every worker
+        self.num_classes, self.class_names = num_classes, source.class_names
+        self.image_shape = image_shape(config)
+        super().__init__(
+            _Decoded(source, config, train=train), collate, Normalise(config.mean, config.std, device), config,
+            num_images=len(source), train=train, workers=decoding_workers(config), device=device, **place,
+        )  # fmt: skip
+
+
+class StreamedSamples(Streamed):
+    """Samples of a user's own data; those that lie in memory are read by this process, others by workers."""
+
+    def __init__(
+        self, source: OwnSplit, config: DataConfig, *, train: bool, num_classes: int | None, **place: Any
+    ) -> None:
+        self._example, _ = source.example()
+        self.num_classes, self.class_names = num_classes, source.class_names
+        self.image_shape = () if isinstance(self._example, Mapping) else tuple(self._example.shape[1:])
+        workers = 0 if isinstance(source.data, TensorDataset) else decoding_workers(config)
+        super().__init__(
+            OwnSamples(source),
+            source.collate,
+            None,
+            config,
+            num_images=len(source),
+            train=train,
+            workers=workers,
+            **place,
+        )
+
+    @property
+    def example(self) -> Inputs:
+        return self._example
 
 
 class Delivery:
@@ -89,22 +142,27 @@ class Delivery:
         LowbitError: a broken image that is not to be skipped, or a batch of nothing else.
     """
 
-    def __init__(self, config: DataConfig, device: torch.device | str) -> None:
+    def __init__(
+        self, config: DataConfig, device: torch.device | str, normalise: Callable[[Any], Any] | None = None
+    ) -> None:
         self.skipped: list[str] = []
         self._device = torch.device(device)
-        self._normalise = Normalise(config.mean, config.std, device)
+        self._normalise = normalise
         self._skip = config.corrupt == "skip"
 
-    def __call__(self, batch: tuple[Tensor | None, Tensor, list[Broken]]) -> tuple[Tensor, Tensor]:
-        images, labels, broken = batch
+    def __call__(self, batch: tuple[Any, Any, list[Broken]]) -> tuple[Any, Any]:
+        inputs, targets, broken = batch
         for image in broken:
             if not (self._skip and image.skippable):
                 raise image.error()
         self.skipped += [b.message for b in broken if b.message not in self.skipped]
-        if images is None:
+        if inputs is None:
             raise LowbitError(f"{broken[0].message}; no image of its batch can be read: check the data set")
-        images, labels = (t.to(self._device, non_blocking=True) for t in (images, labels))
-        return self._normalise(images), labels
+        inputs, targets = (each(self._moved, part) for part in (inputs, targets))
+        return inputs if self._normalise is None else self._normalise(inputs), targets
+
+    def _moved(self, value: Any) -> Any:
+        return value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 class _Batches:
@@ -116,7 +174,7 @@ class _Batches:
     def __init__(self, batches: TrainSchedule | list[Tensor], seed: int) -> None:
         self._batches = batches
         self._seed = seed
-        self.epoch = 0
+        self.epoch, self.first = 0, 0
 
     def __len__(self) -> int:
         return self._batches.batches if isinstance(self._batches, TrainSchedule) else len(self._batches)
@@ -126,7 +184,7 @@ class _Batches:
             yield from ([(index, 0) for index in batch.tolist()] for batch in self._batches)
             return
         generator = epoch_generator(self._seed, self.epoch)
-        for batch in self._batches.epoch(generator):
+        for batch in self._batches.epoch(generator)[self.first :]:
             yield [(index, mixed_seed(self._seed, self.epoch, index)) for index in batch.tolist()]
 
 

@@ -49,20 +49,20 @@ class Watch:
         self._done, self._epoch, self._every = 0, 0, APART
         self._next = 0
         self._open: _Look | None = None
-        self._looks: list[dict[str, Any]] = []
+        self.looks: list[dict[str, Any]] = []
 
-    def begin(self, epoch: int, steps: int, epochs: int) -> None:
-        """An epoch begins, of so many steps of the optimizer.
+    def begin(self, epoch: int, steps: int, epochs: int, done: int = 0) -> None:
+        """An epoch begins, of so many steps of the optimizer, of which some are done already.
 
         Looks depend on these numbers alone, also where a run goes on.
         """
-        self._epoch, self._done, self._open = epoch, epoch * steps, None
+        self._epoch, self._done, self._open = epoch, epoch * steps + done, None
         self._every = max(APART, -(-steps * epochs // LOOKS))
         self._next = -(-self._done // self._every) * self._every
 
     def take(self) -> list[dict[str, Any]]:
         """The looks since this was last called: see `docs/diagnosis.md` for what is in each."""
-        taken, self._looks = self._looks, []
+        taken, self.looks = self.looks, []
         return taken
 
     def remove(self) -> None:
@@ -79,7 +79,7 @@ class Watch:
     def _after(self) -> None:
         self._done += 1
         if self._open is not None and self._open.count():
-            self._looks.append({"epoch": self._epoch, "step": self._done, "quantizers": self._open.numbers()})
+            self.looks.append({"epoch": self._epoch, "step": self._done, "quantizers": self._open.numbers()})
             self._open, self._next = None, self._next + self._every
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +13,9 @@ from lowbit._torchvision import import_torchvision
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.models.networks import NETWORKS, Network
 from lowbit.models.weights import first_line, load_weights
+from lowbit.references import called, imported, is_reference
+
+_LIBRARIES = ("timm", "torchvision")
 
 
 def names() -> list[str]:
@@ -25,8 +30,10 @@ def create(
 
     Args:
         name: one of `names()`, any name of timm's `create_model`, or a classification network of torchvision
-            ("torchvision:NAME" where timm has the name too). Underscores serve as dashes, and the other way round.
-        num_classes: outputs of the last layer; by default as many as the network was published with.
+            ("torchvision:NAME" where timm has the name too), in which underscores serve as dashes and the other way
+            round; or a class or function of your own that gives a network, as "package.module:name".
+        num_classes: outputs of the last layer; by default as many as the network was published with. Your own class or
+            function gets it where it takes an argument of this name.
         weights: a local file of weights, see `load_weights`. Without it they are random.
         pretrained: start from the weights that timm or torchvision publishes under this name, fetched or from its
             cache. timm's tag behind a dot chooses among several ("resnet18.tv_in1k").
@@ -38,7 +45,11 @@ def create(
     if weights is not None and pretrained:
         raise LowbitError(f"{name}: weights and pretrained are both given: keep one of the two")
     network = NETWORKS.get(name.replace("_", "-"))
-    if network is not None and not isinstance(network.build, str):
+    if is_own(name):
+        if pretrained:
+            raise LowbitError(f"{name}: your own network has no published weights; give a file of weights (--init)")
+        model = _create_yours(name, num_classes)
+    elif network is not None and not isinstance(network.build, str):
         if pretrained:
             raise LowbitError(f"{name}: there are no published weights to fetch; give a local file of weights (--init)")
         model = _create_own(network, num_classes)
@@ -48,6 +59,51 @@ def create(
         model = create_there(name_there, num_classes, pretrained)
     if weights is not None:
         load_weights(model, weights)
+    return model
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a user's own class or function, `package.module:name`."""
+    return is_reference(name) and name.partition(":")[0] not in _LIBRARIES
+
+
+def has_published_weights(name: str) -> bool:
+    """Whether timm or torchvision publishes weights under this name.
+
+    Raises:
+        LowbitError: the name is unknown.
+    """
+    network = NETWORKS.get(name.replace("_", "-"))
+    if is_own(name) or (network is not None and not isinstance(network.build, str)):
+        return False
+    library, there = _library_and_name(name)
+    if library == "timm":
+        return _import_timm().models.is_model_pretrained(there)
+    return len(import_torchvision().models.get_model_weights(there)) > 0
+
+
+def published_settings(name: str) -> dict[str, Any]:
+    """What timm says of the weights that it publishes under this name: mean, std, input_size, …; else nothing.
+
+    Raises:
+        LowbitError: the name is unknown.
+    """
+    library, there = _library_and_name(name)
+    found = _import_timm().get_pretrained_cfg(there) if library == "timm" else None
+    return {} if found is None else found.to_dict()
+
+
+def _create_yours(name: str, num_classes: int | None) -> nn.Module:
+    build = imported(name, "network")
+    if isinstance(build, nn.Module):
+        return copy.deepcopy(build)  # the module's own stays as it is
+    if not callable(build):
+        raise LowbitError(
+            f"network {name!r} is a {type(build).__name__}: give a class, or a function that returns a network"
+        )
+    model = called(build, name, "network", **({} if num_classes is None else {"num_classes": num_classes}))
+    if not isinstance(model, nn.Module):
+        raise LowbitError(f"network {name!r} returns a {type(model).__name__}, expected a torch.nn.Module")
     return model
 
 
@@ -83,7 +139,7 @@ def _library_and_name(name: str) -> tuple[str, str]:
     hint = did_you_mean(name.replace("_", "-"), known) or did_you_mean(there, known)
     raise LowbitError(
         f"unknown network {name!r}.{hint} Short names are {', '.join(names())}; timm.list_models() and "
-        "torchvision.models.list_models() have others"
+        "torchvision.models.list_models() have others; your own is package.module:name"
     )
 
 

@@ -34,7 +34,8 @@ def calibrate(model: nn.Module, batches: Iterable = ()) -> nn.Module:
     Args:
         model: what `lowbit.prepare` returned.
         batches: inputs, (input, label) pairs, tuples of all inputs of a network that has several, or dictionaries of
-            keyword arguments; the caller chooses how many. May be empty where only weights are quantized.
+            keyword arguments, alone or before labels; the caller chooses how many. May be empty where only weights are
+            quantized.
 
     Raises:
         LowbitError: NaN, infinity or nothing but zeros at a quantizer, a layer that no batch reaches, no batches; of a

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lowbit.grid import Grid
+from lowbit.inputs import Inputs, each
 from lowbit.layers.attention import QuantizedAttention, quantized_attentions
 from lowbit.layers.quantized import QuantizedLayer, float_class
 from lowbit.layers.unquantized import unquantized
@@ -70,14 +73,15 @@ class LayerRow:
         }
 
 
-def layer_table(model: nn.Module, example_input: Tensor | None = None) -> list[LayerRow]:
+def layer_table(model: nn.Module, example_input: Inputs | None = None) -> list[LayerRow]:
     """A row per convolution and linear layer, prepared or not, and two per quantized attention.
 
     What else computes with weights (nn.LSTM, an embedding, a module that multiplies with a parameter of its own) stays
     in full precision and has a row too, with the shape () where it has several weights, and without `macs`.
 
-    With `example_input`, [1, …], the model is run once without its quantizers, which need not be calibrated, to count
-    multiply-accumulates. On the meta device (`torch.empty(1, 3, 224, 224, device="meta")`) nothing is computed.
+    With `example_input`, [1, …], or a dictionary of such tensors by the names of forward's arguments, the model is run
+    once without its quantizers, which need not be calibrated, to count multiply-accumulates. On the meta device
+    (`torch.empty(1, 3, 224, 224, device="meta")`) nothing is computed.
     """
     macs = {} if example_input is None else _count_macs(model, example_input)
     rows = []
@@ -161,7 +165,7 @@ def _side(module: nn.Module | None) -> tuple[int | None, str]:
     return module.bits, str(Grid(module.bits, signed, module.narrow and signed and module.bits > 1))
 
 
-def _count_macs(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+def _count_macs(model: nn.Module, example_input: Inputs) -> dict[str, int]:
     """Multiply-accumulates for one sample, by layer; of one of its two products for an attention."""
     counts: dict[str, int] = {}
     hooks = []
@@ -184,14 +188,15 @@ def _count_macs(model: nn.Module, example_input: Tensor) -> dict[str, int]:
 
         hooks.append(attention.register_forward_hook(count_product))
     tensors = {}
-    if example_input.is_meta:
+    if all(x.is_meta for x in tree_leaves(example_input)):
         everything = chain(model.named_parameters(), model.named_buffers())
         tensors = {name: tensor.to("meta") for name, tensor in everything}
     else:
-        example_input = example_input.to(next(model.parameters()).device)
+        example_input = each(lambda x: x.to(next(model.parameters()).device), example_input)
     try:
         with observed(model):
-            torch.func.functional_call(model, tensors, (example_input,))
+            named = example_input if isinstance(example_input, Mapping) else {}
+            torch.func.functional_call(model, tensors, () if named else (example_input,), dict(named))
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,8 +15,8 @@ from lowbit.train.config import TrainConfig
 class Recipe:
     """A named function that returns a config, and what is known of it.
 
-    `build` takes keyword arguments: those of `weights`, `activations` and `method` that the recipe leaves open. Its
-    docstring says where the setting comes from: paper, table, row, and the figure expected.
+    `build` takes keyword arguments: those of `weights`, `activations`, `method` and `model` that the recipe leaves
+    open. Its docstring says where the setting comes from: paper, table, row, and the figure expected.
     """
 
     name: str
@@ -42,6 +42,10 @@ class Recipe:
                 reason = f"it takes {' and '.join(known)}" if known else "it trains in full precision"
                 raise LowbitError(f"recipe {self.name!r} has no choice of {option}: {reason}")
         return self.build(**options)
+
+    def takes(self, option: str) -> bool:
+        """Whether `build` takes an option of that name."""
+        return option in inspect.signature(self.build).parameters
 
     @property
     def about(self) -> str:

@@ -26,7 +26,8 @@ def plot_run(path: str | os.PathLike) -> list[Path]:
 
     steps.png has each quantizer's mean step relative to its start (or to the first epoch, where the log has no start),
     weights and activations apart, coloured by the layer's place in the network; the steps that moved most are named.
-    A run without quantizers has no steps.png; one without a finished epoch has no plots.
+    A run without quantizers has no steps.png, one whose task has no accuracy no accuracy.png; one without a finished
+    epoch has no plots.
 
     Raises:
         LowbitError: no run is there; see `read_run`.
@@ -36,7 +37,9 @@ def plot_run(path: str | os.PathLike) -> list[Path]:
         return []
     folder = run.path / "plots"
     folder.mkdir(exist_ok=True)
-    figures = {"loss.png": _curves(run, "loss", "loss"), "accuracy.png": _curves(run, "accuracy", "accuracy (%)")}
+    figures = {"loss.png": _curves(run, "loss", "loss")}
+    if any("train_accuracy" in epoch for epoch in run.epochs):
+        figures["accuracy.png"] = _curves(run, "accuracy", "accuracy (%)")
     if any(epoch.get("steps") for epoch in run.epochs):
         figures["steps.png"] = _steps(run)
     for name, figure in figures.items():

@@ -12,14 +12,17 @@ from lowbit.train.config import (
 from lowbit.train.evaluation import evaluate_network, evaluate_run
 from lowbit.train.loop import run
 from lowbit.train.state import Result
+from lowbit.train.tasks import TASKS, Task
 
 __all__ = [
+    "TASKS",
     "DataConfig",
     "ModelConfig",
     "OptimizerConfig",
     "QuantizationConfig",
     "Result",
     "ScheduleConfig",
+    "Task",
     "TrainConfig",
     "about",
     "evaluate_network",

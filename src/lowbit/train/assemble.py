@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 import lowbit
 from lowbit import models
 from lowbit.checksum import checksum
-from lowbit.data import Splits, split_loaders
+from lowbit.data import DataSet, Splits
 from lowbit.errors import LowbitError
+from lowbit.inputs import Inputs, each
 from lowbit.processes import agreed
 from lowbit.train.build import build_float, prepare, record, recorded
 from lowbit.train.checks import check_classes, check_shape, check_start
@@ -22,17 +22,24 @@ from lowbit.train.machine import loader_place, move
 from lowbit.train.state import Origin, Saved
 from lowbit.train.tasks import make_task
 from lowbit.train.tracking import versions
-from lowbit.train.trainer import Trainer
+from lowbit.train.trainer import OnStep, Trainer
 
 
 def assemble(
-    config: TrainConfig, accelerator: Accelerator, saved: Saved | None, say: Callable[[str], None]
+    config: TrainConfig,
+    data: DataSet,
+    accelerator: Accelerator,
+    saved: Saved | None,
+    say: Callable[[str], None],
+    on_step: OnStep | None = None,
 ) -> tuple[Trainer, Splits, Origin]:
     """The network ready for its next epoch, its images, and what both are made from; writes nothing.
 
     Args:
+        data: of the config.
         saved: what a run goes on from. Otherwise quantizers are started here, from training images.
         say: prints one line.
+        on_step: called before every batch.
 
     Raises:
         LowbitError: weights or images that are unusable or don't fit, or are not those that the run was started with; on
@@ -45,11 +52,11 @@ def assemble(
         original = build_float(own)
         task = make_task(config, original, accelerator.device)
         model = prepare(original, config.quantization)
-        splits = split_loaders(config.data, seed=config.seed, **loader_place(accelerator))
+        splits = data.loaders(seed=config.seed, **loader_place(accelerator))
         train = splits.train
         check_classes(config, train.num_classes)
-        for shape in {train.image_shape, splits.test.image_shape}:
-            check_shape(config, original, shape)
+        for example in {loader.image_shape: loader.example for loader in (train, splits.test)}.values():
+            check_shape(config, original, example)
         origin = _origin(config, original, splits, accelerator)
         if saved and saved.origin is not None:
             saved.origin.check(origin, config.data.path)
@@ -58,14 +65,15 @@ def assemble(
                 f"accumulate is {config.accumulate}, but an epoch has only {len(train)} batches: lower it, or data.batch_size"
             )
         if saved:
-            models.load_weights(recorded(model, train.image_shape), saved.weights)
+            models.load_weights(recorded(model, train.example), saved.weights)
     move(model, accelerator.device, config.memory_format)
     if not saved and config.quantization is not None:
         lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))
         if config.quantization.integer_only:
             lowbit.round_zero_points(model)
-            _warn_unless_integer(model, train.image_shape, say)
-    return Trainer(config, model, task, accelerator, say, saved.trainer if saved else None), splits, origin
+            _warn_unless_integer(model, train.example, say)
+    trainer = Trainer(config, model, task, accelerator, say, saved.trainer if saved else None, on_step)
+    return trainer, splits, origin
 
 
 def _origin(config: TrainConfig, original: nn.Module, splits: Splits, accelerator: Accelerator) -> Origin:
@@ -77,10 +85,10 @@ def _origin(config: TrainConfig, original: nn.Module, splits: Splits, accelerato
     )
 
 
-def _warn_unless_integer(model: nn.Module, shape: tuple[int, ...], say: Callable[[str], None]) -> None:
+def _warn_unless_integer(model: nn.Module, example: Inputs, say: Callable[[str], None]) -> None:
     """Say before training what would be found after it. No error: ranges that are too wide may narrow in training."""
     device = next(model.parameters()).device
     try:
-        lowbit.to_integer(model, torch.zeros(1, *shape, device=device))
+        lowbit.to_integer(model, each(lambda x: x.to(device), example))
     except LowbitError as error:
         say(f"warning: this network could not be exported as it starts: {error}")

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import lowbit
 from lowbit import models
 from lowbit.errors import LowbitError
 from lowbit.files import check_place
+from lowbit.inputs import Inputs
 from lowbit.models import saved_about
 from lowbit.qat.integers import needs_example, with_first_batch
 from lowbit.train.checkpoint import Checkpoints, Which
 from lowbit.train.config import MAY_CHANGE, ModelConfig, QuantizationConfig, TrainConfig
-from lowbit.train.shapes import sample_shape
+from lowbit.train.shapes import example_inputs
 
 
 def build_float(config: ModelConfig) -> nn.Module:
@@ -89,10 +89,10 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
     )
 
 
-def recorded(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """The network, recorded in place for images of this shape where it waits for that: before weights are loaded into it."""
+def recorded(model: nn.Module, example: Inputs) -> nn.Module:
+    """The network, recorded in place for inputs of these shapes where it waits for that: before weights are loaded into it."""
     if needs_example(model):
-        with_first_batch(model, [torch.zeros(1, *shape)])
+        with_first_batch(model, [example])
     return model
 
 
@@ -145,7 +145,7 @@ def load(folder: str | Path, checkpoint: Which = "best") -> tuple[nn.Module, Tra
     original = build_float(config.model.without_weights())
     model = prepare(original, config.quantization)
     if needs_example(model):
-        recorded(model, sample_shape(config, original))
+        recorded(model, example_inputs(config, original))
     weights = Checkpoints(folder).weights(checkpoint)
     check_record(weights, config)
     models.load_weights(model, weights)

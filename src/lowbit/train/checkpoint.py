@@ -30,7 +30,7 @@ from lowbit.errors import LowbitError
 from lowbit.files import atomic_write, check_readable, read_json, remove_leftovers, sha256
 from lowbit.models import save_weights
 
-_NAME = re.compile(r"epoch-\d+|final")
+_NAME = re.compile(r"epoch-\d+(-batch-\d+)?|final")
 _OURS = re.compile(rf"({_NAME.pattern})(\.tmp)?")
 """Folders that `Checkpoints.save` may remove; others, such as a copy that someone keeps, stay."""
 _FILES = ("model.safetensors", "training.json", "training.safetensors")
@@ -92,7 +92,7 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint, make it the last (and, if `best`, the best), and remove what neither name needs.
 
-        `name` is epoch-NUMBER or final.
+        `name` is epoch-NUMBER, epoch-NUMBER-batch-NUMBER in the middle of one, or final.
 
         `about` says what network it is of.
         """

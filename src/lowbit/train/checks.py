@@ -5,19 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lowbit.data import Loader, num_classes
+from lowbit.data import Loader
+from lowbit.data.own import is_own
 from lowbit.errors import LowbitError
+from lowbit.inputs import Inputs, call, each, shapes
 from lowbit.layers.modes import evaluation
 from lowbit.train.config import TrainConfig
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The config with the number of classes of the data in it, where it doesn't say one."""
-    if config.model.num_classes is not None:
-        return config
-    return replace(config, model=replace(config.model, num_classes=num_classes(config.data)))
 
 
 def with_data(config: TrainConfig, path: str | None, *, allow_remote: bool) -> TrainConfig:
@@ -44,14 +39,17 @@ def check_start(config: TrainConfig) -> None:
         )
 
 
-def check_classes(config: TrainConfig, num_classes: int, *, fewer: bool = False) -> None:
+def check_classes(config: TrainConfig, num_classes: int | None, *, fewer: bool = False) -> None:
     """Refuse data of more classes than the network's, and of `fewer` where those may stand for others.
+
+    Data or networks without classes have none to be compared.
 
     Raises:
         LowbitError: the numbers don't fit.
     """
     wanted = config.model.num_classes
-    assert wanted is not None  # of a resolved config
+    if wanted is None or num_classes is None or config.task == "reconstruct":
+        return
     if num_classes > wanted or (num_classes < wanted and not fewer):
         raise LowbitError(
             f"{config.data.path}: {num_classes} classes, but the network has {wanted} (model.num_classes); give data with "
@@ -60,21 +58,35 @@ def check_classes(config: TrainConfig, num_classes: int, *, fewer: bool = False)
 
 
 @torch.no_grad()
-def check_shape(config: TrainConfig, network: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse images that the network cannot take.
+def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> None:
+    """Refuse inputs that the network cannot take, and outputs that are not as many as classes.
+
+    Args:
+        example: inputs of one sample, [1, …].
 
     Raises:
-        LowbitError: one of this shape (channels, height, width) does not go through it.
+        LowbitError: they do not go through it, or its output does not fit the task.
     """
     try:
         with evaluation(network):
-            network(torch.zeros(1, *shape))
+            outputs = call(network, each(torch.Tensor.cpu, example))
     except Exception as error:  # networks refuse in their own ways, often in a layer far behind the input
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LowbitError(
-            f"{config.model.name} does not take images of {'x'.join(map(str, shape))} ({reason}): set data.channels and "
+            f"{config.model.name} does not take images of {shapes(example)} ({reason}): set data.channels and "
             "data.image_size to what it takes"
+            if not is_own(config.data.path)
+            else f"{config.model.name} does not take inputs of {shapes(example)} ({reason}), which {config.data.path} gives"
         ) from error
+    classes = config.model.num_classes
+    if config.task not in ("classify", "distill") or classes is None:
+        return
+    found = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if found != (classes,):
+        raise LowbitError(
+            f"{config.model.name} has an output of shape {found} for one sample, but there are {classes} classes: give a network "
+            "with as many outputs (your own is told them where it takes num_classes), or another --task"
+        )
 
 
 def check_test(config: TrainConfig, network: nn.Module, test: Loader) -> None:
@@ -85,4 +97,4 @@ def check_test(config: TrainConfig, network: nn.Module, test: Loader) -> None:
     """
     # Where classes are numbered in the order of their names, one that is missing shifts the numbers of others.
     check_classes(config, test.num_classes, fewer=test.class_names is None)
-    check_shape(config, network, test.image_shape)
+    check_shape(config, network, test.example)

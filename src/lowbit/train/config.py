@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from lowbit._torchvision import import_torchvision
 from lowbit.data.config import DataConfig
 from lowbit.errors import LowbitError, did_you_mean
 from lowbit.files import atomic_write, read_json
@@ -30,7 +32,8 @@ class ModelConfig:
     """The network, by name, and the weights it starts from."""
 
     name: str = "cifar-resnet20"
-    """A short name of `lowbit.models.names()`, or any name timm or torchvision knows."""
+    """A short name of `lowbit.models.names()`, any name timm or torchvision knows, or your own class or function that gives a
+    network, `package.module:name`."""
     init: str | None = None
     """A safetensors file, or the folder of an earlier run (its best checkpoint)."""
     pretrained: bool = False
@@ -130,15 +133,16 @@ class QuantizationConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """A torch optimizer; learned steps and offsets are never decayed."""
+    """An optimizer of torch's or timm's; learned steps and offsets are never decayed."""
 
-    name: Literal["sgd", "adam"] = "sgd"
+    name: str = "sgd"
+    """sgd or adam, torch's own, or any other of `timm.optim.list_optimizers()`, such as adamw, lamb or lion."""
     lr: float = 0.02
     """Where the schedule starts, after any warm-up."""
     momentum: float = 0.9
-    """SGD's."""
+    """SGD's, and that of timm's optimizers that have one."""
     nesterov: bool = False
-    """SGD's."""
+    """sgd's."""
     weight_decay: float = 1e-4
     step_lr: float | None = None
     """Another learning rate for steps and offsets."""
@@ -154,12 +158,35 @@ class OptimizerConfig:
         _check(not self.nesterov or self.momentum > 0, "optimizer.nesterov needs optimizer.momentum above 0")
 
 
+_UPDATES = 1000
+"""Steps of a schedule of timm's within an epoch."""
+
+
+def _timm_factor(kind: str, span: int, done: int) -> float:
+    """The learning rate after `done` of `span` steps of timm's scheduler of this name, over that at the beginning."""
+    optimizer, scheduler = _timm_scheduler(kind, span)
+    scheduler.step_update(min(done, span - 1))
+    return optimizer.param_groups[0]["lr"]
+
+
+@functools.lru_cache(maxsize=4)
+def _timm_scheduler(kind: str, span: int) -> tuple[torch.optim.Optimizer, Any]:
+    import_torchvision()
+    from timm.scheduler import create_scheduler_v2
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, sched=kind, num_epochs=span, step_on_epochs=False, updates_per_epoch=1, decay_rate=1.0
+    )
+    return optimizer, scheduler
+
+
 @dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate over training, as a factor of `optimizer.lr`."""
 
-    kind: Literal["cosine", "step"] = "cosine"
-    """Cosine without restart, or the step decay of the LSQ paper's ablation."""
+    kind: Literal["cosine", "step", "tanh", "poly"] = "cosine"
+    """Cosine without restart, the step decay of the LSQ paper's ablation, or timm's tanh or poly (of power 1, so linear)."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise before it."""
     step_epochs: int = 20
@@ -179,6 +206,8 @@ class ScheduleConfig:
         if self.kind == "step":
             return self.step_factor ** int(epochs_done // self.step_epochs)
         span = max(epochs - self.warmup_epochs, 1e-12)
+        if self.kind != "cosine":
+            return _timm_factor(self.kind, round(span * _UPDATES), round((epochs_done - self.warmup_epochs) * _UPDATES))
         return 0.5 * (1 + math.cos(math.pi * min((epochs_done - self.warmup_epochs) / span, 1.0)))
 
 
@@ -194,9 +223,11 @@ class TrainConfig:
     """None trains in full precision."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    task: Literal["classify", "distill"] = "classify"
-    """The loss: cross-entropy, or half of it and half distillation from the full-precision network."""
+    task: str = "classify"
+    """The loss: classify (cross-entropy), distill (half of it and half distillation from the full-precision network),
+    reconstruct (squared error to the input), another of `lowbit.train.tasks.TASKS`, or your own, `package.module:name`."""
     epochs: int = 3
+    """0: as many as the number of training images calls for (`lowbit.train.resolve.epochs_for`)."""
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the network; steps stay in float32."""
@@ -222,17 +253,31 @@ class TrainConfig:
     bn_keep: Literal["better", "always"] = "better"
     """When the re-estimated statistics replace the trained ones: always, or if the accuracy is higher, on the
     images for validation where there are such (`data.validation`), else on the test images."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints within an epoch, from which a run that was stopped goes on; 0 writes none."""
+    track: tuple[str, ...] = ()
+    """Services that are told the run's numbers beside its own log: accelerate's trackers by name (wandb, mlflow, tensorboard,
+    trackio, …), or your own, `package.module:name`."""
     output: str | None = None
     """The run folder."""
 
     def __post_init__(self) -> None:
-        _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _check(
+            self.epochs >= 0, f"epochs must be at least 1 (or 0, for as many as the data calls for), got {self.epochs}"
+        )
         warmup = self.schedule.warmup_epochs
-        _check(warmup <= self.epochs, f"schedule.warmup_epochs {warmup:g} are more than the {self.epochs} epochs")
+        _check(
+            not self.epochs or warmup <= self.epochs,
+            f"schedule.warmup_epochs {warmup:g} are more than the {self.epochs} epochs",
+        )
         _check(0 <= self.seed < 2**32, f"seed must be from 0 to 2^32 - 1, got {self.seed}")
         _check(self.accumulate >= 1, f"accumulate must be at least 1, got {self.accumulate}")
         _check(self.grad_clip is None or self.grad_clip > 0, f"grad_clip must be positive, got {self.grad_clip}")
         _check(self.ema is None or 0 < self.ema < 1, f"ema must be between 0 and 1, got {self.ema}")
+        _check(
+            0 <= self.checkpoint_minutes < math.inf,
+            f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}",
+        )
         _check(self.bn_batches >= 0, f"bn_batches must be at least 0, got {self.bn_batches}")
         q = self.quantization
         _check(
@@ -291,6 +336,8 @@ MAY_CHANGE = (
     "model.init",
     "shard",
     "grad_checkpointing",
+    "checkpoint_minutes",
+    "track",
 )
 """Fields that may change while a run goes on: where things are, and how they are computed, not what. The images and, for
 distillation, the weights of `model.init` must be the same ones in another place."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import lowbit
+from lowbit.inputs import Inputs, each
 from lowbit.saved import saved_bytes
 from lowbit.train.config import TrainConfig
-from lowbit.train.machine import move
+from lowbit.train.machine import arranged, move
 from lowbit.train.recompute import recompute_activations
 from lowbit.train.tasks import make_task
 from lowbit.train.trainer import make_optimizer
@@ -50,8 +53,10 @@ class StepCost:
 
 
 @torch.compiler.set_stance("force_eager")
-def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, shape: tuple[int, ...]) -> StepCost:
-    """Take a training step or two on a few random images, and measure.
+def measure_step(
+    config: TrainConfig, original: nn.Module, model: nn.Module, example: Inputs, target: Any = None
+) -> StepCost:
+    """Take a training step or two on a few random images, or on one sample several times, and measure.
 
     On the device that training would use. Nothing is compiled, also no quantizers: that takes longer than the steps.
     Quantizers that are not started start from the random images, and the weights change: give copies.
@@ -59,18 +64,24 @@ def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, sha
     Args:
         original: the full-precision network, the teacher where the task is distillation.
         model: the prepared network.
-        shape: of one image, see `shapes.sample_shape`.
+        example: inputs of one sample, see `shapes.example_inputs`; of a `target` its own values, else random ones are taken.
+        target: what its data gives beside it; by default the number of a class.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     count = _IMAGES if device.type == "cpu" else _IMAGES_ON_ACCELERATOR
     generator = torch.Generator().manual_seed(config.seed)
-    images = torch.randn(count, *shape, generator=generator).to(device)
-    if images.dim() == 4:
-        images = images.contiguous(memory_format=config.memory_format)
-    labels = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def several(x: Tensor) -> Tensor:
+        if target is None and x.is_floating_point():
+            return arranged(torch.randn(count, *x.shape[1:], generator=generator).to(device), config.memory_format)
+        return arranged(x.expand(count, *x.shape[1:]).clone().to(device), config.memory_format)
+
+    inputs = each(several, example)
+    targets = torch.zeros(count, dtype=torch.int64, device=device) if target is None else tree_map(several, target)
+    tensors = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
     move(model, device, config.memory_format)
     if config.quantization is not None:
-        lowbit.calibrate(model, [images])
+        lowbit.calibrate(model, [inputs])
     if config.grad_checkpointing:
         recompute_activations(model)
     # What a teacher has learned makes no difference here.
@@ -84,9 +95,10 @@ def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, sha
 
     def forward(number: int) -> Tensor:
         with autocast:
-            return task(model, images[:number], labels[:number])[0]
+            few_targets = tree_map(lambda y: y[:number], targets)
+            return task(model, each(lambda x: x[:number], inputs), few_targets)[0]
 
-    given = [*model.parameters(), *model.buffers(), images]
+    given = [*model.parameters(), *model.buffers(), *tensors]
     few, all_ = (saved_bytes(lambda number=number: forward(number), given) for number in (_FEW, count))
     kept_per_image = (all_ - few) // (count - _FEW)
     for _ in range(2):
@@ -108,7 +120,7 @@ def measure_step(config: TrainConfig, original: nn.Module, model: nn.Module, sha
         gradients=_bytes(parameter.grad for parameter in model.parameters() if parameter.grad is not None),
         optimizer=_bytes(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)),
         kept=few - _FEW * kept_per_image,
-        kept_per_image=kept_per_image + images.untyped_storage().nbytes() // count,
+        kept_per_image=kept_per_image + sum(x.untyped_storage().nbytes() for x in tensors) // count,
         seconds=seconds / count,
     )
 

@@ -3,51 +3,64 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lowbit.data import Loader, eval_loader
 from lowbit.errors import LowbitError
+from lowbit.inputs import Inputs, batch_size, call, each
+from lowbit.inputs import shapes as sample_shapes
 from lowbit.integer.network import IntegerNetwork
 from lowbit.processes import agreed, named
 from lowbit.train.build import load
 from lowbit.train.checkpoint import Which
 from lowbit.train.checks import check_test, with_data
 from lowbit.train.config import TrainConfig
-from lowbit.train.machine import determinism, loader_place, make_accelerator, move
+from lowbit.train.machine import arranged, determinism, loader_place, make_accelerator, move
+from lowbit.train.tasks import Classify, Task, evaluation_task
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Loader, accelerator: Accelerator, layout: torch.memory_format
+    model: nn.Module, loader: Loader, accelerator: Accelerator, layout: torch.memory_format, task: Task | None = None
 ) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy in percent) over all images of the loaders of all processes.
+    """(mean loss, accuracy in percent) over all samples of the loaders of all processes.
 
-    The cross-entropy is not a number where any output is not finite, also one of which it would not depend.
+    The loss is that of the task, by default cross-entropy. It is not a number where any output is not finite, also one of
+    which it would not depend; the accuracy is not a number where the task has none.
     """
+    task = task or Classify()
     model.eval()
     finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
     loss = torch.zeros((), device=accelerator.device)
     counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
     most = int(accelerator.gather(torch.tensor([len(loader)], device=accelerator.device)).max())
-    for images, labels in loader:
+    counted = True
+    for inputs, targets in loader:
         with accelerator.autocast():
-            logits = model(images.contiguous(memory_format=layout)).float()
-        finite &= logits.isfinite().all()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        counts[0] += (logits.argmax(1) == labels).sum()
-        counts[1] += len(labels)
+            outputs = call(model, each(partial(arranged, layout=layout), inputs))
+        outputs = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, outputs)
+        for part in tree_leaves(outputs):
+            finite &= part.isfinite().all() if isinstance(part, Tensor) else True
+        count = batch_size(inputs)
+        loss += task.loss(outputs, inputs, targets) * count
+        right = task.right(outputs, targets)
+        counted = counted and right is not None
+        counts[0] += 0 if right is None else right
+        counts[1] += count
     # Another process may have a batch more, and takes this one's part of the weights for it.
     for _ in range(len(loader), most) if isinstance(model, FSDPModule) else ():
-        model(images)
+        call(model, inputs)
     loss = torch.where(finite, loss, torch.nan)
-    right, seen = accelerator.reduce(counts, "sum").tolist()
-    return float(accelerator.reduce(loss, "sum")) / seen, 100 * right / seen
+    correct, seen = accelerator.reduce(counts, "sum").tolist()
+    return float(accelerator.reduce(loss, "sum")) / seen, 100 * correct / seen if counted else math.nan
 
 
 def evaluate_run(
@@ -70,7 +83,7 @@ def evaluate_run(
             check_test(config, model, test)
         with determinism(config.deterministic):
             move(model, accelerator.device, config.memory_format)
-            loss, accuracy = evaluate(model, test, accelerator, config.memory_format)
+            loss, accuracy = evaluate(model, test, accelerator, config.memory_format, evaluation_task(config))
         if not math.isfinite(loss):
             error = LowbitError(
                 f"{folder} ({checkpoint}): the network's outputs are not finite; its training has diverged"
@@ -103,10 +116,12 @@ class _Reference(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> Tensor:
-        found = self.network(images.cpu().float())
+    def forward(self, images: Tensor | None = None, **named: Tensor) -> Tensor:
+        given: Inputs = named if images is None else images
+        device = next(iter(given.values())).device if isinstance(given, Mapping) else given.device
+        found = self.network(each(lambda x: x.cpu().float() if x.is_floating_point() else x.cpu(), given))
         assert isinstance(found, Tensor)  # of one output, see `_check_takes`
-        return found.to(images.device)
+        return found.to(device)
 
 
 def _images_of(network: IntegerNetwork, data: str) -> TrainConfig:
@@ -126,11 +141,13 @@ def _images_of(network: IntegerNetwork, data: str) -> TrainConfig:
 def _check_takes(network: IntegerNetwork, test: Loader, data: str) -> None:
     graph = network.graph
     shapes = list(graph.inputs.values())
+    wanted = {k: tuple(x.shape[1:]) for k, x in test.example.items()} if isinstance(test.example, Mapping) else None
     classes = [graph.by_name[name].shape_of() for name in graph.outputs]
-    if len(shapes) != 1 or len(classes) != 1 or len(classes[0]) != 1:
+    if (wanted is None and len(shapes) != 1) or len(classes) != 1 or len(classes[0]) != 1:
         raise LowbitError("the network is no classifier of one image: it has no accuracy")
-    if shapes[0] != test.image_shape or test.num_classes > classes[0][0]:
+    takes = shapes[0] == test.image_shape if wanted is None else wanted == dict(graph.inputs)
+    if not takes or (test.num_classes or 0) > classes[0][0]:
         raise LowbitError(
-            f"{data}: images of {'x'.join(map(str, test.image_shape))} in {test.num_classes} classes, but the network takes "
-            f"{'x'.join(map(str, shapes[0]))} in {classes[0][0]}"
+            f"{data}: images of {sample_shapes(test.example)} in {test.num_classes} classes, but the network takes "
+            f"{', '.join('x'.join(map(str, shape)) for shape in shapes)} in {classes[0][0]}"
         )

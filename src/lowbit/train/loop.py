@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object, set_seed
 
-from lowbit.data import Loader, Splits
+from lowbit.data import DataSet, Loader, Splits
 from lowbit.errors import LowbitError
 from lowbit.files import remove_leftovers
 from lowbit.processes import agreed, named
@@ -20,19 +20,23 @@ from lowbit.report.run import read_events, read_run
 from lowbit.train.assemble import assemble
 from lowbit.train.build import load, read_config, record
 from lowbit.train.checkpoint import Checkpoints
-from lowbit.train.checks import resolve
 from lowbit.train.config import TrainConfig
 from lowbit.train.evaluation import evaluate
 from lowbit.train.folder import absent_files, check_same, run_folder, started
 from lowbit.train.lock import locked
-from lowbit.train.machine import determinism, make_accelerator, move
+from lowbit.train.machine import Pauses, determinism, make_accelerator, move
+from lowbit.train.resolve import resolve
 from lowbit.train.state import Origin, Progress, Result, Saved
+from lowbit.train.trackers import check_trackers
 from lowbit.train.tracking import Metrics, epoch_line, mean_steps, opening, progress, writable
-from lowbit.train.trainer import CALMER, Trainer
+from lowbit.train.trainer import CALMER, OnStep, Trainer
 
 
-def run(config: TrainConfig, *, resume: bool = False) -> Result:
+def run(config: TrainConfig, *, resume: bool = False, on_step: OnStep | None = None) -> Result:
     """Train as the config says, into the folder `config.output`; `resume` continues the run that is there.
+
+    `on_step` is called before every batch with the trainer and the epochs done (1.5 in the middle of the second). An error or
+    KeyboardInterrupt that it raises ends the run, which can be continued.
 
     A resumed run ends with the same weights, bit for bit, as one that was never interrupted.
 
@@ -42,17 +46,19 @@ def run(config: TrainConfig, *, resume: bool = False) -> Result:
             loss that is not finite.
     """
     with named(), ExitStack() as held:
-        return _run(config, resume, held)
+        return _run(config, resume, on_step, held)
 
 
-def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
+def _run(config: TrainConfig, resume: bool, on_step: OnStep | None, held: ExitStack) -> Result:
     with agreed():
         accelerator = make_accelerator(config)
         folder = run_folder(config, resume)
         # Looked at before any process writes: what is there now is somebody's.
         absent = absent_files(folder)
         checkpoints = Checkpoints(folder)
-        config = resolve(config)
+        data = DataSet(config.data)
+        config = resolve(config, data)
+        check_trackers(config.track)
         if config.precision != "no" and not accelerator.native_amp:
             raise LowbitError(
                 f"precision {config.precision!r} does not work here, on {accelerator.device.type}: use bf16 or no"
@@ -80,11 +86,11 @@ def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
 
         # Nothing is written before all of this has worked.
         set_seed(config.seed)
-        trainer, splits, origin = assemble(config, accelerator, saved, bar.say)
+        trainer, splits, origin = assemble(config, data, accelerator, saved, bar.say, on_step)
         train = splits.train
 
         with started(config, folder, absent, main=main, fresh=not resume), \
-             Metrics(folder, epochs_done=state.epochs_done, active=main) as metrics:  # fmt: skip
+             Metrics(folder, epochs_done=state.epochs_done, active=main, config=config) as metrics:  # fmt: skip
             changed = saved.changed(origin) if saved else []
             metrics.write(
                 "resume" if saved else "start",
@@ -98,27 +104,30 @@ def _run(config: TrainConfig, resume: bool, held: ExitStack) -> Result:
 
             for epoch in range(state.epochs_done, config.epochs):
                 began = time.monotonic()
-                # Everything random in an epoch depends on the seed and the epoch, so there is no state to carry over.
+                # Everything random in an epoch depends on the seed and the epoch: no state is carried over from the one before.
                 set_seed((config.seed * 1_000_003 + epoch + 1) % 2**32, device_specific=True)
-                train.set_epoch(epoch)
-                numbers = trainer.train_epoch(epoch, train, bar.update)
+                first = state.batches_done
+                pause = Pauses(config.checkpoint_minutes, trainer.accelerator)
+
+                def save(batches: int, epoch: int = epoch, state: Progress = state, pause: Pauses = pause) -> None:
+                    if pause.due():
+                        name = f"epoch-{epoch + 1:04d}-batch-{batches:06d}"
+                        _save(checkpoints, name, trainer, replace(state, batches_done=batches), origin, best=False)
+                        pause.begin()
+
+                numbers = trainer.train_epoch(epoch, train, bar.update, first=first, pause=save)
                 for look in [] if trainer.watch is None else trainer.watch.take():
                     metrics.write("look", **look)
                 chosen_by, loader = _choice(splits)
                 loss, accuracy = _evaluated(trainer, loader, chosen_by, state)
-                numbers |= {f"{chosen_by}_loss": loss, f"{chosen_by}_accuracy": accuracy}
+                numbers |= _named(chosen_by, loss, accuracy)
                 numbers["seconds"] = time.monotonic() - began
                 if config.data.corrupt == "skip":
                     numbers["skipped"] = len(_skipped(train, loader))
                 metrics.epoch(epoch, steps=mean_steps(trainer.network), **numbers)
                 bar.say(epoch_line(epoch, config.epochs, chosen_by, numbers))
-                best = accuracy > state.best_accuracy
-                state = replace(
-                    state,
-                    epochs_done=epoch + 1,
-                    accuracy=accuracy,
-                    best_accuracy=max(accuracy, state.best_accuracy),
-                )
+                best = state.is_best(loss, accuracy)
+                state = state.after(loss, accuracy, epochs_done=epoch + 1, batches_done=0)
                 _save(checkpoints, f"epoch-{epoch + 1:04d}", trainer, state, origin, best=best)
 
             state = _finish(config, trainer, state, splits, origin, checkpoints, metrics, bar.say)
@@ -137,7 +146,7 @@ def _evaluated(trainer: Trainer, loader: Loader, name: str, state: Progress) -> 
         LowbitError: the loss is not finite, or a weight is not, which low bits may hide; on every process. A training
             loss tells that only a step later, and after the last step there is none.
     """
-    loss, accuracy = evaluate(trainer.network, loader, trainer.accelerator, trainer.config.memory_format)
+    loss, accuracy = evaluate(trainer.network, loader, trainer.accelerator, trainer.config.memory_format, trainer.task)
     with agreed():
         broken = trainer.not_finite()
         if broken is not None or not math.isfinite(loss):
@@ -158,7 +167,7 @@ def _finish(
     say: Callable[[str], None],
 ) -> Progress:
     """Batch-norm re-estimation, the test, the last lines and plots, and the checkpoint that says it is finished."""
-    accuracy, reestimated = state.accuracy, None
+    loss, accuracy, reestimated = state.loss, state.accuracy, None
     train = splits.train
     chosen_by, loader = _choice(splits)
     if config.bn_batches:
@@ -166,33 +175,36 @@ def _finish(
         set_seed(config.seed, device_specific=True)
         train.set_epoch(config.epochs)
         trainer.reestimate_batchnorm(itertools.islice(train, config.bn_batches))
-        loss, reestimated = evaluate(trainer.network, loader, trainer.accelerator, config.memory_format)
-        keep = math.isfinite(loss) and (config.bn_keep == "always" or reestimated > accuracy)
-        say(
-            f"batch-norm re-estimated: {chosen_by} accuracy {accuracy:.2f} % -> {reestimated:.2f} %, "
-            f"{'kept' if keep else 'left as trained'}"
+        new_loss, reestimated = evaluate(
+            trainer.network, loader, trainer.accelerator, config.memory_format, trainer.task
         )
+        by_loss = math.isnan(reestimated)
+        better = new_loss < loss if by_loss else reestimated > accuracy
+        keep = math.isfinite(new_loss) and (config.bn_keep == "always" or better)
+        numbers = (
+            f"loss {loss:.4g} -> {new_loss:.4g}" if by_loss else f"accuracy {accuracy:.2f} % -> {reestimated:.2f} %"
+        )
+        say(f"batch-norm re-estimated: {chosen_by} {numbers}, {'kept' if keep else 'left as trained'}")
         if keep:
-            accuracy = reestimated
+            loss, accuracy = new_loss, reestimated
         else:
             trainer.network.load_state_dict(before)
-    best = accuracy > state.best_accuracy
-    state = replace(
-        state,
-        accuracy=accuracy,
-        best_accuracy=max(accuracy, state.best_accuracy),
-        reestimated_accuracy=reestimated,
-        finished=True,
-    )
-    numbers = {
-        f"{chosen_by}_accuracy": state.accuracy,
-        "best_accuracy": state.best_accuracy,
-        "reestimated_accuracy": state.reestimated_accuracy,
-    }
+    best = state.is_best(loss, accuracy)
+    reestimated = None if reestimated is None or math.isnan(reestimated) else reestimated
+    state = state.after(loss, accuracy, reestimated_accuracy=reestimated, finished=True)
+    if math.isnan(accuracy):
+        final = {f"{chosen_by}_loss": state.loss, "best_loss": state.best_loss}
+    else:
+        final = {
+            f"{chosen_by}_accuracy": accuracy,
+            "best_accuracy": state.best_accuracy,
+            "reestimated_accuracy": reestimated,
+        }
     if splits.validation is not None:
-        numbers["test_loss"], state.test_accuracy = _test(trainer, splits.test, metrics.folder, now=best)
-        numbers["test_accuracy"] = state.test_accuracy
-    metrics.write("final", **numbers)
+        state.test_loss, tested = _test(trainer, splits.test, metrics.folder, now=best)
+        state.test_accuracy = None if math.isnan(tested) else tested
+        final |= _named("test", state.test_loss, tested)
+    metrics.write("final", **final)
     with agreed():
         if trainer.accelerator.is_main_process:
             from lowbit.report import plot_run
@@ -215,7 +227,12 @@ def _test(trainer: Trainer, test: Loader, folder: Path, *, now: bool) -> tuple[f
         with agreed():
             network, _ = load(folder, "best")
         move(network, trainer.accelerator.device, config.memory_format)
-    return evaluate(network, test, trainer.accelerator, config.memory_format)
+    return evaluate(network, test, trainer.accelerator, config.memory_format, trainer.task)
+
+
+def _named(images: str, loss: float, accuracy: float) -> dict[str, float]:
+    """Numbers on some images as the log has them; the accuracy only where there is one."""
+    return {f"{images}_loss": loss} | ({} if math.isnan(accuracy) else {f"{images}_accuracy": accuracy})
 
 
 def _save(
@@ -223,10 +240,11 @@ def _save(
 ) -> None:
     """Written by the first process; the others wait for it, and stop with it where it fails."""
     main = trainer.accelerator.is_main_process
-    parts = None
+    parts, midway = None, trainer.midway_state()
     if main or trainer.sharded:  # parts are put together by all
         network = trainer.network_state(keep=main)
-        training = {"progress": asdict(state), "origin": asdict(origin), "trainer": trainer.state_dict(keep=main)}
+        parts_of_all = {**trainer.state_dict(keep=main), "midway": midway}
+        training = {"progress": asdict(state), "origin": asdict(origin), "trainer": parts_of_all}
         parts = network, training
     with agreed():
         if main and parts is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from torch import nn
+from torch import Tensor, nn
 
 from lowbit.errors import LowbitError
 from lowbit.train.config import TrainConfig
@@ -64,6 +65,44 @@ def move(model: nn.Module, device: torch.device, layout: torch.memory_format) ->
     """Bring a network to a device, in place, its weights laid out in memory as `layout` says."""
     # pyrefly: ignore[no-matching-overload]  # torch documents memory_format, but annotates no overload with it
     return model.to(device, memory_format=layout)
+
+
+class Pauses:
+    """When a checkpoint in the middle of an epoch is due: so many minutes after the last, as the first process's clock says.
+
+    Args:
+        minutes: between two; 0 for never.
+    """
+
+    EVERY = 20
+    """Several processes agree on it once in so many steps, because agreeing takes time."""
+
+    def __init__(self, minutes: float, accelerator: Accelerator) -> None:
+        self.minutes, self.accelerator = minutes, accelerator
+        self._steps = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A checkpoint has been written."""
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Asked after every step, by all processes alike."""
+        self._steps += 1
+        if self.minutes == 0:
+            return False
+        passed = time.monotonic() - self._last >= 60 * self.minutes
+        if self.accelerator.num_processes == 1:
+            return passed
+        if self._steps % self.EVERY:
+            return False
+        mine = torch.tensor([float(passed and self.accelerator.is_main_process)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(mine, "sum"))
+
+
+def arranged(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """A batch of inputs, laid out in memory as the network's weights are where it is one of images [B, C, H, W]."""
+    return x.contiguous(memory_format=layout if x.dim() == 4 else torch.contiguous_format)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ class Result:
     """With batch-norm re-estimated after training, kept or not; None if that was not tried."""
     test_accuracy: float | None = None
     """Of the best checkpoint on the test images, where choices are made by others; else None."""
+    loss: float = math.nan
+    """Of the last checkpoint, on the images that choices are made by. It decides where the task has no accuracy; accuracies are
+    not numbers then."""
+    best_loss: float = math.nan
+    """Of the best checkpoint."""
 
 
 @dataclass
@@ -37,17 +42,54 @@ class Progress:
     """How far a run has come; saved in every checkpoint."""
 
     epochs_done: int = 0
+    batches_done: int = 0
+    """Of the epoch in progress."""
     accuracy: float = math.nan
     best_accuracy: float = -math.inf
     reestimated_accuracy: float | None = None
     test_accuracy: float | None = None
     finished: bool = False
+    loss: float = math.nan
+    best_loss: float = math.nan
+    test_loss: float | None = None
+
+    def is_best(self, loss: float, accuracy: float) -> bool:
+        """Whether a checkpoint with these numbers is better than all before: by accuracy, or by loss where there is none."""
+        if math.isnan(accuracy):
+            return math.isnan(self.best_loss) or loss < self.best_loss
+        return accuracy > self.best_accuracy
+
+    def after(self, loss: float, accuracy: float, **changes: Any) -> Progress:
+        """Progress with one more checkpoint of these numbers, and other changes."""
+        better = self.is_best(loss, accuracy)
+        return replace(
+            self,
+            loss=loss,
+            accuracy=accuracy,
+            best_loss=loss if better else self.best_loss,
+            best_accuracy=accuracy if better else self.best_accuracy,
+            **changes,
+        )
 
     def result(self, folder: Path) -> Result:
-        return Result(folder, self.accuracy, self.best_accuracy, self.reestimated_accuracy, self.test_accuracy)
+        return Result(
+            folder,
+            self.accuracy,
+            self.best_accuracy,
+            self.reestimated_accuracy,
+            self.test_accuracy,
+            self.loss,
+            self.best_loss,
+        )
 
     def outcome(self) -> str:
-        """The accuracy on the test images, for the reader."""
+        """The accuracy on the test images, for the reader; the loss where there is none."""
+        if math.isnan(self.accuracy):
+            if self.test_loss is None:
+                return f"test loss {self.loss:.4g}, best {self.best_loss:.4g}"
+            return (
+                f"test loss {self.test_loss:.4g} of the checkpoint with the best validation loss, {self.best_loss:.4g}"
+            )
         if self.test_accuracy is None:
             return f"test accuracy {self.accuracy:.2f} %, best {self.best_accuracy:.2f} %"
         return (

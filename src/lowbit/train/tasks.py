@@ -1,29 +1,52 @@
-"""The loss as an object: what a network is trained for, so that the loop never asks."""
+"""What a network is trained for, as an object, so that the loop never asks; `TASKS` holds them by name."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, did_you_mean
+from lowbit.inputs import Inputs, call
 from lowbit.qat.oscillation import dampening_loss
+from lowbit.references import called, imported, is_reference
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import move
 
 
 class Task:
-    """Computes the loss of one batch.
+    """Computes the loss of a batch, in training and in evaluation.
 
-    A call takes the network, images (batch, channels, height, width) and labels (batch,) and returns
-    (loss, logits): a scalar, and (batch, classes).
+    Inputs are a tensor [B, …] or tensors by the names of `forward`'s arguments; targets are what the data gives beside them,
+    or None. A subclass has `loss`; what it doesn't say is as for a classifier.
     """
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, inputs: Inputs, targets: Any) -> tuple[Tensor, Any]:
+        """(loss, outputs): the mean over the batch, and what the network returned."""
+        outputs = call(model, inputs)
+        return self.loss(outputs, inputs, targets), outputs
+
+    def loss(self, outputs: Any, inputs: Inputs, targets: Any) -> Tensor:
+        """The loss that is reported: the mean over the samples of a batch."""
         raise NotImplementedError
+
+    def right(self, outputs: Any, targets: Any) -> Tensor | None:
+        """How many answers of a batch are right: of [B, classes] for class numbers [B] the largest; None where that has no meaning.
+
+        Without it there is no accuracy, and the loss decides which checkpoint is best.
+        """
+        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+            return None
+        if outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
+            return None
+        return (outputs.argmax(1) == targets).sum()
 
     def set_progress(self, fraction: float) -> None:
         """Told before every step how much of training is done, 0…1; a task that anneals nothing ignores it."""
@@ -32,27 +55,50 @@ class Task:
 class Classify(Task):
     """Cross-entropy with the labels, mean over the batch."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(images)
-        return F.cross_entropy(logits, labels), logits
+    def loss(self, outputs: Tensor, inputs: Inputs, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
 
 
-class Distill(Task):
+class Reconstruct(Task):
+    """Mean squared error between the network's output and its input, as for an auto-encoder; targets are not looked at."""
+
+    def loss(self, outputs: Tensor, inputs: Inputs, targets: Any) -> Tensor:
+        if not isinstance(inputs, Tensor) or outputs.shape != inputs.shape:
+            raise LowbitError(
+                f"task reconstruct: the network's output {tuple(outputs.shape)} must be of the shape of its one input"
+            )
+        return F.mse_loss(outputs, inputs)
+
+    def right(self, outputs: Any, targets: Any) -> None:
+        return None
+
+
+class WithLoss(Task):
+    """A loss function of a user's own, or of torch's: `loss(outputs, targets)`, the mean over the batch."""
+
+    def __init__(self, function: Callable[[Any, Any], Tensor]) -> None:
+        self.function = function
+
+    def loss(self, outputs: Any, inputs: Inputs, targets: Any) -> Tensor:
+        return self.function(outputs, targets)
+
+
+class Distill(Classify):
     """½·CE(labels) + ½·CE(teacher): distillation at temperature 1 as in LSQ (Esser et al. 2020, section 3.7).
 
     The second term is −Σ p·log q over classes, mean over the batch; p are the probabilities of `teacher`, the
     full-precision network of the same architecture, q the student's. The teacher runs in evaluation mode and gets
-    no gradient.
+    no gradient. What is reported in evaluation is the cross-entropy with the labels.
     """
 
     def __init__(self, teacher: nn.Module) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            target = self.teacher(images).float().softmax(dim=1)
-        logits = model(images)
-        return 0.5 * F.cross_entropy(logits, labels) + 0.5 * F.cross_entropy(logits.float(), target), logits
+            target = call(self.teacher, inputs).float().softmax(dim=1)
+        logits = call(model, inputs)
+        return 0.5 * F.cross_entropy(logits, targets) + 0.5 * F.cross_entropy(logits.float(), target), logits
 
 
 class Dampen(Task):
@@ -67,26 +113,83 @@ class Dampen(Task):
         # A tensor that changes in place: a number would be compiled in, and compiled again at every step.
         self.current = torch.zeros((), device=device)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        loss, logits = self.task(model, images, labels)
-        return loss + self.current * dampening_loss(model), logits
+    def __call__(self, model: nn.Module, inputs: Inputs, targets: Any) -> tuple[Tensor, Any]:
+        loss, outputs = self.task(model, inputs, targets)
+        return loss + self.current * dampening_loss(model), outputs
+
+    def loss(self, outputs: Any, inputs: Inputs, targets: Any) -> Tensor:
+        return self.task.loss(outputs, inputs, targets)
+
+    def right(self, outputs: Any, targets: Any) -> Tensor | None:
+        return self.task.right(outputs, targets)
 
     def set_progress(self, fraction: float) -> None:
         self.task.set_progress(fraction)
         self.current.fill_(self.factor * 0.5 * (1 - math.cos(math.pi * fraction)))
 
 
+def _distill(config: TrainConfig, original: nn.Module, device: torch.device) -> Task:
+    if not config.model.trained:
+        raise LowbitError("task distill: the teacher needs trained weights; give model.init (--init)")
+    return Distill(move(copy.deepcopy(original), device, config.memory_format))
+
+
+TASKS: dict[str, Callable[[TrainConfig, nn.Module, torch.device], Task]] = {
+    "classify": lambda config, original, device: Classify(),
+    "distill": _distill,
+    "reconstruct": lambda config, original, device: Reconstruct(),
+}
+"""Every task by the name that a config has: a function of the config, the full-precision network and the device. One of your own
+is an entry here, made before training, or is named as `package.module:name` without any."""
+
+
 def make_task(config: TrainConfig, original: nn.Module, device: torch.device) -> Task:
     """The task a config names; `original` is the full-precision network, with the weights training starts from.
 
     Raises:
-        LowbitError: distillation from a network that has no trained weights.
+        LowbitError: no such task, or distillation from a network that has no trained weights.
     """
-    task: Task = Classify()
-    if config.task == "distill":
-        if config.model.init is None and not config.model.pretrained:
-            raise LowbitError("task distill: the teacher needs trained weights; give model.init (--init)")
-        task = Distill(move(copy.deepcopy(original), device, config.memory_format))
+    if config.task in TASKS:
+        task = TASKS[config.task](config, original, device)
+    elif is_reference(config.task):
+        task = _own(config.task, config=config, original=original, device=device)
+    else:
+        raise LowbitError(
+            f"task: no task {config.task!r}.{did_you_mean(config.task, TASKS)} Known are {', '.join(TASKS)}; your own loss "
+            "or task is package.module:name"
+        )
     if config.quantization is not None and config.quantization.dampening:
         task = Dampen(task, config.quantization.dampening, device)
     return task
+
+
+def evaluation_task(config: TrainConfig) -> Task:
+    """What a trained network is evaluated by, for which no teacher is needed."""
+    return make_task(_without_teacher(config), nn.Identity(), torch.device("cpu"))
+
+
+def _without_teacher(config: TrainConfig) -> TrainConfig:
+    return replace(config, quantization=None, task="classify" if config.task == "distill" else config.task)
+
+
+def _own(reference: str, **offered: Any) -> Task:
+    """A task or a loss by the reference to it: a `Task`, a function of (outputs, targets), or what makes one of the two."""
+    found = imported(reference, "task")
+    if not isinstance(found, Task) and (isinstance(found, type) or not _needs_arguments(found, offered)):
+        found = called(found, reference, "task", **offered)
+    if isinstance(found, Task):
+        return found
+    if not callable(found):
+        raise LowbitError(
+            f"task {reference!r} is a {type(found).__name__}: give a loss of (outputs, targets), or a Task"
+        )
+    return WithLoss(found)
+
+
+def _needs_arguments(function: Any, offered: dict[str, Any]) -> bool:
+    """Whether a function takes more than what is offered: then it is a loss, else it makes one."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(each.default is each.empty and each.name not in offered for each in parameters)

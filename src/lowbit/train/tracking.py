@@ -22,6 +22,7 @@ from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.report.run import read_events
 from lowbit.train.config import TrainConfig
+from lowbit.train.trackers import finish, log, start_trackers
 
 
 @contextmanager
@@ -73,19 +74,20 @@ def mean_steps(model: torch.nn.Module) -> dict[str, float]:
 
 
 class Metrics:
-    """`metrics.jsonl` and the TensorBoard events of a run folder.
+    """`metrics.jsonl` and the TensorBoard events of a run folder, and the services that a config names (`track`).
 
     Every line of the log is an object with "event": "start", "resume", "look" (of `lowbit.diagnosis.watch`), "epoch" or
     "final". Where it is not active
     (every process but the first) it writes nothing.
     """
 
-    def __init__(self, folder: Path, *, epochs_done: int, active: bool) -> None:
+    def __init__(self, folder: Path, *, epochs_done: int, active: bool, config: TrainConfig | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
         self.path = folder / "metrics.jsonl"
         self.active = active
+        self.trackers = start_trackers(config, folder) if active and config is not None else []
         if active:
             with writable(folder):
                 _forget(self.path, epochs_done)
@@ -107,6 +109,7 @@ class Metrics:
                 for name, value in steps.items():
                     self.board.add_scalar(f"steps/{name}", value, epoch)
                 self.board.flush()
+            log(self.trackers, {**values, **{f"steps/{name}": value for name, value in steps.items()}}, epoch)
 
     def __enter__(self) -> Metrics:
         return self
@@ -115,6 +118,7 @@ class Metrics:
         if self.active:
             with writable(self.folder):
                 self.board.close()
+            finish(self.trackers)
 
 
 def _forget(path: Path, epochs_done: int) -> None:
@@ -148,9 +152,7 @@ class Plain:
         """Told now and then during an epoch; `step` of `steps` are done, accuracy is in percent."""
         if time.monotonic() - self.spoke >= self.every:
             self.spoke = time.monotonic()
-            self.say(
-                f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  loss {loss:.4f}  accuracy {accuracy:.2f} %"
-            )
+            self.say(f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  {_numbers(loss, accuracy)}")
 
     def __enter__(self) -> Plain:
         return self
@@ -191,7 +193,7 @@ class Bar(Plain):
             self.task,
             description=f"epoch {epoch + 1}/{self.epochs}",
             completed=epoch + step / steps,
-            state=f"loss {loss:.4f}  accuracy {accuracy:.2f} %",
+            state=_numbers(loss, accuracy),
         )
 
     def __enter__(self) -> Bar:
@@ -200,6 +202,11 @@ class Bar(Plain):
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
+
+
+def _numbers(loss: float, accuracy: float | None) -> str:
+    known = accuracy is not None and not math.isnan(accuracy)
+    return f"loss {loss:.4f}" + (f" accuracy {accuracy:.2f} %" if known else "")
 
 
 def progress(epochs: int, epochs_done: int, *, speak: bool) -> Plain:
@@ -228,9 +235,9 @@ def opening(config: TrainConfig, splits: Splits, accelerator: Accelerator) -> st
 
 def epoch_line(epoch: int, epochs: int, chosen_by: str, numbers: dict[str, float]) -> str:
     """One line on an epoch; `chosen_by` is what the images are called that choices are made by."""
-    return (
-        f"epoch {epoch + 1}/{epochs}  train loss {numbers['train_loss']:.4f} accuracy {numbers['train_accuracy']:.2f} %  "
-        f"{chosen_by} loss {numbers[f'{chosen_by}_loss']:.4f} accuracy {numbers[f'{chosen_by}_accuracy']:.2f} %  "
-        f"lr {numbers['lr']:.4g}  {numbers['seconds']:.1f} s"
-        + (f"  {numbers['skipped']} images that cannot be read so far" if numbers.get("skipped") else "")
+    train, chosen = (
+        f"{name} {_numbers(numbers[f'{name}_loss'], numbers.get(f'{name}_accuracy'))}" for name in ("train", chosen_by)
+    )
+    return f"epoch {epoch + 1}/{epochs}  {train}  {chosen}  lr {numbers['lr']:.4g}  {numbers['seconds']:.1f} s" + (
+        f"  {numbers['skipped']} images that cannot be read so far" if numbers.get("skipped") else ""
     )

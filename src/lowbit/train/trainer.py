@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import lowbit
+from lowbit._torchvision import import_torchvision
 from lowbit.data import Loader
 from lowbit.diagnosis.watch import Watch
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, did_you_mean
+from lowbit.inputs import Inputs, batch_size, each
 from lowbit.layers.sites import upgrade_names
 from lowbit.processes import lost
 from lowbit.qat.oscillation import OscillationFreezer
 from lowbit.qat.transition import TransitionRate
 from lowbit.train.batchnorm import average, average_batchnorm, synchronise_batchnorm
 from lowbit.train.config import OptimizerConfig, QuantizationConfig, TrainConfig
+from lowbit.train.machine import arranged
+from lowbit.train.midway import Midway
 from lowbit.train.parallel import Sharded, Whole, divided_like, gathered, like
 from lowbit.train.recompute import recompute_activations
 from lowbit.train.tasks import Task
@@ -35,7 +42,10 @@ CALMER = "lower optimizer.lr, set schedule.warmup_epochs or grad_clip, and train
 """The way out where training has lost its numbers."""
 
 Report = Callable[[int, int, int, float, float], None]
-"""Is told (epoch, steps done, steps of the epoch, mean loss so far, accuracy so far in percent)."""
+"""Is told (epoch, steps done, steps of the epoch, mean loss so far, accuracy so far in percent, which may be no number)."""
+
+OnStep = Callable[["Trainer", float], None]
+"""Is told before every batch: the trainer, and how many epochs are done (1.5 in the middle of the second)."""
 
 
 class Trainer:
@@ -45,6 +55,7 @@ class Trainer:
         model: on its device, with every quantizer started; where a run goes on, with the saved weights of `network`.
         say: prints one line.
         saved: what `state_dict` gave, where a run goes on.
+        on_step: called before every batch.
 
     Raises:
         LowbitError: the saved state is another version's.
@@ -58,7 +69,11 @@ class Trainer:
         accelerator: Accelerator,
         say: Callable[[str], None],
         saved: dict[str, Any] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
+        self.on_step = on_step
+        self.midway: Callable[[], Midway] | None = None
+        self._states: list[dict[str, Any]] = (saved or {}).get("midway") or []
         self.config, self.model, self.task, self.accelerator = config, model, task, accelerator
         # One process has nothing to divide.
         self.sharded = config.shard and torch.distributed.is_initialized()
@@ -73,6 +88,7 @@ class Trainer:
         raw = make_optimizer(config.optimizer, model, self.parallel.groups)
         self.attached = _attached(config.quantization, model, raw)
         self.initial_lr = [group["lr"] for group in raw.param_groups]
+        self._settings = {name for group in raw.param_groups for name in group}
         # One process looks for all. Divided weights have no codes as a whole.
         watched = config.quantization is not None and accelerator.is_main_process and not self.sharded
         self.watch = Watch(model, raw) if watched else None
@@ -100,18 +116,49 @@ class Trainer:
         self.parallel.divide(average.module)
         return average
 
+    def _models(self) -> list[nn.Module]:
+        return [self.model, *([] if self.average is None else [self.average.module])]
+
+    def _restored(self) -> Midway:
+        """What was counted of the epoch that is gone on with."""
+        accelerator = self.accelerator
+        before = Midway.restored(self._states, accelerator.process_index, accelerator.num_processes, self._models())
+        if self.watch is not None:
+            self.watch.looks += before.looks
+        return before
+
+    def midway_state(self) -> list[dict[str, Any]] | None:
+        """How far the epoch is, of every process, beside `state_dict`; None between epochs. All processes must ask for it."""
+        if self.midway is None:
+            return None
+        counted = self.midway()
+        counted.looks = [] if self.watch is None else list(self.watch.looks)
+        return gather_object([counted.state(self._models())])
+
     @property
     def network(self) -> nn.Module:
         """The network that is evaluated and saved: the average where there is one, else the trained network."""
         return self.model if self.average is None else self.average.module
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss, number of right answers) of a batch."""
-        loss, logits = self.task(self.wrapped, images, labels)
-        return loss, (logits.argmax(1) == labels).sum()
+    def _step(self, inputs: Inputs, targets: Any) -> tuple[Tensor, Tensor | None]:
+        """(loss, number of right answers, where the task knows it) of a batch."""
+        loss, outputs = self.task(self.wrapped, inputs, targets)
+        return loss, self.task.right(outputs, targets)
 
-    def train_epoch(self, epoch: int, loader: Loader, report: Report) -> dict[str, float]:
-        """One pass over the loader; returns train_loss, train_accuracy (percent) and lr (of the last step).
+    def train_epoch(
+        self,
+        epoch: int,
+        loader: Loader,
+        report: Report,
+        *,
+        first: int = 0,
+        pause: Callable[[int], None] = lambda _: None,
+    ) -> dict[str, float]:
+        """One pass over the loader; returns train_loss, train_accuracy (percent, where there is one) and lr (of the last step).
+
+        Args:
+            first: the batch to go on from, where the saved state is of the middle of this epoch.
+            pause: called after every step of the optimizer but the last with the number of batches done; may save a checkpoint.
 
         Raises:
             LowbitError: the loss is not finite.
@@ -121,16 +168,26 @@ class Trainer:
         steps = len(loader) // config.accumulate * config.accumulate
         losses = torch.zeros(steps, device=accelerator.device)
         right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-        seen, checked, looked = 0, 0, time.monotonic()
+        seen, checked, looked, counted = 0, first, time.monotonic(), True
         if self.watch is not None:
-            self.watch.begin(epoch, steps // config.accumulate, config.epochs)
+            self.watch.begin(epoch, steps // config.accumulate, config.epochs, first // config.accumulate)
+        loader.set_epoch(epoch, first)
+        batches = enumerate(itertools.islice(loader, steps - first), first)
+        if first:
+            with _fitting():
+                before = self._restored()
+                losses[:first] = before.losses
+            right += before.right
+            seen, counted = before.seen, before.counted
         self.wrapped.train()
-        for i, (images, labels) in enumerate(itertools.islice(loader, steps)):
+        for i, (inputs, targets) in batches:
+            if self.on_step is not None:
+                self.on_step(self, epoch + i / steps)
             self._set_progress(epoch + i / steps)
-            images = images.contiguous(memory_format=config.memory_format)
+            inputs = each(partial(arranged, layout=config.memory_format), inputs)
             with self.parallel.batch(self.wrapped):
                 with accelerator.autocast():
-                    loss, count = self.step(images, labels)
+                    loss, count = self.step(inputs, targets)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     self.parallel.finish_gradients(self.model.parameters(), config.grad_clip)
@@ -139,18 +196,22 @@ class Trainer:
             if self.average is not None and accelerator.sync_gradients:
                 self.average.update_parameters(self.model)
             losses[i] = loss.detach()
-            right += count
-            seen += len(labels)
+            counted = counted and count is not None
+            right += 0 if count is None else count
+            seen += batch_size(inputs)
             if time.monotonic() - looked > _LOOK or i + 1 == steps:
                 _check_finite(losses[checked : i + 1], epoch, checked)
-                report(epoch, i + 1, steps, float(losses[: i + 1].mean()), 100 * int(right) / seen)
+                so_far = 100 * int(right) / seen if counted else math.nan
+                report(epoch, i + 1, steps, float(losses[: i + 1].mean()), so_far)
                 checked, looked = i + 1, time.monotonic()
+            if accelerator.sync_gradients and i + 1 < steps:
+                self.midway = partial(Midway, losses[: i + 1], right, seen, counted)
+                pause(i + 1)
+        self.midway = None
         self._average_statistics()
-        return {
-            "train_loss": float(accelerator.reduce(losses.mean(), "mean")),
-            "train_accuracy": 100 * float(accelerator.reduce(right / seen, "mean")),
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }
+        accuracy = {"train_accuracy": 100 * float(accelerator.reduce(right / seen, "mean"))} if counted else {}
+        loss = float(accelerator.reduce(losses.mean(), "mean"))
+        return {"train_loss": loss, **accuracy, "lr": self.optimizer.param_groups[0]["lr"]}
 
     def _set_progress(self, epochs_done: float) -> None:
         """Set what changes over training: learning rates, rounding parameters, the task's factors."""
@@ -179,7 +240,7 @@ class Trainer:
 
     def _average_statistics(self) -> None:
         """One set of statistics on all processes, so that all evaluate, save and go on with one network."""
-        for model in (self.model, *([] if self.average is None else [self.average.module])):
+        for model in self._models():
             average_batchnorm(model)
             average(quantizer.relative_gradients for _, quantizer in lowbit.quantizers(model))
 
@@ -193,6 +254,10 @@ class Trainer:
         optimizer = self.optimizer.state
         state = {
             "optimizer": {name: optimizer[p] for name, p in self.model.named_parameters() if p in optimizer},
+            "groups": [
+                {name: value for name, value in group.items() if name not in self._settings}
+                for group in self.optimizer.param_groups
+            ],
             "attached": [handle.state_dict() for handle in self.attached],
             "scaler": None if scaler is None else scaler.state_dict(),
             "behind_average": None
@@ -206,16 +271,23 @@ class Trainer:
             raise LowbitError("the checkpoint is of an earlier version of lowbit; continue it with that, or train anew")
         upgrade_names(self.network, saved["optimizer"])
         parameters = dict(self.model.named_parameters())
-        if len({tuple(sorted(state)) for state in saved["optimizer"].values()}) > 1:
+        # Others keep rows and columns of what they measure: these have one number for each weight.
+        whole = self.config.optimizer.name in ("sgd", "adam", "adamw")
+        if whole and len({tuple(sorted(state)) for state in saved["optimizer"].values()}) > 1:
             raise ValueError("the optimizer keeps more of some parameters than of others")
         for name, state in saved["optimizer"].items():
             # "step" is a counter, and of the shape of a learned step by chance.
-            self.optimizer.state[parameters[name]] = {
-                key: divided_like(parameters[name], value, f"{key} of {name}")
+            parameter = parameters[name]
+            self.optimizer.state[parameter] = {
+                key: divided_like(parameter, value, f"{key} of {name}")
+                if isinstance(value, Tensor) and key != "step" and (whole or value.shape == parameter.shape)
+                else value.to(parameter.device)
                 if isinstance(value, Tensor) and key != "step"
                 else value
                 for key, value in state.items()
             }
+        for group, kept in zip(self.optimizer.param_groups, saved.get("groups", [])):
+            group.update(kept)  # some of timm's count their steps there
         for handle, state in zip(self.attached, saved["attached"], strict=True):
             handle.load_state_dict(state)
         scaler = self.accelerator.scaler
@@ -284,11 +356,26 @@ def _attached(
 def make_optimizer(
     config: OptimizerConfig, model: nn.Module, arrange: Callable[[list[dict]], list[dict]] = lambda groups: groups
 ) -> torch.optim.Optimizer:
-    """The torch optimizer over `lowbit.parameter_groups`, arranged as it takes them."""
+    """The optimizer over `lowbit.parameter_groups`, arranged as it takes them.
+
+    Raises:
+        LowbitError: neither torch's sgd or adam nor one of timm's is of that name.
+    """
     groups = arrange(lowbit.parameter_groups(model, weight_decay=config.weight_decay, step_lr=config.step_lr))
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
-    return torch.optim.Adam(groups, lr=config.lr)
+    if config.name == "adam":
+        return torch.optim.Adam(groups, lr=config.lr)
+    import_torchvision()
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if config.name not in list_optimizers():
+        known = ["sgd", "adam", *map(str, list_optimizers())]
+        raise LowbitError(
+            f"optimizer.name: no optimizer {config.name!r}.{did_you_mean(config.name, known)} timm.optim.list_optimizers() "
+            "has them all"
+        )
+    return create_optimizer_v2(groups, opt=config.name, lr=config.lr, momentum=config.momentum)
 
 
 def _check_finite(losses: Tensor, epoch: int, first: int) -> None:

@@ -1,0 +1,94 @@
+"""What a config leaves to the network and the data: classes, epochs, and how images are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowbit.data import DataSet, ImageSource
+from lowbit.data.decode import common_size
+from lowbit.errors import LowbitError
+from lowbit.models import NETWORKS
+from lowbit.models.create import is_own, published_settings
+from lowbit.train.config import DataConfig, ModelConfig, TrainConfig
+
+_IMAGES, _FEWEST, _MOST = 500_000, 5, 60
+_SMALL = 96  # pixels; smaller images are kept in memory as they are
+
+
+def epochs_for(images: int) -> int:
+    """Epochs for a training split of so many samples: those in which it sees 500,000, but 5 at least and 60 at most."""
+    return min(max(round(_IMAGES / images), _FEWEST), _MOST)
+
+
+def resolve(config: TrainConfig, data: DataSet) -> TrainConfig:
+    """The config with what it leaves open in it, which `data` is told too.
+
+    The number of classes is the data's. Where `epochs` is 0, `epochs_for` says it. Where `data.augment` is "auto", or
+    `data.mean` and `data.std` are empty (own data is taken as it is), images are read as in the run that `model.init` is the folder of; else with the mean and
+    standard deviation that the network's published weights were trained with (else ImageNet's), small ones as they are
+    stored with "cifar", larger ones at the network's own size with "imagenet".
+
+    Raises:
+        LowbitError: as `DataSet` does; no network is named.
+    """
+    if not config.model.name:
+        raise LowbitError(
+            "model.name: name a network (--model): a short name, timm's, torchvision's, or your own, package.module:name"
+        )
+    model = config.model
+    if model.num_classes is None and config.task != "reconstruct" and _has_classes(model.name):
+        model = replace(model, num_classes=data.train.num_classes)
+    settings = config.data
+    if settings.augment == "auto" or not settings.mean or not settings.std:
+        settings = data.config = _as_read(config.model, data)
+    epochs = config.epochs or epochs_for(min(len(data.train), settings.limit or len(data.train)))
+    return replace(config, model=model, data=settings, epochs=epochs)
+
+
+def _has_classes(name: str) -> bool:
+    network = NETWORKS.get(name.replace("_", "-"))
+    return network is None or network.num_classes is not None
+
+
+def _as_read(model: ModelConfig, data: DataSet) -> DataConfig:
+    settings = data.config
+    if data.is_own:  # its samples are taken as they are
+        ours = {name: getattr(settings, name) or getattr(DataConfig, name) for name in ("mean", "std")}
+        return replace(settings, augment="none" if settings.augment == "auto" else settings.augment, **ours)
+    before = _config_of_run(model.init)
+    published = _published(model.name)
+    statistics: dict[str, Any] = {
+        name: getattr(settings, name)
+        or (getattr(before, name) if before else tuple(published.get(name) or getattr(DataConfig, name)))
+        for name in ("mean", "std")
+    }
+    chosen: dict[str, Any] = {}
+    if settings.augment == "auto":
+        if before is not None:
+            chosen = {name: getattr(before, name) for name in ("augment", "image_size", "channels")}
+        elif isinstance(data.train, ImageSource) and min(common_size(data.train, range(len(data.train)))) < _SMALL:
+            chosen = {"augment": "cifar"}
+        else:
+            size = (published.get("input_size") or (3, 224, 224))[-1]
+            chosen = {"augment": "imagenet", "image_size": size}
+        if settings.image_size is not None:
+            chosen["image_size"] = settings.image_size
+    return replace(settings, **statistics, **chosen)
+
+
+def _config_of_run(init: str | None) -> DataConfig | None:
+    if init is None or not (Path(init) / "config.json").is_file():
+        return None
+    return TrainConfig.load(Path(init) / "config.json").data
+
+
+def _published(name: str) -> dict[str, Any]:
+    """mean, std and input_size that timm publishes with a network's weights; torchvision's are ImageNet's."""
+    if is_own(name):
+        return {}
+    network = NETWORKS.get(name.replace("_", "-"))
+    if network is not None and not isinstance(network.build, str):
+        return {"input_size": network.input_shape}
+    return published_settings(name)
