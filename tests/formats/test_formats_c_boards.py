@@ -42,6 +42,16 @@ def test_a_core_computes_the_reference(core, exported):
     assert report.ok and report.samples == 2, report.text()
 
 
+@needs("cortex-m0")
+@pytest.mark.parametrize("rounding", ["fixed16", "double-rounding", "single-rounding"])
+def test_a_core_without_wide_products_in_other_roundings(rounding, tmp_path):
+    b = resnet_like(3, 4, size=8)
+    network, path = IntegerNetwork(b.graph()), tmp_path / "net.c"
+    writer.write(network.graph, path, rounding)
+    assert lowbit.verify(network, path, [b.input(2)], board="cortex-m0").ok
+    assert boards.measure(path, network.graph, "cortex-m0", tmp_path).selftest == 0
+
+
 @needs("cortex-m4")
 def test_what_it_takes_is_what_the_header_says(exported, tmp_path):
     network, path, _ = exported
