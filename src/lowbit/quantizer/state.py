@@ -253,7 +253,7 @@ class QuantizerState(nn.Module):
     restart = renamed_method("Quantizer", "restart", "reset")
 
     def __dir__(self) -> list[str]:
-        """Without the old names: torch.jit reads every attribute that is listed here, and reading one of those warns."""
+        """Without the old names: torch.jit reads every attribute that is listed here, and reading those warns."""
         return [name for name in super().__dir__() if name not in _OLD_ATTRIBUTES]
 
     @property
