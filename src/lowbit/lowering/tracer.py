@@ -128,10 +128,7 @@ class Tracer(fx.Tracer):
         return out
 
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *more: Any, **options: Any) -> Any:
-        """Arguments of forward that have a default are recorded with it.
-
-        No proxy, so that `if mask is None` says so.
-        """
+        """Record arguments of forward that have a default with it, so that `if mask is None` is decided."""
         if kind == "placeholder" and args and not isinstance(args[0], (tuple, list, dict)):  # fx takes structures apart
             if self.known is None or target not in self.known:
                 return args[0]
