@@ -159,7 +159,7 @@ def shared(function):
     [
         (lambda x: 1 / x, r"truediv in the network's forward has no finite value at 0, which is one of the 256 values"),
         (lambda x: x.log(), "log in .* has no finite value at 0"),
-        (lambda x: (x - 0.4).sqrt(), r"sqrt in .* has no finite value at 0, .*\(\d+ have none\).*by a clamp"),
+        (lambda x: (x - 0.4).sqrt(), r"root in .* has no finite value at 0, .*\(\d+ have none\).*by a clamp"),
     ],
 )
 def test_codes_without_a_value_are_refused(function, words):
@@ -185,3 +185,25 @@ def test_every_spelling_takes_one_value():
         whole = call(x.clone(), *more)
         assert whole.shape == x.shape, name
         torch.testing.assert_close(whole.flip(0), call(x.flip(0), *more), equal_nan=True, msg=name)
+
+
+ROOTS = {
+    "torch.sqrt": torch.sqrt,
+    "x.sqrt": lambda x: x.sqrt(),
+    "in place": lambda x: x.clone().sqrt_(),
+    "x ** 0.5": lambda x: x**0.5,
+    "torch.pow": lambda x: torch.pow(x, 0.5),
+    "torch.norm": lambda x: torch.norm(x, p=2, dim=(2, 3), keepdim=True),
+    "vector_norm": lambda x: torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("spelling", ROOTS)
+def test_a_root_of_what_rounds_to_zero_has_a_gradient(spelling):
+    root = Forward(lambda self, x: self.second(ROOTS[spelling](F.relu(self.first(x)))))
+    prepared = lowbit.prepare(root, weights=4, activations=4, integer_only=True, example_input=X)
+    lowbit.calibrate(prepared, [X]).train()
+    prepared(torch.cat([X[:1] * 0, X])).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in prepared.parameters() if p.grad is not None)
+    assert bool(prepared.first.weight.grad.any())
+    agreement(prepared.eval(), X)

@@ -199,9 +199,14 @@ def quotient(input: Any, other: Any) -> Any:
     return input * _recorded(reciprocal, other)
 
 
-def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
+def norm(input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, out: Any = None, dtype: Any = None) -> Any:
     """√Σ x² along dimensions."""
     return _recorded(root, torch.square(input).sum(dim, keepdim))
+
+
+def vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """√Σ x² along dimensions, as torch.linalg has it."""
+    return norm(x, ord, dim, keepdim)
 
 
 def _recorded(function: Callable, x: Any) -> Any:
@@ -246,9 +251,13 @@ def _is_of_tensors(args: tuple, kwargs: dict[str, Any]) -> bool:
     return len(shapes) == 2 and shapes[0] is not None and shapes[0] == shapes[1]
 
 
-def _is_euclidean(args: tuple, kwargs: dict[str, Any]) -> bool:
-    given = inspect.signature(norm).bind(*args, **kwargs).arguments if not set(kwargs) - {"p", "dim", "keepdim"} else {}
-    return given.get("p", 2) in (2, 2.0, "fro") and given.get("dim") is not None
+def _is_euclidean(function: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    try:
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+    except TypeError:
+        return False
+    plain = given.get("out") is None and given.get("dtype") is None
+    return plain and given.get("p", given.get("ord", 2)) in (2, 2.0, "fro", None) and given.get("dim") is not None
 
 
 def written_out(target: Any, args: tuple, kwargs: dict[str, Any]) -> Callable | None:
@@ -261,7 +270,7 @@ def written_out(target: Any, args: tuple, kwargs: dict[str, Any]) -> Callable | 
         tensors = [isinstance(getattr(each, "_value", None), torch.Tensor) for each in args]
         return quotient if tensors == [True, True] and not kwargs else None
     if target in NORMS:
-        return norm if _is_euclidean(args, kwargs) else None
+        return NORMS[target] if _is_euclidean(NORMS[target], args, kwargs) else None
     if target in EXTREMA:
         return EXTREMA[target] if _is_of_tensors(args, kwargs) else None
     if target is F.pad:
@@ -270,7 +279,7 @@ def written_out(target: Any, args: tuple, kwargs: dict[str, Any]) -> Callable | 
 
 
 QUOTIENTS = (operator.truediv, torch.div, torch.true_divide, "div", "true_divide", "divide")
-NORMS = (torch.norm, "norm")
+NORMS: dict[Any, Callable] = {torch.norm: norm, "norm": norm, torch.linalg.vector_norm: vector_norm}
 MASKED_FILLS = (torch.masked_fill, "masked_fill", "masked_fill_")
 
 EXTREMA: dict[Any, Callable] = {

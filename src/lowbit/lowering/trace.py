@@ -5,12 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lowbit.errors import LowbitError
 from lowbit.layers.attention import QuantizedAttention
 from lowbit.layers.modes import evaluation
+from lowbit.layers.saturating import root
 from lowbit.lowering.calls import REMEDY, Modules, arguments
 from lowbit.lowering.decompose import MODULES
 from lowbit.lowering.folding import frozen_as_norms
@@ -81,6 +83,8 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
             node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
         elif _in_place(node, modules):
             _pass_on(node)
+        if _is_root(node):
+            node.op, node.target, node.args, node.kwargs = "call_function", root, (node.all_input_nodes[0],), {}
     if known is not None:
         rewritten(graph, dict(model.named_modules(remove_duplicate=False)))
         for node in reversed(graph.nodes):  # what forward computes and does not use
@@ -100,6 +104,16 @@ def _check_sizes(graph: fx.Graph, model: nn.Module, known: Mapping[str, Tensor])
         model.add_module(name, SizeCheck(str(node.target), tuple(known[str(node.target)].shape[1:])))
         with graph.inserting_after(node):
             graph.call_module(name, (node,))
+
+
+def _is_root(node: fx.Node) -> bool:
+    """Whether a call is a square root: its gradient is NaN where rounding has made 0 of the tensor."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.target in (torch.sqrt, torch.sqrt_, "sqrt", "sqrt_"):
+        return True
+    powers = (operator.pow, operator.ipow, pow, torch.pow, "pow", "pow_")
+    return node.target in powers and len(node.args) == 2 and bool(node.args[1] == 0.5)
 
 
 def _in_place(node: fx.Node, modules: Modules) -> bool:
