@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("lowbit.cli.export", "write a run as an integer network, verified"),
     "verify": ("lowbit.cli.verify", "compare a run, its integer form and an exported file, code by code"),
     "report": ("lowbit.cli.report", "write a page about runs: accuracy, what is wrong in which layer, plots"),
+    "allocate": ("lowbit.cli.allocate", "choose the bits of each layer within a budget"),
     "recipes": ("lowbit.cli.recipes", "list the recipes, with their published figures"),
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 from lowbit.cli.options import Parser, bits
 from lowbit.cli.signals import terminable
 from lowbit.errors import LowbitError, did_you_mean
+from lowbit.files import read_json
 from lowbit.processes import rank
 from lowbit.train.config import QuantizationConfig, TrainConfig
 
@@ -45,6 +46,7 @@ def parser() -> Parser:
         "--rule", nargs="+", action="append", metavar=("PATTERN", "KEY=VALUE"),
         help="an exception for layers by name, such as --rule 'layer3.*' weights=8 activations=none",
     )  # fmt: skip
+    p.add_argument("--rules", metavar="FILE", help="more of them, from a file that `lowbit allocate` wrote")
     p.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     p.add_argument("--dry-run", action="store_true", help="show the resolved config and the layers; train nothing")
     return p
@@ -63,8 +65,7 @@ def run(argv: list[str]) -> int:
     given = vars(options)
     resume, dry_run = given.pop("resume", False), given.pop("dry_run", False)
     if recipe is not None:
-        _check_names(rest, p)
-        config = _with_fields(_config(recipe, given), rest)
+        config = _whole(recipe, given, rest, p)
         if config.output is None:
             config = replace(config, output=default_output(config))
     elif resume:
@@ -93,6 +94,22 @@ def run(argv: list[str]) -> int:
     if rank() == 0:
         print(f"a page about it: lowbit report {shlex.quote(config.output)}", flush=True)
     return 0
+
+
+def config_of(recipe: str, argv: list[str]) -> TrainConfig:
+    """The config of a recipe with options as `lowbit train` takes them.
+
+    Raises:
+        LowbitError: an unknown recipe or option, or a value that is none of the option's.
+    """
+    p = parser()
+    options, rest = p.parse_known_args(argv)
+    return _whole(recipe, vars(options), rest, p)
+
+
+def _whole(recipe: str, given: dict[str, Any], rest: list[str], p: Parser) -> TrainConfig:
+    _check_names(rest, p)
+    return _with_fields(_config(recipe, given), rest)
 
 
 def default_output(config: TrainConfig) -> str:
@@ -125,10 +142,11 @@ def _config(recipe: str, given: dict[str, Any]) -> TrainConfig:
         fields["data"] = replace(config.data, path=given["data"])
     if "init" in given:
         fields["model"] = replace(config.model, init=given["init"], pretrained=False)
-    if "rule" in given:
+    if "rule" in given or "rules" in given:
         if config.quantization is None:
             raise LowbitError("--rule: nothing is quantized here that it could change")
-        fields["quantization"] = replace(config.quantization, rules=tuple(map(_rule, given["rule"])))
+        rules = (*map(_rule, given.get("rule", ())), *(_rules_of(given["rules"]) if "rules" in given else ()))
+        fields["quantization"] = replace(config.quantization, rules=rules)
     return replace(config, **fields)
 
 
@@ -147,6 +165,14 @@ def _rule(words: list[str]) -> dict[str, Any]:
         except (KeyError, argparse.ArgumentTypeError):
             raise LowbitError(f"--rule {words[0]}: {text!r} is no value of {key}") from None
     return rule
+
+
+def _rules_of(file: str) -> list[dict[str, Any]]:
+    """The rules in a file that `Allocation.save` wrote."""
+    rules = read_json(file)
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) and "pattern" in rule for rule in rules):
+        raise LowbitError(f"--rules {file}: not a list of rules, as `lowbit allocate` writes it")
+    return rules
 
 
 def _boolean(text: str) -> bool:

@@ -63,14 +63,22 @@ def read_config(folder: Path) -> TrainConfig:
     return TrainConfig.load(folder / "config.json")
 
 
+def rules_of(config: QuantizationConfig) -> list[lowbit.Rule]:
+    """The config's rules.
+
+    Raises:
+        LowbitError: one with an argument that `lowbit.Rule` does not have.
+    """
+    try:
+        return [lowbit.Rule(**rule) for rule in config.rules]
+    except TypeError as error:
+        raise LowbitError(f"quantization.rules: {error}; a rule has the arguments of lowbit.Rule") from error
+
+
 def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
     """`lowbit.prepare` with the config's arguments; the model itself where nothing is to be quantized."""
     if config is None:
         return model
-    try:
-        rules = [lowbit.Rule(**rule) for rule in config.rules]
-    except TypeError as error:
-        raise LowbitError(f"quantization.rules: {error}; a rule has the arguments of lowbit.Rule") from error
     return lowbit.prepare(
         model,
         weights=config.weights,
@@ -82,7 +90,7 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
         scales=config.scales,
         accumulator_bits=config.accumulator_bits,
         first_last=config.first_last,
-        rules=rules,
+        rules=rules_of(config),
         granularity=config.granularity,
         narrow=config.narrow,
         integer_only=config.integer_only,
