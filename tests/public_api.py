@@ -24,7 +24,7 @@ NAMES = {
     "lowbit.qat.summary": ("LayerRow",),
     "lowbit.verification.report": ("Report", "Row"),
 }  # fmt: skip
-_BASES = {*dir(torch.nn.Module), *dir(torch.autograd.Function), *dir(tuple), *dir(Exception)}
+_BASES = (torch.nn.Module, torch.autograd.Function, tuple, Exception)
 
 
 def signature(function: Any) -> str:
@@ -39,7 +39,8 @@ def signature(function: Any) -> str:
 def public(kind: type) -> Iterator[tuple[str, Any]]:
     """The public attributes that a class has from this library, in order of their names."""
     for name, member in inspect.getmembers_static(kind):
-        if not name.startswith("_") and (name not in _BASES or name in vars(kind)):
+        # Asked each time: other libraries put methods into torch's classes.
+        if not name.startswith("_") and (name in vars(kind) or not any(hasattr(base, name) for base in _BASES)):
             yield name, member
 
 

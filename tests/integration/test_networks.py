@@ -88,9 +88,10 @@ def test_a_checkpoint_of_a_transformer_loads_into_one_that_is_recorded_for_its_i
     config = QuantizationConfig(integer_only=True)
     first, second = (prepare(models.create("deit-tiny", num_classes=5), config) for _ in range(2))
     shape = models.NETWORKS["deit-tiny"].input_shape
-    state = lowbit.calibrate(recorded(first, shape), [torch.randn(1, *shape)]).state_dict()
+    example = torch.randn(1, *shape)
+    state = lowbit.calibrate(recorded(first, example), [example]).state_dict()
     with pytest.raises(lowbit.LowbitError, match="takes an example to be recorded"):
         second.load_state_dict(state)
-    recorded(second, shape).load_state_dict(state)
+    recorded(second, example).load_state_dict(state)
     x = torch.randn(2, *shape)
     assert torch.equal(first.eval()(x), second.eval()(x))

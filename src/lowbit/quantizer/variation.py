@@ -36,17 +36,18 @@ class _Weakened(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, rounding = ctx.saved_tensors
         shape, over, mean = ctx.block
-        x = x.reshape(shape).float()
+        # In units of √r: in a network whose signal has died away, v and r alone would be zero in float32.
+        x = x.reshape(shape).float() * rounding.rsqrt().float()
         variation = x.square().mean(over, keepdim=True)
         if mean:
             variation = variation - x.mean(over, keepdim=True).square()
-        factor = (variation / rounding).clamp(0, 1).to(gradient.dtype)
+        factor = variation.clamp(0, 1).to(gradient.dtype)
         return (gradient.reshape(shape) * factor).reshape(gradient.shape), None, None, None, None
 
 
 def rounding_of(quantizer: Quantizer) -> Tensor:
-    """r of what the quantizer gives: s²/12, 0-dim."""
-    return quantizer.step.square() / 12
+    """r of what the quantizer gives: s²/12, 0-dim, in float64."""
+    return quantizer.step.double().square() / 12
 
 
 def weakened(
