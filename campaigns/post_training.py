@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import lowbit
 from benchmarks import harness
+from campaigns.zero_points import accuracy
 from lowbit import models
 from lowbit.data import Loader, loaders
 from lowbit.files import atomic_write
@@ -117,16 +118,6 @@ class Campaign:
 
 def _show(done: int, blocks: int, block: lowbit.Reconstructed) -> None:
     print(f"  block {done} of {blocks}, {block.layers[0]}: {block.before:.4f} → {block.after:.4f}", flush=True)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, batches: Loader) -> float:
-    """Top-1 in percent."""
-    right = count = 0
-    for images, labels in batches:
-        right += int((model(images).argmax(1) == labels).sum())
-        count += len(labels)
-    return 100 * right / count
 
 
 def read(path: Path) -> list[tuple[Cell, dict[str, str]]]:

@@ -17,6 +17,7 @@ from lowbit.allocation import costs
 from lowbit.allocation.budget import Budget
 from lowbit.allocation.program import Bits, Program, uniform
 from lowbit.allocation.sensitivity import Loss, Member, Side, by_gradients, by_measurement
+from lowbit.batches import parts_of, required_inputs
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 from lowbit.grid import check_bits
@@ -119,15 +120,13 @@ class Allocation(Sequence[Rule]):
         if over not in self.program.costs:
             raise LowbitError(f"no cost {over!r} was computed: it is {', '.join(self.program.costs)} here")
         cost = self.program.costs[over]
-        losses = self.program.losses
-        low, high = (cost.of({side: pick(by) for side, by in losses.items()}) for pick in (min, max))
+        low, high = (cost.of(self.program.nearest(self.program.widths[end])) for end in (0, -1))
         found = {}
         for number in range(points):
             bits = self.program.solve({over: low + (high - low) * number / max(points - 1, 1)})
             point = Point(cost.of(bits), self.program.loss(bits), bits)
             found[point.cost, point.loss] = point
-        widths = sorted({bits for by in losses.values() for bits in by})
-        same = [(w, {s: min(by, key=lambda each: (abs(each - w), each)) for s, by in losses.items()}) for w in widths]
+        same = [(width, self.program.nearest(width)) for width in self.program.widths]
         out = [*found.values(), *(Point(cost.of(b), self.program.loss(b), b, w) for w, b in same)]
         return sorted(out, key=lambda point: (point.cost, point.uniform or 0))
 
@@ -183,18 +182,16 @@ def allocate(
             "activations" needs and the network does not have.
     """
     limits = Budget.of(budget).limits
-    weights, inputs = (
-        _choices(choices, "choices"),
-        _choices(activation_choices, "activation_choices") if activation_choices else None,
-    )
-    if activation_choices is None:
-        inputs = weights
+    weights = _choices(choices, "choices")
+    inputs = weights if activation_choices is None else ()
+    if activation_choices:
+        inputs = _choices(activation_choices, "activation_choices")
     if sensitivity not in ("gradients", "measured"):
         raise LowbitError(f"unknown sensitivity {sensitivity!r}: 'gradients' or 'measured'")
     batches = list(batches) if not isinstance(batches, Tensor) else [batches]
     if not batches:
         raise LowbitError("no batches to allocate bits with: pass at least one batch of the network's inputs")
-    first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
+    first, _ = parts_of(batches[0], required_inputs(model))
 
     def prepared(w: int, x: int | None, **options: Any) -> nn.Module:
         with warnings.catch_warnings():
@@ -203,7 +200,7 @@ def allocate(
 
     most = prepared(max(weights), max(inputs) if inputs else None)
     other = prepared(1, 1 if inputs else None)
-    sides = _sides(most, other, weights, inputs or (), batches)
+    sides = _sides(most, other, weights, inputs, batches)
     found = costs.of_weights(sides)
     if "bit_operations" in limits:
         found["bit_operations"] = costs.of_operations(most, sides, first)
@@ -212,9 +209,7 @@ def allocate(
             raise LowbitError("a budget of file or activations is of an integer network, whose inputs have bits too")
         whole = prepared(max(weights), max(inputs), integer_only=True, example_input=first)
         network = costs.integer_network(whole, batches[:1], first)
-        found["file"] = costs.of_file(
-            network, sides, found["weights"], {side.name: max(side.choices) for side in sides}
-        )
+        found["file"] = costs.of_file(network, found["weights"], {side.name: max(side.choices) for side in sides})
         found["activations"] = costs.of_activations(whole, network, sides)
     program = Program({side.name: dict.fromkeys(side.choices, 0.0) for side in sides}, found)
     program.solve(limits)  # before what takes time: is anything within them?
@@ -243,7 +238,7 @@ def allocate(
         (*rules, *new),
         by_layer,
         program.loss(bits),
-        costs.of_all(found, bits),
+        {name: cost.of(bits) for name, cost in found.items()},
         Budget.of(budget),
         point,
         tuple(sides),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def integer_network(prepared: nn.Module, batches: Sequence[Any], example: Any) -
     return to_integer(prepared.eval(), example)
 
 
-def of_file(network: IntegerNetwork, sides: Sequence[Side], weights: Cost, bits: Bits) -> Cost:
+def of_file(network: IntegerNetwork, weights: Cost, bits: Bits) -> Cost:
     """The cost "file": packed weights, and what an actual file of the integer network has beside them.
 
     Args:
@@ -176,8 +176,3 @@ def _largest(sums: Sequence[Sum]) -> list[Sum]:
         if not any(covers(other, each) for other in kept):
             kept = [other for other in kept if not covers(each, other)] + [each]
     return kept
-
-
-def of_all(costs: Mapping[str, Cost], bits: Bits) -> dict[str, float]:
-    """Every cost of a choice, by name."""
-    return {name: cost.of(bits) for name, cost in costs.items()}

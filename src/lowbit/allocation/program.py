@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,13 +63,22 @@ class Program:
         """What is expected to be lost."""
         return sum(self.losses[side][bits[side]] for side in self.losses)
 
+    @property
+    def widths(self) -> list[int]:
+        """The numbers of bits that sides may have, the fewest first."""
+        return sorted({bits for by_bits in self.losses.values() for bits in by_bits})
+
+    def nearest(self, width: float) -> Bits:
+        """The choice of each side that is nearest to a width: of two the fewer bits."""
+        return {side: min(by, key=lambda bits: (abs(bits - width), bits)) for side, by in self.losses.items()}
+
     def solve(self, limits: Mapping[str, float]) -> Bits:
         """The choice that loses least within the limits.
 
         Raises:
             LowbitError: no choice is within them; the message has the least that each of those missed can be.
         """
-        fewest = {side: min(by_bits) for side, by_bits in self.losses.items()}
+        fewest = self.nearest(0)
         least = {name: self.costs[name].of(fewest) for name in limits}  # every cost grows with bits
         missed = [f"{name} is at least {least[name]:,.6g}" for name, limit in limits.items() if least[name] > limit]
         if missed:
@@ -179,11 +188,8 @@ def uniform(program: Program, limits: Mapping[str, float]) -> Bits | None:
 
     None if there is none.
     """
-    widths: Sequence[int] = sorted({bits for by_bits in program.losses.values() for bits in by_bits}, reverse=True)
-    for width in widths:
-        bits = {
-            side: min(by_bits, key=lambda each: (abs(each - width), each)) for side, by_bits in program.losses.items()
-        }
+    for width in reversed(program.widths):
+        bits = program.nearest(width)
         if all(program.costs[name].of(bits) <= limit for name, limit in limits.items()):
             return bits
     return None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowbit.batches import parts_of, required_inputs
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write, check_writable
 from lowbit.layers.modes import evaluation
@@ -90,7 +91,7 @@ def reconstruct(
     if not batches:
         raise LowbitError("no batches to reconstruct with: pass at least one batch of the network's inputs")
     _check_initialized(model)
-    first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
+    first, _ = parts_of(batches[0], required_inputs(model))
     blocks = Blocks(model, first)
     learning = _Learning(blocks, gathered(blocks, batches), _Settings(steps, batch_size, drop, seed))
     before = {name: value.clone() for name, value in model.state_dict().items()}
