@@ -1,7 +1,7 @@
 """The main job on real data, in about a minute: `make demo`.
 
 A small convolutional network learns the digits that scikit-learn carries in full precision, then goes to W4A4, W3A3 and
-W2A2 by LSQ, LSQ+ and LG-LSQ. What comes out is one table, and in `demo-output/` a folder for every run (config, log,
+W2A2 by LSQ, LSQ+ and LG-LSQ, and to W4A4 without labels as well (`--task reconstruct`). What comes out is one table, and in `demo-output/` a folder for every run (config, log,
 checkpoints, plots) and a figure that compares the methods. The networks trained by LSQ are then exported as integer networks,
 proved equal code by code, and timed in ONNX Runtime: a second table. Last they become C for microcontrollers, where there is a
 C compiler to prove that with.
@@ -39,12 +39,14 @@ OUTPUT = Path(__file__).resolve().parent.parent / "demo-output"
 METHODS = {"lsq": "LSQ", "lsq+": "LSQ+", "lg-lsq": "LG-LSQ"}
 WIDTHS = (4, 3, 2)
 FULL_PRECISION_EPOCHS, LOW_BIT_EPOCHS = 15, 10
+UNLABELLED, RECONSTRUCTION_STEPS = (4, "lsq"), 100
+"""Width and method of the network that learns without labels, and for how many steps each of its blocks does."""
 LOW_BIT_LR = 0.01
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained network. `bits` and `method` are None in full precision; accuracy in percent, size in kB."""
+    """One network. `bits` and `method` are None in full precision; accuracy in percent, size in kB."""
 
     bits: int | None
     method: str | None
@@ -52,6 +54,7 @@ class Outcome:
     accuracy: float
     size: float
     seconds: float
+    labels: bool = True
 
     @property
     def width(self) -> str:
@@ -77,25 +80,27 @@ def main() -> None:
         open(OUTPUT / "log.txt", "w") as log,
         Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar,
     ):
-        task = bar.add_task("training", total=1 + len(WIDTHS) * len(METHODS))
+        task = bar.add_task("training", total=2 + len(WIDTHS) * len(METHODS))
         outcomes = []
-        for bits, method in [(None, None), *((bits, method) for bits in WIDTHS for method in METHODS)]:
+        wanted = [(bits, method, True) for bits in WIDTHS for method in METHODS]
+        for bits, method, labels in [(None, None, True), (*UNLABELLED, False), *wanted]:
             if len(outcomes) == 1:
                 with redirect_stdout(log):
                     compiling = warm_up()
                 console.print(f"the quantizers' kernels are compiled, once: {compiling:.1f} s, in no other figure")
             with redirect_stdout(log):
-                outcomes.append(train_one(bits, method))
+                outcomes.append(train_one(bits, method, labels=labels))
             bar.advance(task)
             console.print(f"{describe(outcomes[-1])}: {outcomes[-1].accuracy:.1f} % in {outcomes[-1].seconds:.1f} s")
     console.print()
     console.print(results_table(outcomes))
-    console.print(deployment_table([deploy(o, outcomes[0]) for o in outcomes if o.method == "lsq"]))
+    by_lsq = [outcome for outcome in outcomes if outcome.method == "lsq" and outcome.labels]
+    console.print(deployment_table([deploy(outcome, outcomes[0]) for outcome in by_lsq]))
     console.print(
         f"Files in kB; float32 takes {outcomes[0].size:.1f}. Images/s in ONNX Runtime, one thread; times those of PyTorch float32.",
         soft_wrap=True,
     )
-    console.print(microcontrollers([outcome for outcome in outcomes if outcome.method == "lsq"]), soft_wrap=True)
+    console.print(microcontrollers(by_lsq), soft_wrap=True)
     page = report([outcome for outcome in outcomes if outcome.method in (None, "lsq")])
     figure = plot_comparison(outcomes, OUTPUT / "accuracy.png")
     console.print("One seed and 360 test images: differences of less than a point mean little.", soft_wrap=True)
@@ -116,15 +121,22 @@ def warm_up() -> float:
     return time.monotonic() - began
 
 
-def train_one(bits: int | None, method: str | None) -> Outcome:
-    """Train in full precision (bits None), or take that network to `bits` by `method`."""
+def train_one(bits: int | None, method: str | None, *, labels: bool = True) -> Outcome:
+    """Train in full precision (bits None), or take that network to `bits` by `method`, with or without labels."""
     config = config_for(bits, method)
+    if not labels:
+        config = replace(
+            config,
+            task="reconstruct",
+            reconstruction=replace(config.reconstruction, steps=RECONSTRUCTION_STEPS),
+            output=str(OUTPUT / f"w{bits}a{bits}-no-labels"),
+        )
     began = time.monotonic()
     result = train.run(config)
     seconds = time.monotonic() - began
     network, _ = train.load(result.folder, "last")
     size = lowbit.model_size_bits(network) / 8 / 1000
-    return Outcome(bits, method, result.folder, result.accuracy, size, seconds)
+    return Outcome(bits, method, result.folder, result.accuracy, size, seconds, labels)
 
 
 def config_for(bits: int | None, method: str | None) -> TrainConfig:
@@ -156,7 +168,7 @@ def results_table(outcomes: list[Outcome]) -> Table:
             table.add_section()
         table.add_row(
             outcome.width,
-            METHODS.get(outcome.method, "-"),
+            METHODS.get(outcome.method, "-") if outcome.labels else "no training labels",
             f"{outcome.accuracy:.2f}",
             "-" if outcome.bits is None else f"{reference - outcome.accuracy:.2f}",
             f"{outcome.size:.1f}",
@@ -263,7 +275,7 @@ def deployment_table(deployed: list[Deployed]) -> Table:
 
 def plot_comparison(outcomes: list[Outcome], path: Path) -> Path:
     """Accuracy at each width, a line per method, full precision as the line to compare with."""
-    reference, *low = outcomes
+    reference, *low = [outcome for outcome in outcomes if outcome.labels]
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(reference.accuracy, color="#555555", linewidth=1.2, linestyle=(0, (5, 3)))
@@ -297,7 +309,9 @@ def plot_comparison(outcomes: list[Outcome], path: Path) -> Path:
 
 
 def describe(outcome: Outcome) -> str:
-    return "full precision" if outcome.bits is None else f"{outcome.width} by {METHODS[outcome.method]}"
+    if outcome.bits is None:
+        return "full precision"
+    return f"{outcome.width} {f'by {METHODS[outcome.method]}' if outcome.labels else 'without training labels'}"
 
 
 def relative(path: Path) -> Path:

@@ -21,6 +21,7 @@ def demo(tmp_path, monkeypatch):
         "WIDTHS": (4,),
         "FULL_PRECISION_EPOCHS": 4,
         "LOW_BIT_EPOCHS": 2,
+        "RECONSTRUCTION_STEPS": 10,
     }
     monkeypatch.setenv("COLUMNS", "160")
     threads = torch.get_num_threads()
@@ -34,7 +35,8 @@ def test_table_and_plots(demo, tmp_path, capsys):
     demo["main"]()
     shown = capsys.readouterr().out
     rows = {tuple(cells[:2]): cells[2:] for line in shown.splitlines() if (cells := line.replace("│", " ").split())}
-    full, low = rows[("FP32", "-")], rows[("W4A4", "LSQ")]
+    full, low, unlabelled = rows[("FP32", "-")], rows[("W4A4", "LSQ")], rows[("W4A4", "no")]
+    assert unlabelled[:2] == ["training", "labels"] and float(unlabelled[3]) < 3
     assert float(full[0]) > 90
     assert float(low[1]) == pytest.approx(float(full[0]) - float(low[0]), abs=0.011)
     assert float(low[1]) < 3
@@ -50,7 +52,7 @@ def test_table_and_plots(demo, tmp_path, capsys):
         assert (tmp_path / "out" / "w4a4-lsq" / path).stat().st_size > 10_000
     assert "epoch" not in shown and "epoch 2/2" in (tmp_path / "out" / "log.txt").read_text()
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "2 runs side by side" in page and "report.html" in shown
+    assert "3 runs side by side" in page and "report.html" in shown
     for path in ("accuracy.png", "full-precision/plots/loss.png", "w4a4-lsq/plots/steps.png"):
         assert (tmp_path / "out" / path).read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "out" / "left over").exists()

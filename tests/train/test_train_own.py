@@ -58,7 +58,7 @@ def test_a_network_learns_in_full_precision_and_at_low_bits_and_is_proved(
 
 def test_the_auto_encoder_of_mlperf_tiny_trains_by_its_loss(tmp_path: Path, capsys) -> None:
     fp, low = tmp_path / "fp", tmp_path / "low"
-    options = ("--task", "reconstruct", "--data.validation", "64")
+    options = ("--task", "autoencode", "--data.validation", "64")
     assert train("own-fp", "autoencoder", f"{OWN}machines", fp, "--epochs", "6", *options) == 0
     losses = [epoch["validation_loss"] for epoch in read_run(fp).epochs]
     assert losses[-1] < 0.7 * losses[0] and "train_accuracy" not in read_run(fp).epochs[0]

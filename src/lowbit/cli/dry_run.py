@@ -129,6 +129,9 @@ def _estimate(config: TrainConfig, data: DataSet, rows: list[LayerRow], cost: St
 
 def _images(config: TrainConfig, data: DataSet) -> tuple[int | None, str]:
     """Training images of an epoch, and from where that is known."""
+    if config.task == "reconstruct":  # each block takes its share of the network's work
+        steps, batch = config.reconstruction.steps, config.reconstruction.batch_size
+        return steps * batch, f"{steps:,} steps of {batch} images in each block"
     if config.data.path:
         images, known = len(data.train), config.data.path
     else:

@@ -121,7 +121,8 @@ def default_output(config: TrainConfig) -> str:
     if config.quantization is None:
         return f"runs/{name}" if name.endswith("-fp") else f"runs/{name}-fp"
     widths = f"-w{config.quantization.weights or 32}a{config.quantization.activations or 32}"
-    return f"runs/{name}{'' if widths in name else widths}-{config.quantization.method}"
+    how = "-reconstructed" if config.task == "reconstruct" else ""
+    return f"runs/{name}{'' if widths in name else widths}-{config.quantization.method}{how}"
 
 
 def _config(recipe: str, given: dict[str, Any]) -> TrainConfig:

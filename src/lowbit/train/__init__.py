@@ -11,6 +11,7 @@ from lowbit.train.config import (
 )
 from lowbit.train.evaluation import evaluate_network, evaluate_run
 from lowbit.train.loop import run
+from lowbit.train.reconstruction import ReconstructionConfig
 from lowbit.train.state import Result
 from lowbit.train.tasks import TASKS, Task
 
@@ -20,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "QuantizationConfig",
+    "ReconstructionConfig",
     "Result",
     "ScheduleConfig",
     "Task",

@@ -15,6 +15,7 @@ from lowbit.data import DataSet, Splits
 from lowbit.errors import LowbitError
 from lowbit.inputs import Inputs, each
 from lowbit.processes import agreed
+from lowbit.train.blockwise import BlockwiseTrainer
 from lowbit.train.build import build_float, prepare, record, recorded
 from lowbit.train.checks import check_classes, check_shape, check_start
 from lowbit.train.config import TrainConfig
@@ -72,7 +73,8 @@ def assemble(
         if config.quantization.integer_only:
             lowbit.round_zero_points(model)
             _warn_unless_integer(model, train.example, say)
-    trainer = Trainer(config, model, task, accelerator, say, saved.trainer if saved else None, on_step)
+    kind = BlockwiseTrainer if config.task == "reconstruct" else Trainer
+    trainer = kind(config, model, task, accelerator, say, saved.trainer if saved else None, on_step)
     return trainer, splits, origin
 
 

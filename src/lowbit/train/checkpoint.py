@@ -76,6 +76,8 @@ class Checkpoints:
     def __init__(self, run: Path) -> None:
         self.folder = run / "checkpoints"
         self.pointer = self.folder / "checkpoints.json"
+        self.blocks = self.folder / "blocks.pt"
+        """What a reconstruction has done, until there is a checkpoint of the whole (`lowbit.reconstruct`)."""
 
     @property
     def exists(self) -> bool:
@@ -125,6 +127,8 @@ class Checkpoints:
             return
         names = self._pointer().names.values() if self.exists else ()
         remove_leftovers(self.folder)
+        if self.exists:
+            self.blocks.unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name not in names:
                 shutil.rmtree(path)

@@ -48,7 +48,7 @@ def check_classes(config: TrainConfig, num_classes: int | None, *, fewer: bool =
         LowbitError: the numbers don't fit.
     """
     wanted = config.model.num_classes
-    if wanted is None or num_classes is None or config.task == "reconstruct":
+    if wanted is None or num_classes is None or config.task == "autoencode":
         return
     if num_classes > wanted or (num_classes < wanted and not fewer):
         raise LowbitError(
@@ -79,7 +79,7 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
             else f"{config.model.name} does not take inputs of {shapes(example)} ({reason}), which {config.data.path} gives"
         ) from error
     classes = config.model.num_classes
-    if config.task not in ("classify", "distill") or classes is None:
+    if config.task not in ("classify", "distill", "reconstruct") or classes is None:
         return
     found = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
     if found != (classes,):

@@ -20,6 +20,7 @@ from lowbit.errors import LowbitError, did_you_mean
 from lowbit.files import atomic_write, read_json
 from lowbit.quantizer.initialization import INITS
 from lowbit.quantizer.methods import SCALES
+from lowbit.train.reconstruction import ReconstructionConfig
 
 
 def _check(ok: bool, what: str) -> None:
@@ -225,7 +226,8 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     task: str = "classify"
     """The loss: classify (cross-entropy), distill (half of it and half distillation from the full-precision network),
-    reconstruct (squared error to the input), another of `lowbit.train.tasks.TASKS`, or your own, `package.module:name`."""
+    autoencode (squared error to the input), reconstruct (no training: `reconstruction`), another of `lowbit.train.tasks.TASKS`, or your own, `package.module:name`."""
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     epochs: int = 3
     """0: as many as the number of training images calls for (`lowbit.train.resolve.epochs_for`)."""
     seed: int = 0

@@ -11,7 +11,7 @@ from lowbit.data.decode import common_size
 from lowbit.errors import LowbitError
 from lowbit.models import NETWORKS
 from lowbit.models.create import is_own, published_settings
-from lowbit.train.config import DataConfig, ModelConfig, TrainConfig
+from lowbit.train.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 
 _IMAGES, _FEWEST, _MOST = 500_000, 5, 60
 _SMALL = 96  # pixels; smaller images are kept in memory as they are
@@ -28,7 +28,8 @@ def resolve(config: TrainConfig, data: DataSet) -> TrainConfig:
     The number of classes is the data's. Where `epochs` is 0, `epochs_for` says it. Where `data.augment` is "auto", or
     `data.mean` and `data.std` are empty (own data is taken as it is), images are read as in the run that `model.init` is the folder of; else with the mean and
     standard deviation that the network's published weights were trained with (else ImageNet's), small ones as they are
-    stored with "cifar", larger ones at the network's own size with "imagenet".
+    stored with "cifar", larger ones at the network's own size with "imagenet". Task "reconstruct" is one epoch, without what belongs to
+    training, from steps by least squares.
 
     Raises:
         LowbitError: as `DataSet` does; no network is named.
@@ -38,13 +39,26 @@ def resolve(config: TrainConfig, data: DataSet) -> TrainConfig:
             "model.name: name a network (--model): a short name, timm's, torchvision's, or your own, package.module:name"
         )
     model = config.model
-    if model.num_classes is None and config.task != "reconstruct" and _has_classes(model.name):
+    if model.num_classes is None and config.task != "autoencode" and _has_classes(model.name):
         model = replace(model, num_classes=data.train.num_classes)
     settings = config.data
     if settings.augment == "auto" or not settings.mean or not settings.std:
         settings = data.config = _as_read(config.model, data)
     epochs = config.epochs or epochs_for(min(len(data.train), settings.limit or len(data.train)))
-    return replace(config, model=model, data=settings, epochs=epochs)
+    config = replace(config, model=model, data=settings, epochs=epochs)
+    return _in_one_pass(config) if config.task == "reconstruct" else config
+
+
+def _in_one_pass(config: TrainConfig) -> TrainConfig:
+    """A reconstruction's: none of what belongs to training, and steps by least squares where no rule is named."""
+    quantization = config.quantization
+    if quantization is not None:
+        quantization = replace(
+            quantization,
+            init_weights=quantization.init_weights or "least-squares",
+            init_activations=quantization.init_activations or "least-squares",
+        )
+    return replace(config, quantization=quantization, epochs=1, bn_batches=0, schedule=ScheduleConfig(), compile=False)
 
 
 def _has_classes(name: str) -> bool:

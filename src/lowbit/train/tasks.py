@@ -59,13 +59,13 @@ class Classify(Task):
         return F.cross_entropy(outputs, targets)
 
 
-class Reconstruct(Task):
-    """Mean squared error between the network's output and its input, as for an auto-encoder; targets are not looked at."""
+class Autoencode(Task):
+    """Mean squared error between the network's output and its input; targets are not looked at."""
 
     def loss(self, outputs: Tensor, inputs: Inputs, targets: Any) -> Tensor:
         if not isinstance(inputs, Tensor) or outputs.shape != inputs.shape:
             raise LowbitError(
-                f"task reconstruct: the network's output {tuple(outputs.shape)} must be of the shape of its one input"
+                f"task autoencode: the network's output {tuple(outputs.shape)} must be of the shape of its one input"
             )
         return F.mse_loss(outputs, inputs)
 
@@ -134,10 +134,23 @@ def _distill(config: TrainConfig, original: nn.Module, device: torch.device) -> 
     return Distill(move(copy.deepcopy(original), device, config.memory_format))
 
 
+def _reconstruct(config: TrainConfig, original: nn.Module, device: torch.device) -> Task:
+    if config.quantization is None:
+        raise LowbitError("task reconstruct: nothing is quantized here whose rounding could be learned; give --bits")
+    if not config.model.trained:
+        raise LowbitError(
+            "task reconstruct: what is to be reconstructed needs trained weights; give model.init (--init)"
+        )
+    if config.ema is not None:
+        raise LowbitError("task reconstruct: it has no training over which weights could be averaged; leave out ema")
+    return Classify()
+
+
 TASKS: dict[str, Callable[[TrainConfig, nn.Module, torch.device], Task]] = {
     "classify": lambda config, original, device: Classify(),
     "distill": _distill,
-    "reconstruct": lambda config, original, device: Reconstruct(),
+    "autoencode": lambda config, original, device: Autoencode(),
+    "reconstruct": _reconstruct,
 }
 """Every task by the name that a config has: a function of the config, the full-precision network and the device. One of your own
 is an entry here, made before training, or is named as `package.module:name` without any."""
@@ -169,7 +182,9 @@ def evaluation_task(config: TrainConfig) -> Task:
 
 
 def _without_teacher(config: TrainConfig) -> TrainConfig:
-    return replace(config, quantization=None, task="classify" if config.task == "distill" else config.task)
+    return replace(
+        config, quantization=None, task="classify" if config.task in ("distill", "reconstruct") else config.task
+    )
 
 
 def _own(reference: str, **offered: Any) -> Task:

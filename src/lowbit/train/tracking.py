@@ -238,6 +238,7 @@ def epoch_line(epoch: int, epochs: int, chosen_by: str, numbers: dict[str, float
     train, chosen = (
         f"{name} {_numbers(numbers[f'{name}_loss'], numbers.get(f'{name}_accuracy'))}" for name in ("train", chosen_by)
     )
-    return f"epoch {epoch + 1}/{epochs}  {train}  {chosen}  lr {numbers['lr']:.4g}  {numbers['seconds']:.1f} s" + (
+    lr = f"  lr {numbers['lr']:.4g}" if "lr" in numbers else ""
+    return f"epoch {epoch + 1}/{epochs}  {train}  {chosen}{lr}  {numbers['seconds']:.1f} s" + (
         f"  {numbers['skipped']} images that cannot be read so far" if numbers.get("skipped") else ""
     )
