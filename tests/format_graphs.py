@@ -105,9 +105,9 @@ def resampling(space: int, wide: bool = False) -> GraphBuilder:
     b = GraphBuilder((3, *range(5, 5 + space)), seed=space)
     spatial = range(2, 2 + space)
     windows = [(axis, *window) for axis in spatial for window in ((0, 2, 3), (0, 3, 3), (1, 5, 4), (4, 5, 1))]
-    points = [(axis, *point) for axis in spatial for point in ((0, 7, 0), (0, 3, 4), (2, 1, 6), (3, 7, 0))]
+    points = [(axis, *point) for axis in spatial for point in ((0, 7, 0), (0, 3, 4), (0, -1, 5, 4, -1), (3, 7, 0))]
     if wide:
-        points = [(axis, *point) for axis in spatial for point in ((0, 511, 0), (1, 200, 311), (2, 1, 510))]
+        points = [(axis, *point) for axis in spatial for point in ((0, 511, 0), (1, 200, 311), (0, -40, 250, 340, -39))]
     x = b.quantize(8, signed=False, zero=100)
     x = b.same_range(UnevenAveragePool, x, bits=7, signed=True, zero=-5, windows=tuple(windows))
     b.same_range(LinearResize, x, bits=8, zero=3, points=tuple(points))

@@ -39,6 +39,10 @@ def halves(axis: int, size: int) -> list[tuple[int, int, int, int]]:
     return [(axis, 0, 4, 0), *inner, (axis, size - 1, 4, 0)]
 
 
+# Cubic weights at the middle of two positions, from Keys's formula with a = −3/4: −3/32, 19/32, 19/32, −3/32. Beside the
+# edge its own position stands for the one outside.
+SIX_TO_THREE = ((0, 16, 19, -3), (1, -3, 19, 19, -3), (3, -3, 19, 16))
+
 CASES = {
     "adaptive": (adaptive((3, 4)), 3 * 2, lambda x: F.adaptive_avg_pool2d(x, (3, 4))),
     "padding does not count": (
@@ -67,6 +71,11 @@ CASES = {
         ),
         2,
         lambda x: F.interpolate(x, (5, 6), mode="bilinear", align_corners=True),
+    ),
+    "cubic": (
+        LinearResize(name="p", inputs=("x",), type=Y, points=tuple((3, *point) for point in SIX_TO_THREE)),
+        32,
+        lambda x: F.interpolate(x, (7, 3), mode="bicubic"),
     ),
 }  # fmt: skip
 
@@ -107,8 +116,10 @@ def graph_of(node) -> Graph:
         (LinearResize, ((2, 6, 1, 1),), "from 6 on, of 7 positions"),
         (LinearResize, ((2, -1, 1, 1),), "from -1 on"),
         (LinearResize, ((2, 0, 1, 1), (2, 0, 1, 2)), r"sums \[2, 3\]"),
-        (LinearResize, ((2, 0, 3, -1),), "takes"),
-        (LinearResize, ((4, 0, 1, 0),), r"it is \(dimension, first, near, far\)"),
+        (LinearResize, ((2, 5, 1, 1, 1),), "from 5 on, of 7 positions"),
+        (LinearResize, ((2, 0, 3, -3),), "takes"),
+        (LinearResize, ((2, 0),), r"it is \(dimension, first, weights …\)"),
+        (LinearResize, ((4, 0, 1, 0),), r"it is \(dimension, first, weights …\)"),
     ],
 )
 def test_what_is_no_weighted_mean_is_refused(kind, entries, words):

@@ -22,6 +22,7 @@ from lowbit.integer.ops import (
     UnevenAveragePool,
     Upsample,
 )
+from lowbit.layers.resize import weighted_resize
 from tests.lowering.networks import Forward, agreement, finish, images, start, trained
 
 X = images(4, 3, 6, 5)
@@ -208,18 +209,31 @@ def test_linear_resizing_to_the_same_size_is_nothing(layer):
     assert not any(isinstance(node, LinearResize | UnevenAveragePool | AveragePool) for node in network.graph.nodes)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"scale_factor": 2, "mode": "bicubic"}, r"interpolate in .*: mode 'bicubic' has none; 'nearest', "),
-        ({"scale_factor": 2, "mode": "bilinear", "antialias": True}, "antialias has none"),
-    ],
-)
-def test_other_interpolation_is_named_before_training(options, words):
-    with pytest.raises(LowbitError, match=words):
-        lowbit.prepare(
-            Forward(lambda self, x: finish(self, F.interpolate(start(self, x), **options))), integer_only=True
-        )
+WEIGHTED = {
+    "cubic, 256ths": {"scale_factor": 2, "mode": "bicubic"},
+    "cubic, rounded": {"size": (9, 7), "mode": "bicubic", "align_corners": True},
+    "antialiased": {"size": (4, 3), "mode": "bilinear", "antialias": True},
+    "both": {"scale_factor": 0.7, "mode": "bicubic", "antialias": True, "recompute_scale_factor": True},
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_cubic_and_antialiased_resizing(name, tmp_path):
+    """In integers, and in training within the rounding of two dimensions' weights of torch's own."""
+    options = WEIGHTED[name]
+    model = Forward(lambda self, x: finish(self, F.interpolate(start(self, x), **options)))
+    network = proved(model, tmp_path, LinearResize, ties=0.02, least=300)
+    (node,) = (node for node in network.graph.nodes if isinstance(node, LinearResize))
+    assert any(min(point[2:]) < 0 for point in node.points) == (options["mode"] == "bicubic")
+    exact = F.interpolate(X.double(), **options)
+    assert float((weighted_resize(X, **options) - exact).abs().max()) < 2 * 8 * 2**-12 * float(X.abs().max())
+
+
+def test_a_bicubic_layer():
+    layer = nn.Upsample(scale_factor=2.0, mode="bicubic")
+    model = trained(Forward(lambda self, x: finish(self, self.up(start(self, x))), up=layer), X)
+    assert any(isinstance(node, LinearResize) for node in lowbit.to_integer(model, X).graph.nodes)
+    torch.testing.assert_close(weighted_resize(X, None, 2.0), layer(X), atol=1e-5, rtol=0)
 
 
 def test_weights_that_no_accumulator_holds_are_refused():

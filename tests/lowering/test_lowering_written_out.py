@@ -70,6 +70,24 @@ def test_layers_for_windows(tmp_path):
     proved(Forward(forward, unfold=nn.Unfold(**how), fold=nn.Fold((6, 6), **how)), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: torch.add(x, y, alpha=-0.5),
+        lambda x, y: torch.sub(input=x, other=y, alpha=3).add(2, alpha=0.25),
+        lambda x, y: x.clone().sub_(y, alpha=2),
+        lambda x, y: torch.lerp(x, end=y, weight=0.3),
+        lambda x, y: x.lerp(y, y.sigmoid()),
+        lambda x, y: torch.addcdiv(x, x, y + 2, value=0.5),
+        lambda x, y: x.addcmul(x, y, value=-1),
+    ],
+)
+def test_sums_with_factors(function, tmp_path):
+    proved(
+        Forward(lambda self, x: finish(self, function(start(self, x), self.second(start(self, x)).relu()))), tmp_path
+    )
+
+
 class Einsum(nn.Module):
     """An equation on features of a sequence, with a parameter or with other features."""
 

@@ -39,9 +39,8 @@ class QuantizedLayer(nn.Module):
     # In an integer-only network a function of the layer, which gives the bias of its accumulator, with batch-norm's;
     # per output.
     accumulator_bias: Callable[[Any], Tensor] | None = None
-    followed_by: tuple[
-        nn.Module, ...
-    ] = ()  # the batch-norm that is folded into it; in a tuple, so as not to become a submodule
+    # The batch-norm that is folded into it, for each place that it is called in; None where there is none.
+    followed_by: tuple[Any, ...] = ()
 
     def forward(self, input: Tensor, *options: Any) -> Tensor:
         # One sample without a batch dimension gets one, which the quantizer expects.

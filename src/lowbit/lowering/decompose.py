@@ -63,6 +63,16 @@ def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
     return input + (product if value == 1 else product * value)
 
 
+def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """input + value · tensor1 / tensor2."""
+    return addcmul(input, tensor1, _recorded(reciprocal, tensor2), value=value)
+
+
+def lerp(input: Any, end: Any, weight: Any) -> Any:
+    """input + weight · (end − input)."""
+    return input + weight * (end - input)
+
+
 def glu(input: Any, dim: int = -1) -> Any:
     """a · σ(b) of the two halves a and b."""
     a, b = input.chunk(2, dim)
@@ -290,6 +300,11 @@ EXTREMA: dict[Any, Callable] = {
 DECOMPOSED: dict[Any, Callable] = {
     F.scaled_dot_product_attention: attention,
     torch.addcmul: addcmul,
+    "addcmul": addcmul,
+    torch.addcdiv: addcdiv,
+    "addcdiv": addcdiv,
+    torch.lerp: lerp,
+    "lerp": lerp,
     F.glu: glu,
     torch.addmm: addmm,
     torch.baddbmm: addmm,

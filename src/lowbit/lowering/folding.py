@@ -126,12 +126,14 @@ The largest: the grid of its bias is finest then.
 """
 
 
-def fold_as_depthwise(input_step: Tensor, norm: IntegerNorm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`fold` for a batch-norm with no layer before it.
+def fold_as_depthwise(
+    input_step: Tensor, source: QuantizedLayer | Quantizer, norm: _BatchNorm
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`fold` for a batch-norm with no layer before it but a quantizer, the source.
 
     Weight codes int8 [channels], and gain, scale and bias as `fold` has them.
     """
-    rounding = gain_rounding(*norm.folded_into)
+    rounding = gain_rounding(source)
     gain, shift = gain_and_shift(norm, rounding)
     codes = torch.full_like(gain, DEPTHWISE_CODE)
     if rounding is not None:  # the scale is to be a power of two, and then the code is what is left of the gain
@@ -195,10 +197,11 @@ def frozen_as_norms(model: nn.Module) -> None:
 class IntegerNorm(_BatchNorm):
     """Batch-norm that in evaluation computes what its integer form will.
 
-    `folded_into` is the quantized layer it follows, or the quantizer whose codes it takes.
+    `folded_into` has, for each place that it stands in, the quantized layer it follows there or the quantizer whose
+    codes it takes. A place beyond the first is an argument of the call.
     """
 
-    folded_into: tuple[QuantizedLayer | Quantizer]
+    folded_into: tuple[QuantizedLayer | Quantizer, ...] = ()
 
     def _in_training(
         self, input: Tensor, rounding: Callable[[Tensor], Tensor] | None, shape: tuple[int, ...]
@@ -215,8 +218,8 @@ class IntegerNorm(_BatchNorm):
         ratio = torch.where(exact == 0, torch.ones_like(exact), rounding(exact) / exact).to(input.dtype).reshape(shape)
         return normalized * ratio + self.bias.reshape(shape) * (1 - ratio)
 
-    def forward(self, input: Tensor) -> Tensor:
-        (source,) = self.folded_into
+    def forward(self, input: Tensor, place: int = 0) -> Tensor:
+        source = self.folded_into[place]
         behind_layer = isinstance(source, QuantizedLayer)
         quantizers = (source.input_quantizer, source.weight_quantizer) if behind_layer else (source,)
         if not all(isinstance(q, Quantizer) and q.initialized for q in quantizers):
@@ -230,10 +233,13 @@ class IntegerNorm(_BatchNorm):
             over = tuple(dim for dim in range(input.dim()) if dim != 1)
             return self._in_training(weakened(input, rounding, input.shape, over), gain_rounding(source), shape)
         input_step = as_quantizer(quantizers[0]).step
-        gain, scale, bias = fold(input_step, source, self) if behind_layer else fold_as_depthwise(input_step, self)[1:]
+        gain, scale, bias = (
+            fold(input_step, source, self) if behind_layer else (fold_as_depthwise(input_step, source, self)[1:])
+        )
         shift = bias * (input_step * scale).double()
-        if behind_layer and source.bias is not None:
-            shift = shift - gain * source.bias.detach().double()  # the layer has added it already
+        added = source.used_bias() if behind_layer else None
+        if added is not None:  # the layer has added it already
+            shift = shift - gain * added.detach().double()
         return input * gain.to(input.dtype).reshape(shape) + shift.to(input.dtype).reshape(shape)
 
 
@@ -267,20 +273,30 @@ _INTEGER_NORMS: dict[type[_BatchNorm], type[IntegerNorm]] = {
 
 
 def accumulator_bias(layer: QuantizedLayer) -> Tensor:
-    """What the layer's accumulator starts with, its bias and batch-norm's: float64 [out], whole numbers."""
-    norm = next(iter(layer.followed_by), None)
-    assert norm is None or isinstance(norm, _BatchNorm)
-    return fold(as_quantizer(layer.input_quantizer).step, layer, norm)[2]
+    """What the layer's accumulator starts with, its bias and batch-norm's: float64 [out], whole numbers, 0 or more.
+
+    Of a layer that is called in several places with different batch-norms behind it, the largest magnitudes.
+    """
+    step = as_quantizer(layer.input_quantizer).step
+    return torch.stack([fold(step, layer, norm)[2].abs() for norm in layer.followed_by or (None,)]).amax(0)
 
 
-def follow(norm: nn.Module, source: nn.Module) -> None:
-    """Make a batch-norm evaluate on the accumulator's grid of `source`, a layer or a quantizer, in place."""
-    norm.__class__ = next(integer for plain, integer in _INTEGER_NORMS.items() if isinstance(norm, plain))
-    assert isinstance(norm, IntegerNorm) and isinstance(source, (QuantizedLayer, Quantizer))
-    # In a tuple, so that the source does not become a submodule of its batch-norm.
-    norm.folded_into = (source,)
-    if isinstance(source, QuantizedLayer):
-        source.followed_by = (norm,)
+def follow(norm: nn.Module, source: nn.Module) -> int:
+    """Make a batch-norm evaluate on the accumulator's grid of `source`, a layer or a quantizer, in place.
+
+    Returns:
+        The number of the place, which calls of it there are to give.
+    """
+    assert isinstance(source, (QuantizedLayer, Quantizer))
+    if not isinstance(norm, IntegerNorm):
+        norm.__class__ = next(integer for plain, integer in _INTEGER_NORMS.items() if isinstance(norm, plain))
+    assert isinstance(norm, IntegerNorm)
+    if all(each is not source for each in norm.folded_into):
+        # In tuples, so that the source does not become a submodule of its batch-norm, nor the other way round.
+        norm.folded_into = (*norm.folded_into, source)
+        if isinstance(source, QuantizedLayer):
+            source.followed_by = (*source.followed_by, norm)
+    return next(place for place, each in enumerate(norm.folded_into) if each is source)
 
 
 class _RoundBias(torch.autograd.Function):

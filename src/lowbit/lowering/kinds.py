@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.layers.function import QuantizedFunction
 from lowbit.layers.quantized import QuantizedLayer
+from lowbit.layers.resize import weighted_resize
 from lowbit.layers.saturating import reciprocal, root
 from lowbit.lowering import sequences
 from lowbit.lowering.calls import Modules, arguments, nodes_in
@@ -23,7 +24,6 @@ from lowbit.lowering.folding import IntegerNorm
 from lowbit.lowering.functions import FUNCTIONS, LIBRARY_MODULES, METHODS, MODULES
 from lowbit.lowering.kind import Kind
 from lowbit.lowering.lacks import (
-    LINEAR_MODES,
     lack_of_clamp,
     lack_of_norm,
     lack_of_one_tensor,
@@ -74,7 +74,7 @@ def _lack_of_lowest_pad(node: fx.Node, modules: Modules) -> str | None:
 def _resizing(node: fx.Node, modules: Modules) -> Kind | None:
     """Of what kind a call of F.interpolate is, by its mode."""
     mode = arguments(node, modules).get("mode", "nearest")
-    return LINEAR_RESIZE if mode in LINEAR_MODES else AVERAGE if mode == "area" else None
+    return LINEAR_RESIZE if "linear" in mode else AVERAGE if mode == "area" else None
 
 
 # The table.
@@ -197,7 +197,7 @@ UPSAMPLE = Kind(
     lack=lack_of_resizing,
     instead=_resizing,
 )
-LINEAR_RESIZE = Kind("linear resize", computes=True, lack=lack_of_resizing)
+LINEAR_RESIZE = Kind("linear resize", functions=(weighted_resize,), computes=True, lack=lack_of_resizing)
 SPLIT = Kind(
     "split",
     functions=(torch.chunk, torch.split, torch.tensor_split),

@@ -32,7 +32,7 @@ def lack_of_two_tensors(node: fx.Node, modules: Modules) -> str | None:
     given = arguments(node, modules)
     if not all(isinstance(given.get(name), fx.Node) for name in ("input", "other" if "other" in given else "mat2")):
         return "it has one for two tensors only"
-    return None if given.get("alpha", 1) == 1 else "alpha other than 1 has none"
+    return None if given.get("alpha", 1) == 1 else "alpha that forward computes has none; a number has"
 
 
 def lack_of_one_tensor(node: fx.Node, modules: Modules) -> str | None:
@@ -41,17 +41,8 @@ def lack_of_one_tensor(node: fx.Node, modules: Modules) -> str | None:
     return None if len(tensors) == 1 else "it has one for one tensor, with numbers beside it"
 
 
-LINEAR_MODES = ("linear", "bilinear", "trilinear")
-
-
 def lack_of_resizing(node: fx.Node, modules: Modules) -> str | None:
-    """Resizing: in modes whose weights are not linear, or by what forward computes."""
-    given = arguments(node, modules)
-    mode = given.get("mode", "nearest")
-    if mode not in ("nearest", "nearest-exact", "area", *LINEAR_MODES):
-        return f"mode {mode!r} has none; 'nearest', 'nearest-exact', 'area' and the linear ones have"
-    if given.get("antialias"):
-        return "antialias has none"
-    if nodes_in(given.get("scale_factor")):
+    """Resizing: by a factor that forward computes."""
+    if nodes_in(arguments(node, modules).get("scale_factor")):
         return "a scale_factor that forward computes has none; a number, or a size, has"
     return None

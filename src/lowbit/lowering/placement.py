@@ -31,7 +31,6 @@ from lowbit.lowering.calls import REMEDY, Modules, describe, outputs_of
 from lowbit.lowering.checks import check_float_layers
 from lowbit.lowering.decompose import DECOMPOSED, EXTREMA, MODULES, NORMS, QUOTIENTS
 from lowbit.lowering.folding import (
-    IntegerNorm,
     accumulator_bias,
     bias_on_grid,
     channel_values,
@@ -106,22 +105,15 @@ def integer_form(
         if name not in state:
             model._non_persistent_buffers_set.add(name)
 
-    folded: set[QuantizedLayer] = set()
     for node in graph.nodes:
         if kinds[node] is k.LAYER:
             follower, layer = folds_into(node, kinds), _layer(node, modules)
             layer.accumulator_bias = accumulator_bias
             if follower is not None and kinds[follower] is k.NORM:
-                _follow(follower, modules, layer, describe(node, modules))
-                folded.add(layer)
-            elif layer.bias is not None:
+                _follow(follower, modules, layer)
+            else:
+                layer.followed_by = (*layer.followed_by, *((None,) if None not in layer.followed_by else ()))
                 layer.bias_rounding = bias_on_grid
-    for node in graph.nodes:
-        if kinds[node] is k.LAYER and (layer := _layer(node, modules)) in folded and layer.bias_rounding is not None:
-            raise LowbitError(
-                f"{describe(node, modules)} is called with a batch-norm behind it and without one, and its bias would "
-                "be rounded for one of the two: call a layer of its own in each place"
-            )
 
     inserted = []
     for group in _groups(graph, kinds):
@@ -161,7 +153,7 @@ def integer_form(
         before = node.all_input_nodes[0]
         if kinds.get(before) is not k.LAYER:
             (source, *_) = sources_of(before, kinds | {n: k.QUANTIZER for n in graph.nodes if n not in kinds})
-            _follow(node, modules, model.get_submodule(str(source.target)), f"the tensor {str(source.target)!r}")
+            _follow(node, modules, model.get_submodule(str(source.target)))
     _weaken_gradients(model, kinds)
     graph.lint()
     model.recompile()
@@ -210,20 +202,11 @@ def _layer(node: fx.Node, modules: Modules) -> QuantizedLayer:
     return layer
 
 
-def _follow(node: fx.Node, modules: Modules, source: nn.Module, where: str) -> None:
-    """`follow` for the batch-norm of a node.
-
-    Raises:
-        LowbitError: the batch-norm stands behind something else too: its bias would be rounded on the grid of one of
-            them.
-    """
-    norm = modules[str(node.target)]
-    if isinstance(norm, IntegerNorm) and norm.folded_into[0] is not source:
-        raise LowbitError(
-            f"{describe(node, modules)} stands behind {where} and behind something else, and its bias would be "
-            "rounded on the accumulator's grid of one of the two: give each a batch-norm of its own"
-        )
-    follow(norm, source)
+def _follow(node: fx.Node, modules: Modules, source: nn.Module) -> None:
+    """`follow` for the batch-norm of a node, which gives the number of the place where it is called."""
+    place = follow(modules[str(node.target)], source)
+    if place:
+        node.kwargs = {**node.kwargs, "place": place}
 
 
 def tensor_users(node: fx.Node, kinds: Kinds) -> list[fx.Node]:

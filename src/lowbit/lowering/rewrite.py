@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.calls import Modules, arguments
-from lowbit.lowering.kinds import CONCATENATE, RESHAPE, is_norm
+from lowbit.lowering.kinds import ADD, CONCATENATE, RESHAPE, SUBTRACT, is_norm
 from lowbit.lowering.tracer import batch_of
 
 
@@ -27,6 +28,36 @@ def rewritten(graph: fx.Graph, modules: Modules) -> None:
         if node.op == "call_module" and is_norm(modules[str(node.target)]):
             _flattened_before(node, modules)
             _apart_from_layer(node, modules)
+
+
+def without_alpha(graph: fx.Graph) -> None:
+    """Write a + α·b and a − α·b, where α is an argument of the call, as the product and the sum, in place."""
+    for node in [each for each in graph.nodes if "alpha" in each.kwargs]:
+        alpha, others = node.kwargs["alpha"], {k: v for k, v in node.kwargs.items() if k != "alpha"}
+        spelled = (*ADD.functions, *ADD.methods, *SUBTRACT.functions, *SUBTRACT.methods)
+        name = "other" if "other" in others else 1 if len(node.args) > 1 else None
+        if node.target not in spelled or name is None or not isinstance(alpha, (int, float)):
+            continue
+        other: Any = others[name] if isinstance(name, str) else node.args[name]
+        if alpha != 1:
+            other = _times(other, alpha, node)
+        if isinstance(name, str):
+            others[name] = other
+        else:
+            node.args = (node.args[0], other, *node.args[2:])
+        node.kwargs = others
+
+
+def _times(x: Any, factor: float, node: fx.Node) -> Any:
+    """x · factor, recorded before a node."""
+    if not isinstance(x, fx.Node):
+        return x * factor
+    with node.graph.inserting_before(node):
+        product = node.graph.call_function(operator.mul, (x, factor))
+    product.meta.update({key: value for key, value in node.meta.items() if key == "nn_module_stack"})
+    if "value" in x.meta:
+        product.meta["value"] = x.meta["value"]
+    return product
 
 
 def _by_sizes(node: fx.Node) -> None:

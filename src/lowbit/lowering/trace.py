@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping
 
@@ -12,13 +13,14 @@ from torch.nn import functional as F
 from lowbit.errors import LowbitError
 from lowbit.layers.attention import QuantizedAttention
 from lowbit.layers.modes import evaluation
+from lowbit.layers.resize import weighted_resize
 from lowbit.layers.saturating import root
 from lowbit.lowering.calls import REMEDY, Modules, arguments
 from lowbit.lowering.decompose import MODULES
 from lowbit.lowering.folding import frozen_as_norms
 from lowbit.lowering.kinds import ADD, UNCHANGED, is_norm, kind_of_module, kinds_of
 from lowbit.lowering.masks import whole_inputs, written_as_masks
-from lowbit.lowering.rewrite import rewritten
+from lowbit.lowering.rewrite import rewritten, without_alpha
 from lowbit.lowering.sizes import SizeCheck
 from lowbit.lowering.tracer import BATCH, Tracer
 
@@ -66,6 +68,7 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
         if without:
             message += f". These layers have no integer form either:\n  {without}\n{REMEDY}"
         raise LowbitError(message) from error
+    without_alpha(graph)
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds = kinds_of(graph, modules)
     for node in list(graph.nodes):
@@ -83,6 +86,8 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
             node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
         elif _in_place(node, modules):
             _pass_on(node)
+        elif _is_weighted_resize(node, modules):
+            _as_weighted_resize(node, modules)
         if _is_root(node):
             node.op, node.target, node.args, node.kwargs = "call_function", root, (node.all_input_nodes[0],), {}
     if known is not None:
@@ -114,6 +119,23 @@ def _is_root(node: fx.Node) -> bool:
         return True
     powers = (operator.pow, operator.ipow, pow, torch.pow, "pow", "pow_")
     return node.target in powers and len(node.args) == 2 and bool(node.args[1] == 0.5)
+
+
+def _is_weighted_resize(node: fx.Node, modules: Modules) -> bool:
+    """Whether a call is a bicubic or antialiased resize, for whose weights whole numbers are found."""
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    if node.target is not F.interpolate and not isinstance(module, nn.Upsample):
+        return False
+    given = arguments(node, modules)
+    return given.get("mode") == "bicubic" or bool(given.get("antialias"))
+
+
+def _as_weighted_resize(node: fx.Node, modules: Modules) -> None:
+    """F.interpolate, or the layer, as `weighted_resize`."""
+    given = arguments(node, modules)
+    names = inspect.signature(weighted_resize).parameters
+    node.op, node.target, node.args = "call_function", weighted_resize, ()
+    node.kwargs = {name: given[name] for name in names if name in given}
 
 
 def _in_place(node: fx.Node, modules: Modules) -> bool:

@@ -74,7 +74,7 @@ class Shapes:
         if isinstance(module, Quantizer):
             return args[0]
         if isinstance(module, IntegerNorm):
-            return _BatchNorm.forward(module, *args, **kwargs)
+            return _BatchNorm.forward(module, args[0] if args else kwargs["input"])
         if not isinstance(module, (QuantizedLayer, QuantizedFunction)):
             return module.forward(*args, **kwargs)
         quantizers = {name: child for name, child in module.named_children() if name.endswith("_quantizer")}

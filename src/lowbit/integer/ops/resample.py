@@ -29,7 +29,7 @@ class Taps:
 
     Attributes:
         first: of the positions taken, per output.
-        weights: whole numbers, 0 or more, as many for every output; the positions lie within the input.
+        weights: whole numbers, as many for every output; the positions lie within the input.
         divisor: 1 or more.
     """
 
@@ -39,8 +39,8 @@ class Taps:
 
     @property
     def largest(self) -> int:
-        """The largest sum of an output's weights."""
-        return max(map(sum, self.weights))
+        """The largest sum of the magnitudes of an output's weights."""
+        return max(sum(map(abs, run)) for run in self.weights)
 
     def matrix(self, size: int) -> Tensor:
         """int64 (outputs, size): the weight of every input position in every output."""
@@ -50,13 +50,18 @@ class Taps:
         return dense.scatter_(1, places, weights)
 
 
-def by_dimension(entries: Sequence[tuple[int, ...]], x: Shape, what: str) -> dict[int, list[tuple[int, int, int]]]:
-    """Entries of four numbers by the first, which must be a spatial dimension of x. Raises LowbitError for others."""
-    found: dict[int, list[tuple[int, int, int]]] = {}
+def by_dimension(
+    entries: Sequence[tuple[int, ...]], x: Shape, what: str, numbers: range
+) -> dict[int, list[tuple[int, ...]]]:
+    """Entries by their first number, which must be a spatial dimension of x; so many numbers follow it.
+
+    Raises LowbitError for others.
+    """
+    found: dict[int, list[tuple[int, ...]]] = {}
     for entry in entries:
-        if len(entry) != 4 or not 2 <= entry[0] <= len(x):
+        if len(entry) - 1 not in numbers or not 2 <= entry[0] <= len(x):
             raise LowbitError(f"{entry} for an input of shape {x}; it is (dimension, {what})")
-        found.setdefault(entry[0], []).append((entry[1], entry[2], entry[3]))
+        found.setdefault(entry[0], []).append(entry[1:])
     return found
 
 
@@ -72,7 +77,7 @@ def taps_within(size: int, starts: Sequence[int], weights: Sequence[Sequence[int
         raise LowbitError(f"a position takes {count} others; it takes at most {KERNEL_MAX:,}")
     first, filled = [], []
     for start, run in zip(starts, weights):
-        if not run or start < 0 or start + len(run) > size or min(run) < 0 or sum(run) < 1:
+        if not run or start < 0 or start + len(run) > size or sum(run) < 1:
             raise LowbitError(f"a position takes {list(run)[:8]} of those from {start} on, of {size} positions")
         moved = min(start, size - count)  # where the zeros would lie outside, some of them come first
         first.append(moved)

@@ -28,11 +28,11 @@ class UnevenAveragePool(Resample):
     windows: tuple[tuple[int, ...], ...]
 
     def taps(self, x: Shape) -> Mapping[int, Taps]:
-        by_axis = by_dimension(self.windows, x, "start, stop, divisor")
+        by_axis = by_dimension(self.windows, x, "start, stop, divisor", range(3, 4))
         return {axis: _taps(x[axis - 1], windows) for axis, windows in by_axis.items()}
 
 
-def _taps(size: int, windows: Sequence[tuple[int, int, int]]) -> Taps:
+def _taps(size: int, windows: Sequence[tuple[int, ...]]) -> Taps:
     for start, stop, divisor in windows:
         if not 0 <= start < stop <= size or divisor < 1:
             raise LowbitError(f"a window from {start} to {stop} of {size} positions, divided by {divisor}")

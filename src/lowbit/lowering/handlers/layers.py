@@ -81,7 +81,8 @@ def norm(converter: Converter, node: fx.Node) -> Computation:
     if alone:
         x = converter.moved(x, [reshape_to(f"{node.name}_positions", (*features, 1, 1))])
         back.append(reshape_to(node.name, features))
-    codes, _, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), module))
+    source = module.folded_into[converter.arguments(node)["place"]]
+    codes, _, scale, bias = (part.cpu() for part in fold_as_depthwise(torch.tensor(x.type.scale), source, module))
     ones = (1,) * (2 if alone else len(features) - 1)
     codes = codes.reshape(-1, 1, *ones)
     where, pads = converter.describe(node), tuple((0, 0) for _ in ones)

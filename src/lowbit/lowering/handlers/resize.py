@@ -11,6 +11,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from lowbit.integer.ops import LinearResize, Upsample
+from lowbit.layers.resize import Weights, of_dimension, positions_of, resize_weights, weighted_resize
 from lowbit.lowering import kinds as k
 from lowbit.lowering.handlers.moves import taken
 from lowbit.lowering.values import Codes, Computation, Move
@@ -56,29 +57,27 @@ def _places(given: dict[str, Any], axis: int, size: int, count: int) -> list[int
 
 def _scale_factor(given: dict[str, Any], axis: int) -> float | None:
     """The factor that positions are computed with along a dimension; None where the sizes alone say it."""
-    factor = given.get("scale_factor")
-    if factor is None or given.get("recompute_scale_factor"):
-        return None
-    return float(factor[axis] if isinstance(factor, (tuple, list)) else factor)
+    factor = of_dimension(given.get("scale_factor"), axis)
+    return None if factor is None or given.get("recompute_scale_factor") else float(factor)
 
 
 def linear(converter: Converter, node: fx.Node) -> Codes | Computation:
-    """Linear, bilinear and trilinear resizing."""
+    """Linear and cubic resizing."""
     converter.check_batch_first(node)
     source = converter.input_of(node)
     x, before, after = converter.codes_at(source, node), converter.shapes[source][2:], converter.shapes[node][2:]
     given = converter.arguments(node)
     points, divisor = [], 1
     for axis, (size, count) in enumerate(zip(before, after)):
-        centers = _centers(size, count, _scale_factor(given, axis), bool(given.get("align_corners")))
-        if centers == list(range(size)):
-            continue
-        common = math.lcm(*(center.denominator for center in centers))
-        divisor *= common
-        for center in centers:
-            first = int(center)
-            far = int((center - first) * common)
-            points.append((axis + 2, first, common - far, far))
+        factor, corners = _scale_factor(given, axis), bool(given.get("align_corners"))
+        if node.target is weighted_resize:
+            cubic, antialias = given["mode"] == "bicubic", bool(given.get("antialias"))
+            found = resize_weights(size, count, factor, cubic=cubic, align_corners=corners, antialias=antialias)
+        else:
+            found = _linear_weights(size, count, factor, corners)
+        if found is not None:
+            divisor *= found.divisor
+            points += [(axis + 2, first, *weights) for first, weights in zip(found.first, found.weights)]
     if not points:
         return x
     if divisor > _DIVISOR_MAX:
@@ -90,15 +89,15 @@ def linear(converter: Converter, node: fx.Node) -> Codes | Computation:
     return Computation(node.name, lambda n, y: LinearResize(name=n, inputs=(x.name,), type=y, points=tuple(points)))
 
 
-def _centers(size: int, count: int, factor: float | None, align_corners: bool) -> list[Fraction]:
-    """Where each position of the output lies among those of the input, from 0 to size − 1."""
-    if align_corners:
-        step, offset = Fraction(size - 1, max(count - 1, 1)), Fraction(0)
-    else:
-        # A factor means the decimal number that it is written as.
-        step = Fraction(size, count) if factor is None else 1 / Fraction(repr(factor))
-        offset = (step - 1) / 2
-    return [min(max(i * step + offset, Fraction(0)), Fraction(size - 1)) for i in range(count)]
+def _linear_weights(size: int, count: int, factor: float | None, align_corners: bool) -> Weights | None:
+    """Of linear interpolation without antialias, exact, between two neighbours; None where nothing changes."""
+    step, offset = positions_of(size, count, factor, align_corners)
+    centers = [min(max(i * step + offset, Fraction(0)), Fraction(size - 1)) for i in range(count)]
+    if centers == list(range(size)):
+        return None
+    common = math.lcm(*(center.denominator for center in centers))
+    far = [int(center % 1 * common) for center in centers]
+    return Weights(tuple(map(int, centers)), tuple((common - each, each) for each in far), common)
 
 
 HANDLERS = {k.UPSAMPLE: nearest, k.LINEAR_RESIZE: linear}
