@@ -3,7 +3,8 @@
 The CIFAR ResNet-20 on CIFAR-10-JPEG, from trained weights in full precision. Rows "rounded": steps by least squares, every weight
 rounded to its nearest level. Rows "reconstructed": the same network after `lowbit.reconstruct`, on training images without
 their labels. Rows "trained": after epochs of training with labels, from either of the two. All on the 10,000 test images. A
-row that is there is not run again; `--table` prints the table from the rows alone.
+row that is there is not run again; `--table` prints the table from the rows alone. Minutes are the whole row's, with reading
+the images and the test, on the machine that the row names.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lowbit.data import Loader, loaders
 from lowbit.files import atomic_write
 from lowbit.recipes import get_recipe
 
-IMAGES, STEPS, LR, MEAN_SQUARES = 1024, 400, 0.02, "least-squares"
+IMAGES, STEPS, LR, MEAN_SQUARES = 1024, (400, 1000), 0.02, "least-squares"
 RESULTS = Path("docs/results/post-training.csv")
 
 
@@ -38,13 +39,13 @@ class Cell:
 
     Attributes:
         bits: of weights and activations; the first and the last layer have 8.
-        start: "rounded" or "reconstructed".
+        steps: of reconstruction, for each block; 0: every weight is rounded to its nearest level.
         epochs: of training with labels that follow.
         seed: of the choice of images, and of what is random in reconstruction and training.
     """
 
     bits: int
-    start: str
+    steps: int
     epochs: int
     seed: int
 
@@ -53,12 +54,12 @@ def cells() -> Iterator[Cell]:
     """In the order in which they are run."""
     for seed in (0, 1, 2):
         for bits in (3, 4, 2):
-            for start in ("rounded", "reconstructed"):
-                yield Cell(bits, start, 0, seed)
+            for steps in (0, *STEPS):
+                yield Cell(bits, steps, 0, seed)
         if seed == 0:
+            yield from (Cell(bits, 0, 3, seed) for bits in (4, 3))
             for epochs in (1, 2, 4):
-                yield from (Cell(2, start, epochs, seed) for start in ("rounded", "reconstructed"))
-            yield from (Cell(bits, "rounded", 3, seed) for bits in (4, 3))
+                yield from (Cell(2, steps, epochs, seed) for steps in (0, STEPS[0]))
 
 
 @dataclass
@@ -69,23 +70,27 @@ class Campaign:
     init: Path
     results: Path
     work: Path
+    device: str = "cpu"
 
     def run(self, wanted: Sequence[Cell]) -> None:
         for cell in wanted:
             if cell in {each for each, _ in read(self.results)}:
                 continue
             print(f"{cell} …", flush=True)
-            began = time.monotonic()
+            began = {now: now() for now in (time.monotonic, time.process_time)}
             model, test = self._started(cell)
             if cell.epochs:
                 self._train(model, cell)
             found = accuracy(model, test)
-            append(self.results, cell, {"test": f"{found:.2f}", "minutes": f"{(time.monotonic() - began) / 60:.1f}"})
+            minutes, busy = ((now() - start) / 60 for now, start in began.items())
+            numbers = {"test": f"{found:.2f}", "minutes": f"{minutes:.1f}", "processor minutes": f"{busy:.1f}"}
+            numbers["machine"] = harness.machine(self.device)
+            append(self.results, cell, numbers)
             print(f"{cell}: {found:.2f} %", flush=True)
 
     def _loaders(self, seed: int, batch_size: int) -> tuple[Loader, Loader]:
         config = replace(get_recipe("cifar10-resnet20")().data, path=str(self.data), batch_size=batch_size)
-        return loaders(config, seed=seed)
+        return loaders(config, seed=seed, device=torch.device(self.device))
 
     def _started(self, cell: Cell) -> tuple[nn.Module, Loader]:
         train, test = self._loaders(cell.seed, 64)
@@ -93,12 +98,12 @@ class Campaign:
         network = models.create("cifar-resnet20")
         models.load_weights(network, self.init)
         rules = {"init_weights": MEAN_SQUARES, "init_activations": MEAN_SQUARES}
-        model = lowbit.prepare(network, weights=cell.bits, activations=cell.bits, **rules)
+        model = lowbit.prepare(network, weights=cell.bits, activations=cell.bits, **rules).to(self.device)
         lowbit.calibrate(model, batches[:8])
-        if cell.start == "reconstructed":
-            file = self.work / f"resnet20-w{cell.bits}a{cell.bits}-s{cell.seed}.pt"
+        if cell.steps:
+            file = self.work / f"resnet20-w{cell.bits}a{cell.bits}-{cell.steps}-s{cell.seed}.pt"
             file.parent.mkdir(parents=True, exist_ok=True)
-            lowbit.reconstruct(model, batches, STEPS, seed=cell.seed, checkpoint=file, on_block=_show)
+            lowbit.reconstruct(model, batches, cell.steps, seed=cell.seed, checkpoint=file, on_block=_show)
         return model.eval(), test
 
     def _train(self, model: nn.Module, cell: Cell) -> None:
@@ -126,34 +131,34 @@ def read(path: Path) -> list[tuple[Cell, dict[str, str]]]:
         return []
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    types: dict[str, Any] = {"bits": int, "start": str, "epochs": int, "seed": int}
+    types: dict[str, Any] = {"bits": int, "steps": int, "epochs": int, "seed": int}
     return [(Cell(**{name: types[name](row.pop(name)) for name in types}), row) for row in rows]
 
 
 def append(path: Path, cell: Cell, found: dict[str, str]) -> None:
     """Put a row behind those that are there."""
-    rows = [*read(path), (cell, {**found, "torch": torch.__version__, "lowbit": lowbit.__version__})]
+    rows = [*read(path), (cell, {**found, "lowbit": lowbit.__version__})]
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
         names = [field.name for field in fields(Cell)]
-        writer = csv.DictWriter(file, [*names, *rows[-1][1]])
+        writer = csv.DictWriter(file, [*names, *rows[-1][1]], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**{name: getattr(each, name) for name in names}, **row} for each, row in rows)
 
 
 def table(path: Path) -> list[dict[str, str]]:
     """A row for each width and way, with the mean over seeds."""
-    groups: dict[tuple[int, str, int], list[float]] = {}
+    groups: dict[tuple[int, int, int], list[float]] = {}
     for cell, row in read(path):
-        groups.setdefault((cell.bits, cell.start, cell.epochs), []).append(float(row["test"]))
+        groups.setdefault((cell.bits, cell.steps, cell.epochs), []).append(float(row["test"]))
     return [
         {
             "bits": f"W{bits}A{bits}",
-            "start": start,
+            "start": f"reconstructed, {steps} steps" if steps else "rounded",
             "epochs with labels": str(epochs),
             "seeds": str(len(found)),
             "test %": mean_of(found),
         }
-        for (bits, start, epochs), found in sorted(
+        for (bits, steps, epochs), found in sorted(
             groups.items(), key=lambda each: (-each[0][0], each[0][2], each[0][1])
         )
     ]
@@ -171,13 +176,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--init", type=Path, help="trained weights of the CIFAR ResNet-20")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=Path("runs/post-training"), help="for unfinished reconstructions")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--cells", type=int, default=None, help="run this many and stop")
     parser.add_argument("--table", action="store_true", help="print the table, run nothing")
     options = parser.parse_args(arguments)
     if not options.table:
         if options.data is None or options.init is None:
             parser.error("--data and --init are needed to run cells")
-        Campaign(options.data, options.init, options.results, options.work).run(list(cells())[: options.cells])
+        Campaign(options.data, options.init, options.results, options.work, options.device).run(
+            list(cells())[: options.cells]
+        )
     harness.print_table(table(options.results))
 
 

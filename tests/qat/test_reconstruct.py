@@ -136,7 +136,11 @@ def test_soft_rounding_starts_as_the_weight_and_ends_on_a_level_beside_it(granul
     levels = (torch.floor(w / s).clamp(-2, 1) + up).clamp(-2, 1)
     decided = soft.decided(w)
     assert torch.equal(quantizer.codes(decided).float(), levels)
-    assert torch.equal(quantizer(decided), decided)
+    # Where it was rounded that way anyway it stays, unless it is near the edge; else it goes to the near side of the level.
+    apart = (w / s - levels).abs() < 0.45
+    torch.testing.assert_close(decided[apart], w[apart])
+    moved = (w / s - levels).abs()[inside] > 0.45
+    torch.testing.assert_close((decided / s - levels).abs()[inside][moved], torch.full((int(moved.sum()),), 0.45))
 
 
 def trained_digits() -> tuple[nn.Module, Tensor, Tensor]:
@@ -176,9 +180,10 @@ def test_two_bits_without_labels_are_nearer_to_full_precision() -> None:
     for name, value in model.state_dict().items():
         if "norm" in name or ".1." in name or name.endswith("bias"):
             assert torch.equal(value, state[name]), name
-    for layer in model.modules():
+    for name, layer in model.named_modules():
         if isinstance(layer, QuantizedLayer):
-            assert torch.equal(layer.weight_quantizer(layer.weight), layer.weight)
+            distance = (layer.weight - state[f"{name}.weight"]).abs() / layer.weight_quantizer.step
+            assert 0 < float(distance.max()) < 0.56  # to the other side of the nearest edge, and the margin behind it
     full = accuracy(network, x[1500:], y[1500:])
     learned = accuracy(model, x[1500:], y[1500:])
     assert learned >= rounded + 0.5 * (full - rounded)

@@ -63,8 +63,9 @@ def reconstruct(
     A block is what lies between two places where one tensor alone goes on, such as a residual block (BRECQ: Li et al.,
     ICLR 2021, arXiv 2102.05426). Its weights are rounded up or down as is learned by AdaRound (`SoftRounding`), while
     each activation stays in full precision with probability `drop` (QDrop: Wei et al., ICLR 2022, arXiv 2203.05740), so
-    that the block gives what it gives in full precision. Afterwards each weight lies on the level it was rounded to.
-    The network stays what `lowbit.prepare` made: training, integers and export go on from it.
+    that the block gives what it gives in full precision. Afterwards each weight is moved just as far as its quantizer
+    needs to round it to that level. The network stays what `lowbit.prepare` made: training, integers and export go on
+    from it.
 
     Args:
         model: a network from `lowbit.prepare`, calibrated, with the weights of the trained network in full precision.

@@ -10,6 +10,9 @@ from lowbit.quantizer.module import Quantizer
 # Eq. 23: the sigmoid is stretched beyond 0 and 1, so that it reaches both.
 _LOW, _HIGH = -0.1, 1.1
 
+_MARGIN = 0.05
+"""How far from where its rounding turns a decided weight stays, in steps."""
+
 
 class SoftRounding(nn.Module):
     """ŵ = s·clip(⌊w/s⌋ + h(v), qn, qp) with a learned h(v) in [0, 1] for each weight, in place of its quantizer.
@@ -46,8 +49,18 @@ class SoftRounding(nn.Module):
 
     @torch.no_grad()
     def decided(self, weight: Tensor) -> Tensor:
-        """ŵ with every h(v) brought to 0 or 1: a weight that its quantizer leaves as it is."""
-        return self._rounded((self.up() >= 0.5).float()).reshape(weight.shape)
+        """The nearest to `weight` that its quantizer rounds to ŵ with every h(v) brought to 0 or 1.
+
+        Not ŵ itself: training that goes on from it would have lost how near each weight is to its next level.
+        """
+        low, high = self.bounds
+        levels = (self.floor + (self.up() >= 0.5)).clamp(low, high)
+        reach = 0.5 - _MARGIN
+        # What lies beyond the range is clipped to its end wherever it is.
+        least = torch.where(levels == low, -torch.inf, levels - reach)
+        most = torch.where(levels == high, torch.inf, levels + reach)
+        w = weight.reshape(levels.shape) / self.step
+        return (self.step * w.clamp(least, most)).reshape(weight.shape)
 
     def _rounded(self, up: Tensor) -> Tensor:
         return self.step * (self.floor + up).clamp(*self.bounds)
