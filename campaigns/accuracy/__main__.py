@@ -10,6 +10,7 @@ from pathlib import Path
 
 from campaigns.accuracy import __doc__ as about
 from campaigns.accuracy import results
+from campaigns.accuracy.jobs import run_at_once
 from campaigns.accuracy.report import report
 from campaigns.accuracy.run import Places, run, run_again, state
 from campaigns.accuracy.tables import TABLES, plan
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
     parser.add_argument(
         "--results", type=Path, default=results.FOLDER, metavar="FOLDER", help="of the recorded results"
     )
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes that share an accelerator")
+    parser.add_argument("--minutes", type=float, default=1e6, help="of --jobs, after which what is unfinished is left")
     options = parser.parse_args(arguments)
     try:
         cells = _chosen(plan(tables), options.only)
@@ -70,9 +73,11 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
         elif options.again and not options.only:
             raise LowbitError("--again: name the cells to run again with --only")
         else:
-            (run_again if options.again else run)(
-                cells, Places(options.data, options.runs, options.results, options.given)
-            )
+            places = Places(options.data, options.runs, options.results, options.given)
+            if options.jobs is not None and not options.again:
+                run_at_once(cells, places, options.jobs, options.minutes)
+            else:
+                (run_again if options.again else run)(cells, places)
     except LowbitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -41,7 +41,7 @@ class Cell:
         method: an entry of `lowbit.METHODS`, or a method that is one while the cell runs.
         options: fields of `QuantizationConfig` that are not the recipe's, as (name, value).
         start: the name of the cell whose best checkpoint it starts from, or weights that are given; None is random weights.
-        lr: another learning rate than the recipe's.
+        changes: fields of the run's config that are not the recipe's, as (dotted name, value).
         data: how images are read; the path is filled in when it runs.
         ships: keep its weights with the results, for other cells to start from.
         waiting: why it can't run yet, or None.
@@ -56,7 +56,7 @@ class Cell:
     method: str | Method = "lsq"
     options: tuple[tuple[str, Any], ...] = ()
     start: str | Given | None = None
-    lr: float | None = None
+    changes: tuple[tuple[str, Any], ...] = ()
     data: DataConfig = CIFAR10
     ships: bool = False
     waiting: str | None = None
@@ -65,7 +65,7 @@ class Cell:
     def name(self) -> str:
         """TABLE/NETWORK-WIDTHS-ROW-EPOCHS-SEED: the run folder below `--runs`, and the key of its result."""
         widths = self.row if self.bits is None else f"w{self.bits}a{self.bits}-{self.row}"
-        return f"{self.table}/{self.network}-{widths}-{self.epochs}ep-s{self.seed}"
+        return f"{self.table}/{self.network.rpartition(':')[2]}-{widths}-{self.epochs}ep-s{self.seed}"
 
     @property
     def command(self) -> str:
@@ -98,4 +98,12 @@ class Cell:
         )
         if config.quantization is not None:
             config = replace(config, quantization=replace(config.quantization, **dict(self.options)))
-        return config if self.lr is None else replace(config, optimizer=replace(config.optimizer, lr=self.lr))
+        for name, value in self.changes:
+            config = _changed(config, name.split("."), value)
+        return config
+
+
+def _changed(config: Any, names: list[str], value: Any) -> Any:
+    """The config with another value of a field of it, or of a config within."""
+    name, *inner = names
+    return replace(config, **{name: _changed(getattr(config, name), inner, value) if inner else value})

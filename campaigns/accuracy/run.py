@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from campaigns.accuracy import results
@@ -72,11 +72,12 @@ def run_again(cells: Sequence[Cell], places: Places) -> None:
             print(f"{cell.name}: {what} accuracy {_percent(now[what])}, recorded {_percent(before.get(what))}")
 
 
-def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True) -> results.Line:
+def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True, compile: bool = True) -> results.Line:
     """Train a cell, or what is missing of it, and return its result.
 
     Args:
         keep: put the weights of a cell that ships them beside the results.
+        compile: the step, as the recipe does.
 
     Raises:
         LowbitError: the cell it starts from is not finished, or its weights are not those of its result; or training
@@ -84,6 +85,7 @@ def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True) -> 
     """
     start, init = _start(cell, places)
     config = cell.config(data=places.data, init=init, output=folder)
+    config = config if compile else replace(config, compile=False)
     try:
         with _in_methods(cell.method):
             train.run(config, resume=(folder / "config.json").exists())

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from campaigns.accuracy.cell import Cell
-from campaigns.accuracy.tables import bits, full_precision, initialization, initialization_resnet20, parts, shipped
+from campaigns.accuracy.tables import (
+    ablations,
+    bits,
+    full_precision,
+    initialization,
+    initialization_resnet20,
+    methods,
+    oscillation,
+    parts,
+    shipped,
+    signed,
+)
 from campaigns.accuracy.tables.table import Table
 
 TABLES: tuple[Table, ...] = (
@@ -11,7 +22,11 @@ TABLES: tuple[Table, ...] = (
     initialization.TABLE,
     initialization_resnet20.TABLE,
     shipped.TABLE,
+    methods.TABLE,
     parts.TABLE,
+    signed.TABLE,
+    ablations.TABLE,
+    oscillation.TABLE,
     bits.TABLE,
 )
 

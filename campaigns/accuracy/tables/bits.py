@@ -16,7 +16,7 @@ from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables.full_precision import RESNET8
 from campaigns.accuracy.tables.initialization_resnet20 import NETWORK as RESNET20
 from campaigns.accuracy.tables.initialization_resnet20 import START
-from campaigns.accuracy.tables.table import Table
+from campaigns.accuracy.tables.table import EPOCHS, Table
 from lowbit import models
 
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
@@ -52,8 +52,8 @@ def rules_file(network: str, budget: str) -> Path:
 
 def _cells() -> Iterator[tuple[int, Cell]]:
     for seed in (0, 1, 2):
-        for stage, network, start in ((11 + seed, RESNET8.network, RESNET8.name), (12 + seed, RESNET20, START)):
-            common = dict(table="bits", network=network, bits=4, epochs=3, seed=seed, start=start)
+        for stage, network, start in ((6, RESNET8.network, RESNET8.name), (7, RESNET20, START)):
+            common = dict(table="bits", network=network, bits=4, epochs=EPOCHS, seed=seed, start=start)
             for bits in (3, 4, 2):
                 yield stage, Cell(row=f"uniform-{bits}", options=(("weights", bits),), **common)
             for budget in ("as-w3", "80-of-w4", "as-w2.5"):

@@ -12,14 +12,17 @@ from typing import Any
 
 from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables.full_precision import RESNET8
-from campaigns.accuracy.tables.table import Table
+from campaigns.accuracy.tables.table import EPOCHS, Table
 from lowbit import METHODS, Balance, Method
+from lowbit.quantizer.initialization import least_squares_init
 from lowbit.quantizer.methods import lg_lsq
 from lowbit.quantizer.rounding import asr
 from lowbit.quantizer.step import StepGradient, soft_value_inside
 
 _LSQ = METHODS["lsq"]
 _SOFT = StepGradient(inside=soft_value_inside(2.0))
+
+_LEAST_SQUARES = {"init_activations": least_squares_init}
 
 ROWS: dict[str, Method] = {
     "lsq": _LSQ,
@@ -35,6 +38,14 @@ ROWS: dict[str, Method] = {
     "ssg-magnitude-annealed": _LSQ.varied(balance=Balance(final=0.1)),
     "lg-lsq": METHODS["lg-lsq"],
     "lg-lsq-magnitude": lg_lsq(balance=Balance()),
+    "least-squares": _LSQ.varied(**_LEAST_SQUARES),
+    "least-squares, asr-activations": replace(
+        _LSQ.varied(**_LEAST_SQUARES), activations=replace(_LSQ, init=least_squares_init, surrogate_gradient=asr(2.0))
+    ),
+    "least-squares, mde": lg_lsq(ssg=False, asr_k=None).varied(**_LEAST_SQUARES),
+    "least-squares, ssg-value": replace(_LSQ, step_gradient=_SOFT).varied(**_LEAST_SQUARES),
+    "least-squares, ssg-magnitude": _LSQ.varied(balance=Balance(), **_LEAST_SQUARES),
+    "least-squares, lg-lsq": lg_lsq().varied(**_LEAST_SQUARES),
 }
 """What a row quantizes with."""
 REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
@@ -43,28 +54,35 @@ REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {
     "trs": (("transition_rate", 5e-3),),
 }
 """LSQ with fields of `QuantizationConfig`."""
-RATES = (0.02, 0.05)
-STAGES = ((12, 3, (0, 1, 2)), (13, 3, (3, 4)), (14, 10, (0, 1, 2)))
-"""(stage, epochs, seeds)"""
+ADAM = ("lsq", "asr-weights", "asr-activations", "mde", "ssg-value", "ssg-magnitude", "lg-lsq", "least-squares")
+"""Rows that are there with Adam too."""
+STAGES = ((2, "sgd", 0.02), (6, "adam", 0.0005), (7, "sgd", 0.05))
+"""(stage, optimizer, learning rate)"""
 
 
 def _cells() -> Iterator[tuple[int, Cell]]:
-    for stage, epochs, seeds in STAGES:
-        for seed in seeds:
-            common = dict(table="parts", network=RESNET8.network, epochs=epochs, seed=seed, start=RESNET8.name)
-            for lr in RATES:
-                yield stage, Cell(row=f"fp@{lr}", bits=None, lr=lr, **common)
-                for bits in (2, 3):
-                    for row, method in ROWS.items():
-                        named = replace(method, name=f"campaign:{row}")
-                        yield stage, Cell(row=f"{row}@{lr}", bits=bits, lr=lr, method=named, **common)
-                    for row, options in REMEDIES.items():
-                        yield stage, Cell(row=f"{row}@{lr}", bits=bits, lr=lr, options=options, **common)
+    common = dict(table="parts", network=RESNET8.network, epochs=EPOCHS, start=RESNET8.name)
+    for stage, optimizer, lr in STAGES:
+        changes = (("optimizer.name", optimizer), ("optimizer.lr", lr))
+        suffix = f"@{lr}" if optimizer == "sgd" else f"@{optimizer}"
+        for bits in (2, 3):
+            for row, method in ROWS.items():
+                named = replace(method, name=f"campaign:{row}")
+                for seed in (0, 1, 2) if optimizer == "sgd" or row in ADAM else ():
+                    yield stage, Cell(row=row + suffix, bits=bits, seed=seed, changes=changes, method=named, **common)
+            for row, options in REMEDIES.items() if optimizer == "sgd" else ():
+                for seed in (0, 1, 2):
+                    yield (
+                        stage,
+                        Cell(row=row + suffix, bits=bits, seed=seed, changes=changes, options=options, **common),
+                    )
+        for seed in (0, 1, 2):
+            yield stage, Cell(row="fp" + suffix, bits=None, seed=seed, changes=changes, **common)
 
 
 TABLE = Table(
     "parts",
     "What the parts of LG-LSQ (reconstructed) and the remedies for oscillation buy, by learning rate",
     tuple(_cells()),
-    reference=f"lsq@{RATES[0]}",
+    reference="lsq@0.02",
 )

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from campaigns.accuracy.cell import Cell
 
+EPOCHS = 6
+"""The budget of every row where methods, parts and choices are compared."""
+
 
 @dataclass(frozen=True)
 class Table:

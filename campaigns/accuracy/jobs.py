@@ -1,0 +1,124 @@
+"""Many cells at once, by processes that share an accelerator, until all are finished or the time is up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from campaigns.accuracy import results
+from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.run import Places, run_cell
+
+
+def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float) -> None:
+    """Run the cells that have no result, in their order, as many at a time as there are jobs; record each that finishes.
+
+    A cell whose start has no result waits for it. One that fails is named, with its traceback, and does not hold up the
+    others. When the minutes are over, what is not finished is left at its last checkpoint.
+    """
+    end = time.monotonic() + 60 * minutes
+    done = set(results.read(places.results))
+    waiting = [cell for cell in cells if cell.name not in done and cell.waiting is None]
+    context = multiprocessing.get_context("spawn")
+    running: dict[Any, tuple[Any, Cell | None, str]] = {}
+    for number in range(min(jobs, len(waiting))):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, places, number), daemon=True)
+        process.start()
+        theirs.close()
+        running[ours] = (process, None, "")
+    finished = 0
+    try:
+        while running and time.monotonic() < end:
+            for pipe, (process, cell, kind) in list(running.items()):
+                if cell is None and (chosen := _next(waiting, done, kind)) is not None:
+                    waiting.remove(chosen)
+                    pipe.send(chosen.name)
+                    running[pipe] = (process, chosen, _kind(chosen))
+            if not any(cell for _, cell, _ in running.values()):
+                break
+            for pipe in wait(list(running), timeout=1.0):
+                process, cell, kind = running[pipe]
+                try:
+                    line, error = pipe.recv()
+                except EOFError:
+                    print(f"{cell and cell.name}: its process died", flush=True)
+                    del running[pipe]
+                    continue
+                assert cell is not None
+                running[pipe] = (process, None, kind)
+                if line is None:
+                    print(f"{cell.name}: {error}", flush=True)
+                    continue
+                results.append(places.results, line)
+                done.add(cell.name)
+                finished += 1
+                left = end - time.monotonic()
+                print(f"{cell.name}: {line['test']} % in {line['seconds']} s; {left:.0f} s left", flush=True)
+    finally:
+        for process, *_ in running.values():
+            process.terminate()
+    print(f"{finished} cells finished, {len(waiting)} not begun", flush=True)
+
+
+def _kind(cell: Cell) -> str:
+    """Cells of one kind use the same kernels."""
+    return f"{cell.network} {cell.method if isinstance(cell.method, str) else cell.method.name} {cell.bits}"
+
+
+def _next(waiting: Sequence[Cell], done: set[str], kind: str) -> Cell | None:
+    """The first cell that can begin, but of those of its table and epochs one of the same kind as before."""
+    ready = [cell for cell in waiting if not isinstance(cell.start, str) or cell.start in done]
+    if not ready:
+        return None
+    first = ready[0]
+    same = (cell for cell in ready if _kind(cell) == kind and (cell.table, cell.epochs) == (first.table, first.epochs))
+    return next(same, first)
+
+
+def _work(pipe: Connection, places: Places, number: int) -> None:
+    """A process: runs the cells that it is told, one after the other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    import lowbit.data.memory
+    import lowbit.train.assemble
+    from campaigns.accuracy.replay import ReplayedTrainer
+    from campaigns.accuracy.tables import plan
+
+    torch.set_num_threads(1)
+    lowbit.data.memory.decode_all = _once(lowbit.data.memory.decode_all)
+    lowbit.train.assemble.Trainer = ReplayedTrainer
+    cells = {cell.name: cell for cell in plan()}
+    places.runs.mkdir(parents=True, exist_ok=True)
+    log = (places.runs / f"worker-{number}.log").open("a", buffering=1)
+    with redirect_stdout(log), redirect_stderr(log):
+        while True:
+            try:
+                name = pipe.recv()
+            except EOFError:
+                return
+            try:
+                pipe.send((run_cell(cells[name], places, places.runs / name, compile=False), None))
+            except Exception:
+                traceback.print_exc()
+                pipe.send((None, "".join(traceback.format_exc()[-1500:])))
+
+
+def _once(decode_all: Any) -> Any:
+    """The same images are decoded once in a process."""
+    kept: dict[tuple, Any] = {}
+
+    def decode(source: Any, indices: range, **named: Any) -> Any:
+        key = (source.split, len(source), source.labels.tobytes(), indices, named["size"])
+        if key not in kept:
+            kept[key] = decode_all(source, indices, **named | {"workers": 0})
+        return kept[key]
+
+    return decode

@@ -1,0 +1,150 @@
+"""Training of small networks on an NVIDIA GPU without the time that it takes to launch kernels.
+
+A step of a network for 32×32 images is hundreds of kernels of a few microseconds each. `ReplayedTrainer` runs the first
+steps of a run as `Trainer` does, records one whole step of the optimizer as a CUDA graph, and replays that for the rest.
+What changes from step to step (images, labels, learning rate, what a method anneals) lies in tensors that the graph reads.
+The kernels are those of a step that is not compiled. Nothing is looked at during training (`lowbit.diagnosis.watch`).
+
+It is for campaigns alone: a run that is stopped within an epoch goes on from the epoch's beginning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lowbit
+from lowbit.data import Loader
+from lowbit.inputs import each
+from lowbit.train.machine import arranged
+from lowbit.train.trainer import Report, Trainer, _check_finite
+
+_WARM = 3
+"""Steps that are run before one is recorded: they compile the quantizers' kernels and make the optimizer's state."""
+_LOOK = 2.0
+"""Seconds between two looks at the loss."""
+
+
+class ReplayedTrainer(Trainer):
+    """A `Trainer` whose steps are replayed wherever nothing has to be decided between them."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        config = self.config
+        self.replayed = self.can_replay() and not (
+            config.accumulate > 1 or config.grad_clip or config.ema or self.attached or config.compile
+            or config.precision != "no" or self.on_step or config.optimizer.name not in ("sgd", "adam")
+        )  # fmt: skip
+        if not self.replayed:
+            return
+        if self.watch is not None:
+            self.watch.remove()
+            self.watch = None
+        self.raw = self.optimizer.optimizer
+        device = self.accelerator.device
+        for group in self.raw.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+            group |= {"fused": True, "foreach": False} | ({"capturable": True} if "capturable" in group else {})
+        self._anneals = any(_anneals(quantizer) for _, quantizer in lowbit.quantizers(self.model))
+        self._warmed = 0
+        self._replay: Callable[[], None] | None = None
+        self._side = self.side_stream()
+
+    def can_replay(self) -> bool:
+        """Whether the device replays."""
+        return self.accelerator.device.type == "cuda"
+
+    def side_stream(self) -> Any:
+        """The stream on which the first steps run, since what is recorded must not have run on the main one."""
+        return torch.cuda.Stream()
+
+    def warm(self, step: Callable[[], None]) -> None:
+        """Run a step beside the main stream."""
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            step()
+        torch.cuda.current_stream().wait_stream(self._side)
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        """What does again what the step does now, on the same memory; nothing is computed yet."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+
+    def _set_progress(self, epochs_done: float) -> None:
+        if not self.replayed:
+            super()._set_progress(epochs_done)
+            return
+        factor = self.config.schedule.factor(epochs_done, self.config.epochs)
+        for group, lr in zip(self.raw.param_groups, self.initial_lr):
+            group["lr"].fill_(lr * factor)
+        fraction = epochs_done / self.config.epochs
+        if self._anneals:
+            lowbit.set_progress(self.model, fraction)
+        self.task.set_progress(fraction)
+
+    def _whole_step(self) -> None:
+        self.raw.zero_grad(set_to_none=True)
+        loss, self._count = self._step(self._inputs, self._targets)
+        loss.backward()
+        self.raw.step()
+        self._loss = loss.detach()
+
+    def train_epoch(
+        self,
+        epoch: int,
+        loader: Loader,
+        report: Report,
+        *,
+        first: int = 0,
+        pause: Callable[[int], None] = lambda _: None,
+    ) -> dict[str, float]:
+        if not self.replayed:
+            return super().train_epoch(epoch, loader, report, first=first, pause=pause)
+        device, steps = self.accelerator.device, len(loader)
+        losses = torch.zeros(steps, device=device)
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        seen, checked, looked = 0, 0, time.monotonic()
+        loader.set_epoch(epoch, 0)
+        self.wrapped.train()
+        for i, (inputs, targets) in enumerate(loader):
+            self._set_progress(epoch + i / steps)
+            inputs = each(partial(arranged, layout=self.config.memory_format), inputs)
+            self._one(inputs, targets)
+            losses[i] = self._loss
+            right += self._count
+            seen += len(targets)
+            if time.monotonic() - looked > _LOOK or i + 1 == steps:
+                _check_finite(losses[checked : i + 1], epoch, checked)
+                report(epoch, i + 1, steps, float(losses[: i + 1].mean()), 100 * int(right) / seen)
+                checked, looked = i + 1, time.monotonic()
+        numbers = {"train_loss": float(losses.mean()), "train_accuracy": 100 * float(right) / seen}
+        return numbers | {"lr": float(self.raw.param_groups[0]["lr"])}
+
+    def _one(self, inputs: Tensor, targets: Tensor) -> None:
+        if self._replay is not None:
+            self._inputs.copy_(inputs)
+            self._targets.copy_(targets)
+            self._replay()
+        elif self._warmed < _WARM:
+            self._inputs, self._targets = inputs, targets
+            self.warm(self._whole_step)
+            self._warmed += 1
+        else:
+            self._inputs, self._targets = inputs.clone(), targets.clone()
+            self._replay = self.record(self._whole_step)
+            self._replay()
+
+
+def _anneals(quantizer: Any) -> bool:
+    method, balance = quantizer.method, quantizer.balance
+    functions = (method.surrogate_gradient, method.gradient_scaling)
+    return any(each is not None and each.final is not None for each in functions) or (
+        balance is not None and balance.final is not None
+    )

@@ -1,0 +1,53 @@
+"""Table 1: the methods, each as published, in one loop from the same weights.
+
+"least-squares" is LSQ whose steps of activations start at the least squared error, and "distilled" that with half of the loss
+from the network in full precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.tables.full_precision import RESNET8, RESNET20
+from campaigns.accuracy.tables.table import EPOCHS, Table
+
+_LEAST_SQUARES = (("init_activations", "least-squares"),)
+ROWS: dict[str, dict[str, Any]] = {
+    "lsq": {},
+    "lsq+": {"method": "lsq+"},
+    "lg-lsq": {"method": "lg-lsq"},
+    "least-squares": {"options": _LEAST_SQUARES},
+    "distilled": {"options": _LEAST_SQUARES, "changes": (("task", "distill"),)},
+    "minmax": {"method": "minmax"},
+    "dorefa": {"method": "dorefa"},
+    "pact": {"method": "pact"},
+    "ewgs": {"method": "ewgs"},
+    "dsq": {"method": "dsq"},
+    "lsq, dampening": {"options": (("dampening", 1e-3),)},
+    "lsq, freezing": {"options": (("freezing", 0.02),)},
+    "lsq, trs": {"options": (("transition_rate", 5e-3),)},
+}
+"""What a row changes of the recipe."""
+ON_RESNET20 = ("lsq", "lsq+", "lg-lsq", "least-squares", "distilled")
+STAGES = (
+    (1, RESNET8, (0, 1, 2), tuple(ROWS)),
+    (5, RESNET20, (0, 1, 2), ON_RESNET20),
+    (8, RESNET8, (3, 4), tuple(ROWS)),
+)
+"""(stage, where from, seeds, rows)"""
+
+
+def _cells() -> Iterator[tuple[int, Cell]]:
+    for stage, origin, seeds, rows in STAGES:
+        common = dict(table="methods", network=origin.network, epochs=EPOCHS, start=origin.name)
+        for bits in (2, 4, 3):
+            for row in rows:
+                for seed in seeds:
+                    yield stage, Cell(row=row, bits=bits, seed=seed, **ROWS[row], **common)
+        for seed in seeds:
+            yield stage, Cell(row="fp", bits=None, seed=seed, **common)
+
+
+TABLE = Table("methods", "Methods", tuple(_cells()), reference="lsq")
