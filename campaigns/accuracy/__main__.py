@@ -27,10 +27,10 @@ training images are held out: what is chosen within a run is chosen by them ("va
 evaluated once a run. Accuracy is in percent, mean ± standard deviation over seeds. A difference is the mean of the
 differences between runs of the same seed, ± its standard error; one that is not larger than that is marked "none".
 CIFAR-10 is stored as JPEG here, on which accuracy is lower than on the original images: compare within a table only.
-Minutes are those of training on a machine that did other work too, and not for comparison.
 
-The results are in [accuracy/](accuracy/), a line for each run with its config, seed, versions, seconds, steps, and the
-command that runs it again.
+The results are in [accuracy/](accuracy/), a line for each run with its config, seed, versions and machine, seconds, steps,
+and the command that runs it again. Some were trained on a processor, some on a GPU (`--jobs`), whose convolutions round
+products to TensorFloat-32 as PyTorch has it.
 
 """
 

@@ -62,7 +62,8 @@ def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float
                 left = end - time.monotonic()
                 print(f"{cell.name}: {line['test']} % in {line['seconds']} s; {left:.0f} s left", flush=True)
     finally:
-        for process, *_ in running.values():
+        for pipe, (process, *_) in running.items():
+            pipe.close()
             process.terminate()
     print(f"{finished} cells finished, {len(waiting)} not begun", flush=True)
 
@@ -89,16 +90,16 @@ def _work(pipe: Connection, places: Places, number: int) -> None:
 
     import lowbit.data.memory
     import lowbit.train.assemble
+    from campaigns.accuracy import tables
     from campaigns.accuracy.replay import ReplayedTrainer
-    from campaigns.accuracy.tables import plan
 
     torch.set_num_threads(1)
     lowbit.data.memory.decode_all = _once(lowbit.data.memory.decode_all)
     lowbit.train.assemble.Trainer = ReplayedTrainer
-    cells = {cell.name: cell for cell in plan()}
+    cells = {cell.name: cell for cell in tables.plan()}
     places.runs.mkdir(parents=True, exist_ok=True)
-    log = (places.runs / f"worker-{number}.log").open("a", buffering=1)
-    with redirect_stdout(log), redirect_stderr(log):
+    log = places.runs / f"worker-{number}.log"
+    with log.open("a", buffering=1) as said, redirect_stdout(said), redirect_stderr(said):
         while True:
             try:
                 name = pipe.recv()

@@ -35,7 +35,7 @@ def _body(table: Table, lines: Sequence[Line]) -> str:
         for line in block:
             groups.setdefault((line["bits"] or 32, line["row"]), []).append(line)
         rows = [row(table, key, groups) for key in sorted(groups, key=lambda key: -key[0])]
-        blocks.append(f"{network}, {epochs} epochs\n\n{render(rows, markdown=True)}")
+        blocks.append(f"{network.rpartition(':')[2]}, {epochs} epochs\n\n{render(rows, markdown=True)}")
     return "\n".join(blocks)
 
 
@@ -60,8 +60,7 @@ def row(table: Table, key: tuple[int, str], groups: dict[tuple[int, str], list[L
     }
     if table.reference is not None:
         columns[f"test − {table.reference}"] = difference(mine, groups.get((bits, table.reference), ()))
-    seconds = [line["seconds"] for line in finished]
-    return columns | {"minutes": f"{statistics.mean(seconds) / 60:.1f}" if seconds else "-"}
+    return columns
 
 
 def spread(values: Sequence[float]) -> str:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
-from campaigns.accuracy import results
+from campaigns.accuracy import jobs, results, tables
 from campaigns.accuracy.__main__ import main
 from campaigns.accuracy.cell import Cell, Given
+from campaigns.accuracy.replay import ReplayedTrainer
 from campaigns.accuracy.report import difference, spread
+from campaigns.accuracy.run import Places, run_cell
 from campaigns.accuracy.tables import TABLES, initialization, parts, plan
 from campaigns.accuracy.tables.table import Table
 
+import lowbit.data.memory
 import lowbit.report
-from lowbit import METHODS, train
+from lowbit import METHODS, Balance, train
 from lowbit.data import DataConfig
 from lowbit.errors import LowbitError
-from lowbit.quantizer.initialization import INITS
-from lowbit.train import TrainConfig
+from lowbit.quantizer.initialization import INITS, least_squares_init
+from lowbit.train import TrainConfig, assemble
 from lowbit.train.trainer import CALMER, Trainer
 
 DIGITS = DataConfig(
@@ -253,13 +261,13 @@ def test_report_is_of_recorded_results_alone(tmp_path, capsys) -> None:
     assert head[:5] == ["bits", "row", "seeds", "validation %", "test %"]
     found = {(row[0], row[1]): row[2:] for row in body}
     assert list(found) == [("FP", "fp"), *(("W3A3", row) for row in rows), ("W2A2", "lsq+lsq")]
-    assert found["W3A3", "lsq+lsq"] == ["3", "53.00 ± 2.00", "52.00 ± 2.00", "-20.00 (one seed)", "-", "1.5"]
+    assert found["W3A3", "lsq+lsq"] == ["3", "53.00 ± 2.00", "52.00 ± 2.00", "-20.00 (one seed)", "-"]
     assert found["W3A3", "least-squares+lsq"][3:5] == ["-9.00 (one seed)", "+10.00 ± 0.58"]
     # Paired: 0.5 and -1.0 over seeds 0 and 1, which is no difference.
     assert found["W3A3", "three-sigma+lsq"] == [
-        "3, 1 diverged", "52.75 ± 1.77", "51.75 ± 1.77", "-19.50 (one seed)", "-0.25 ± 0.75, none", "1.5",
+        "3, 1 diverged", "52.75 ± 1.77", "51.75 ± 1.77", "-19.50 (one seed)", "-0.25 ± 0.75, none",
     ]  # fmt: skip
-    assert found["W2A2", "lsq+lsq"] == ["1", "41.00", "40.00", "-30.00 (one seed)", "-", "1.5"]
+    assert found["W2A2", "lsq+lsq"] == ["1", "41.00", "40.00", "-30.00 (one seed)", "-"]
     assert found["FP", "fp"][3:5] == ["-", "-"]
     assert main(["--page", "--results", str(tmp_path)], tables) == 0
     page = tmp_path.with_suffix(".md").read_text()
@@ -304,7 +312,8 @@ def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> No
     budgets = {(cell.table, cell.network, cell.epochs, cell.seed) for cell in cells if cell.table.startswith("init")}
     for table, network, epochs, seed in budgets:  # every budget has full precision's
         assert f"{table}/{network}-fp-{epochs}ep-s{seed}" in names
-    assert [table.name for table in TABLES] == ["fp", "init", "init20", "ship", "parts", "bits"]
+    names = ["fp", "init", "init20", "ship", "methods", "parts", "signed", "ablations", "oscillation", "bits"]
+    assert [table.name for table in TABLES] == names
 
 
 def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start_and_how_fast_they_learn() -> None:
@@ -336,19 +345,25 @@ def test_rows_of_the_parts_differ_from_lsq_in_what_their_names_say() -> None:
     lsq, rows = METHODS["lsq"], {name: replace(method, name="lsq") for name, method in parts.ROWS.items()}
     assert rows["lsq"] == lsq and len(set(rows.values())) == len(rows)
     for name, method in rows.items():
+        start, part = name.rpartition("least-squares, ")[1:] if name != "least-squares" else (name, "lsq")
         weights, activations = method, method.for_activations
         assert (weights.surrogate_gradient is not None) == (
-            name.startswith("lg") or name in ("asr-weights", "asr-both", "asr5-weights", "ssg-slope")
+            part.startswith("lg") or part in ("asr-weights", "asr-both", "asr5-weights", "ssg-slope")
         )
-        assert (activations.surrogate_gradient is not None) == (name in ("asr-activations", "asr-both"))
+        assert (activations.surrogate_gradient is not None) == (part in ("asr-activations", "asr-both"))
         assert (weights.gradient_scaling is not None) == (
-            name.startswith("lg") or name == "mde"
+            part.startswith("lg") or part == "mde"
         ) and activations.gradient_scaling is None
         for side in (weights, activations):
-            assert (side.step_gradient.balance is not None) == ("magnitude" in name)
-            assert (side.init, side.offset, side.signed) == (lsq.init, lsq.offset, lsq.signed)
-    cells = {c.row for _, c in parts.TABLE.cells}
-    assert cells == {f"{row}@{lr}" for row in (*rows, *parts.REMEDIES, "fp") for lr in parts.RATES}
+            assert (side.step_gradient.balance is not None) == ("magnitude" in part)
+            assert (side.offset, side.signed) == (lsq.offset, lsq.signed)
+        assert weights.init is lsq.init and activations.init is (least_squares_init if start else lsq.init)
+    by_suffix = {suffix: {c.row.removesuffix(suffix) for _, c in parts.TABLE.cells if c.row.endswith(suffix)}
+                 for suffix in ("@0.02", "@0.05", "@adam")}  # fmt: skip
+    assert by_suffix["@0.02"] == by_suffix["@0.05"] == {*rows, *parts.REMEDIES, "fp"}
+    assert by_suffix["@adam"] == {*parts.ADAM, "fp"}
+    adam = next(c for _, c in parts.TABLE.cells if c.row == "lsq@adam").config(data="d", init="w", output=Path("runs"))
+    assert (adam.optimizer.name, adam.optimizer.lr) == ("adam", 0.0005)
 
 
 def test_full_precision_of_the_table_is_trained_as_low_bits_are() -> None:
@@ -358,4 +373,79 @@ def test_full_precision_of_the_table_is_trained_as_low_bits_are() -> None:
     )
     assert full.quantization is None and full.model.init == "weights"
     assert replace(full, recipe="", quantization=None) == replace(low, recipe="", quantization=None)
-    assert cell(lr=0.05).config(data="d", init="w", output=Path("runs")).optimizer.lr == 0.05
+    changed = cell(changes=(("optimizer.lr", 0.05), ("epochs", 7))).config(data="d", init="w", output=Path("runs"))
+    assert (changed.optimizer.lr, changed.optimizer.momentum, changed.epochs) == (0.05, 0.9, 7)
+
+
+class Repeated(ReplayedTrainer):
+    """A `ReplayedTrainer` on a processor that can't replay: what was recorded runs again."""
+
+    def can_replay(self) -> bool:
+        return True
+
+    def side_stream(self) -> None:
+        return None
+
+    def warm(self, step) -> None:
+        step()
+
+    def record(self, step):
+        return step
+
+
+@pytest.mark.parametrize("method", ["lsq", "annealed"])
+def test_replayed_steps_train_as_others_do(command, tmp_path, monkeypatch, method: str) -> None:
+    """Learning rate, annealed parts, batches and labels reach a step that was recorded once."""
+    assert command("--only", START.name) == 0
+    named = replace(METHODS["lsq"], name="campaign:annealed").varied(balance=Balance(final=0.1))
+    one = replace(cell(method="lsq" if method == "lsq" else named), epochs=4)
+    places = Places("sklearn:digits", tmp_path / "runs", tmp_path / "results")
+    losses = {}
+    for trainer in (Trainer, Repeated):
+        monkeypatch.setattr(assemble, "Trainer", trainer)
+        folder = tmp_path / trainer.__name__
+        run_cell(one, places, folder, compile=False)
+        losses[trainer] = [epoch["train_loss"] for epoch in lowbit.report.read_run(folder).epochs]
+    assert losses[Repeated] == pytest.approx(losses[Trainer], rel=1e-4)
+    assert len(set(losses[Repeated])) == 4
+
+
+def test_cells_that_share_an_accelerator(trained, tmp_path, monkeypatch, capsys) -> None:
+    """A process of its own would take seconds to begin: a thread does its work here."""
+
+    class Context:
+        Pipe = staticmethod(multiprocessing.Pipe)
+
+        class Process(threading.Thread):
+            def __init__(self, target, args, daemon) -> None:
+                ours = Connection(os.dup(args[0].fileno()))  # as a process inherits it
+                super().__init__(target=target, args=(ours, *args[1:]), daemon=daemon)
+
+            def terminate(self) -> None:
+                self.join()  # the pipe is closed
+
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda kind: Context)
+    for redirect in ("redirect_stdout", "redirect_stderr"):  # they are of a process
+        monkeypatch.setattr(jobs, redirect, nullcontext)
+    monkeypatch.setattr(lowbit.data.memory, "decode_all", lowbit.data.memory.decode_all)
+    monkeypatch.setattr(assemble, "Trainer", Trainer)
+    broken = replace(cell(), row="broken", changes=(("optimizer.lr", -1.0),))
+    monkeypatch.setattr(tables, "plan", lambda: [*plan(TABLES_OF_DIGITS), broken])
+    places = Places("sklearn:digits", tmp_path / "runs", tmp_path / "results")
+    jobs.run_at_once(tables.plan(), places, jobs=1, minutes=2)
+    said = capsys.readouterr().out
+    assert list(results.read(places.results)) == [
+        START.name,
+        cell("fp", bits=None).name,
+        cell().name,
+        cell(seed=1).name,
+    ]
+    assert f"{broken.name}: " in said and "optimizer.lr must be positive" in said
+    assert "4 cells finished, 0 not begun" in said
+
+
+def test_a_cell_waits_for_its_start_and_follows_one_of_its_kind() -> None:
+    first, other, same = cell(), cell("least-squares+lsq", method="ewgs"), cell(seed=1)
+    assert jobs._next([first], set(), "") is None
+    assert jobs._next([other, same], {START.name}, jobs._kind(first)) is same
+    assert jobs._next([other, same], {START.name}, "") is other

@@ -50,4 +50,11 @@ def _cells() -> Iterator[tuple[int, Cell]]:
             yield stage, Cell(row="fp", bits=None, seed=seed, **common)
 
 
-TABLE = Table("methods", "Methods", tuple(_cells()), reference="lsq")
+TABLE = Table(
+    "methods",
+    "Methods",
+    tuple(_cells()),
+    reference="lsq",
+    note="`minmax`, `dorefa` and `pact` have weights on the library's signed grid, whose step reaches max|w|: at 2 bits it has the "
+    "levels −2, −1, 0 and 1, where the papers' four lie symmetrically without a zero. Their figures at 2 bits are those of that grid.",
+)
