@@ -97,7 +97,9 @@ class Cell:
             output=str(output),
         )
         if config.quantization is not None:
-            config = replace(config, quantization=replace(config.quantization, **dict(self.options)))
+            # Without a rule among the options, the method's own.
+            options = {"init_activations": None, **dict(self.options)}
+            config = replace(config, quantization=replace(config.quantization, **options))
         for name, value in self.changes:
             config = _changed(config, name.split("."), value)
         return config

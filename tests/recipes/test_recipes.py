@@ -244,6 +244,14 @@ def test_an_option_a_recipe_does_not_have_is_refused(name: str, reason: str) -> 
         RECIPES[name](weights=3)
 
 
+def test_short_trainings_start_activations_by_least_squares_where_the_rule_is_lsqs() -> None:
+    for method, rule in (("lsq", "least-squares"), ("ewgs", "least-squares"), ("lg-lsq", "least-squares"),
+                         ("lsq+", None), ("pact", None), ("dorefa", None), ("minmax", None)):  # fmt: skip
+        for config in (RECIPES["cifar10-resnet20"](method=method), RECIPES["own"](method=method)):
+            assert (config.quantization.init_activations, config.quantization.init_weights) == (rule, None)
+    assert RECIPES["lsq-resnet18-w2a2"]().quantization.init_activations is None
+
+
 def test_an_unknown_recipe_is_refused_with_close_names() -> None:
     with pytest.raises(LowbitError, match=r"unknown recipe 'cifar-resnet20'\. Did you mean 'cifar10-resnet20'"):
         get_recipe("cifar-resnet20")

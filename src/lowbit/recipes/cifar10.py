@@ -50,13 +50,14 @@ def low_bit(
 ) -> TrainConfig:
     """From trained weights to low bits: lr 0.02, cosine, weight decay by width as in the LSQ paper.
 
-    Batch 128, crops of the image padded by 4, horizontal flips. Needs `--init` with the network's trained weights.
+    Steps of activations that a method would start by LSQ's rule start at the least squared error. Batch 128, crops of
+    the image padded by 4, horizontal flips. Needs `--init` with the network's trained weights.
     """
     return TrainConfig(
         recipe=name,
         model=ModelConfig(name=network, num_classes=10),
         data=DataConfig(path="", batch_size=128, augment="cifar"),
-        quantization=quantization(weights, activations, method),
+        quantization=quantization(weights, activations, method, least_squares=True),
         optimizer=OptimizerConfig(lr=0.02, weight_decay=weight_decay(weights)),
         epochs=90,
         bn_batches=100,

@@ -43,15 +43,16 @@ def low_bit(
     """Your trained network at low bits: from `--init`, or the weights that timm or torchvision publishes for it.
 
     SGD 0.9, cosine, lr 0.01, weight decay by width as in the LSQ paper, batch 64, for as many epochs as the number of
-    training images calls for (`lowbit.train.resolve.epochs_for`). Batch-norm statistics are re-estimated at the end,
-    and kept where they are better. A tenth of the training images, the same share of every class, is held out for both
+    training images calls for (`lowbit.train.resolve.epochs_for`). Steps of activations that a method would start by
+    LSQ's rule start at the least squared error. Batch-norm statistics are re-estimated at the end, and kept where they
+    are better. A tenth of the training images, the same share of every class, is held out for both
     choices.
     """
     return TrainConfig(
         recipe="own",
         model=ModelConfig(name=model, pretrained=bool(model) and has_published_weights(model)),
         data=_DATA,
-        quantization=quantization(weights, activations, method),
+        quantization=quantization(weights, activations, method, least_squares=True),
         optimizer=OptimizerConfig(lr=0.01, weight_decay=weight_decay(weights)),
         epochs=0,
         bn_batches=50,
