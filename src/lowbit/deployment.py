@@ -29,6 +29,8 @@ from lowbit.verification.report import Report
 
 # The share of codes that float32 sums in another order may move, one code moving others behind it.
 _AT_TIES = 0.05
+_ELEMENTS_OF_RANDOM_INPUTS = 1 << 30
+"""Of all tensors of the random samples that an export is proved on: eight, fewer of a network with large tensors."""
 
 
 def to_integer(
@@ -92,7 +94,8 @@ def export(
             (.tflite for XNNPACK), "lowbit" (`IntegerNetwork.load` reads it), "json" (the network as text), "c" (C99
             for microcontrollers, with a header beside it, in the rounding "shift" or another) or "hls4ml" (.fml, for
             FPGAs, of networks with power-of-two steps).
-        batches: inputs to prove it on; random inputs over the whole range of the input's quantizer by default. A
+        batches: inputs to prove it on; eight random inputs over the whole range of the input's quantizer by default,
+            fewer where their tensors have more than a billion elements together. A
             trained network needs them: their shape is the input's.
         allow_diverged: of a trained network, as for `to_integer`.
         max_ram: bytes of RAM of the microcontroller that a "c" file is for; a network that takes more is refused.
@@ -126,7 +129,8 @@ def export(
     if isinstance(network, IntegerNetwork):
         graph = validate(network.graph)
         writer.check_memory(graph, max_ram, max_flash)
-        batches = [random_inputs(graph, 8)] if batches is None else batches
+        if batches is None:
+            batches = [random_inputs(graph, min(8, max(1, _ELEMENTS_OF_RANDOM_INPUTS // graph.elements())))]
         if options.get("io") == "codes":
             batches, names = list(batches), list(graph.inputs)
             inputs = (inputs_and_labels(batch, names)[0] for batch in batches)

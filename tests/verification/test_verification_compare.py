@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 
@@ -11,11 +12,13 @@ import torch
 from onnx import numpy_helper
 from tests.integer_graphs import resnet_like
 
+from lowbit.deployment import export
 from lowbit.errors import LowbitError
 from lowbit.formats import onnx as plain
 from lowbit.formats.onnx.runner import OnnxRunner
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.result import Result
+from lowbit.lowering.proof import random_inputs
 from lowbit.verification.compare import compare
 
 
@@ -157,3 +160,27 @@ def test_without_onnxruntime(exported, monkeypatch):
     monkeypatch.delitem(sys.modules, "lowbit.formats.onnx.runner", raising=False)
     with pytest.raises(LowbitError, match="onnxruntime is not installed"):
         compare(exported[0], exported[1], [exported[2]])
+
+
+def test_a_few_samples_at_a_time_where_tensors_are_large(exported, monkeypatch):
+    """The same report, of every tensor of two samples at once."""
+    network, path, x = exported
+    labels, runner, seen = torch.arange(len(x)), OnnxRunner(path, network.graph), []
+
+    def run(inputs):
+        seen.append(len(inputs["image"]))
+        return runner(inputs)
+
+    whole = compare(network, run, [(x, labels)])
+    monkeypatch.setattr("lowbit.verification.compare._ELEMENTS_AT_ONCE", 2 * network.graph.elements() + 1)
+    parts = compare(network, run, [(x, labels)])
+    assert parts == whole and whole.samples == len(x)
+    assert seen == [len(x), *[2] * (len(x) // 2), *[1] * (len(x) % 2)]
+
+
+def test_fewer_random_samples_where_tensors_are_large(exported, tmp_path, monkeypatch):
+    network, _, _ = exported
+    elements = sum(math.prod(node.type.shape) for node in network.graph.nodes)
+    monkeypatch.setattr("lowbit.deployment._ELEMENTS_OF_RANDOM_INPUTS", 4 * elements - 1)
+    assert export(network, tmp_path / "network.onnx").samples == 3
+    assert export(network, tmp_path / "network.onnx", batches=[random_inputs(network.graph, 5)]).samples == 5

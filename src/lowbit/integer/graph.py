@@ -16,6 +16,7 @@ point is then ζ = z + offset. Only Add and Multiply depend on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -263,6 +264,10 @@ class Graph:
             for name in node.inputs if node.takes_indices else ():
                 limits[name] = min(node.index_limit(), limits.get(name, node.index_limit()))
         return limits
+
+    def elements(self) -> int:
+        """The elements of all tensors of one sample, of a validated graph."""
+        return max(sum(math.prod(known_shape(node.type)) for node in self.nodes if node.type is not None), 1)
 
 
 def known_shape(kind: TensorType | FloatType) -> Shape:

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from lowbit.errors import LowbitError
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType
 from lowbit.integer.network import dequantize
 from lowbit.integer.ops import Constant
 from lowbit.integer.result import Mismatch
@@ -66,7 +66,7 @@ class Proof:
         self.graph = graph
         self.trained = trained_runner(model, graph, places)
         self._exact = _ExactNetwork(model, graph, places)
-        self._samples = max(1, _ELEMENTS_AT_ONCE // _elements(graph))
+        self._samples = max(2, _ELEMENTS_AT_ONCE // graph.elements())  # two, since one would be computed twice
 
     def __call__(self, inputs: Mapping[str, Tensor], *, scrambled: bool = False) -> dict[str, Mismatch]:
         """The tensors that differ, by name, in the graph's order; none where the integer network is the trained one.
@@ -128,6 +128,7 @@ class Proof:
         samples = len(next(iter(inputs.values())))
         values: dict[str, Tensor] = dict(inputs)
         slack: dict[str, float] = dict.fromkeys(inputs, 0.0)
+        last_use = {name: node.name for node in graph.nodes for name in node.inputs}
         found = []
         for node in graph.nodes:
             types = graph.input_types(node)
@@ -140,6 +141,9 @@ class Proof:
             if node.name in codes:
                 value, tolerance = codes[node.name].to(value.dtype), 0.0
             values[node.name], slack[node.name] = value, tolerance
+            for name in node.inputs:
+                if last_use[name] == node.name:
+                    values.pop(name, None)
         return found
 
 
@@ -178,7 +182,8 @@ class _ExactNetwork:
     def __init__(self, model: fx.GraphModule, graph: Graph, places: Places) -> None:
         self.graph, self.places = graph, places
         self.model = copy.deepcopy(model).cpu().eval()
-        self._given: dict[tuple[str, bool], Tensor] = {}
+        self._codes: Mapping[str, Tensor] = {}
+        self._by_place = {(place.node, place.of_input): (place, name) for place, name in places.items()}
         self._met: dict[tuple[str, bool], Tensor] = {}
         self._place: tuple[str, bool] = ("", False)
         self._modules = modules = dict(self.model.named_modules(remove_duplicate=False))
@@ -222,9 +227,10 @@ class _ExactNetwork:
 
     def _quantized(self, x: Tensor, own: Quantizer | None = None) -> Tensor:
         self._met.setdefault(self._place, x)
-        if self._place not in self._given and own is not None:  # of a constant that is part of another one in the graph
+        if self._place not in self._by_place and own is not None:  # a constant that is part of another in the graph
             return own(x.to(own.raw_step)).to(x)
-        return self._given[self._place]
+        place, name = self._by_place[self._place]
+        return place.layout.from_samples(dequantize(self._codes[name], self.grids[name]).double())
 
     def __call__(self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The exact real value of every tensor that has a place in the network, and of the float outputs, by name.
@@ -233,12 +239,8 @@ class _ExactNetwork:
             inputs: of the network.
             codes: what its quantizers give, by tensor.
         """
-        self._met = {}
+        self._met, self._codes = {}, codes
         batch = len(next(iter(inputs.values())))
-        self._given = {
-            (place.node, place.of_input): place.layout.from_samples(dequantize(codes[name], self.grids[name]).double())
-            for place, name in self.places.items()
-        }
         outer, modules, kinds = self, self._modules, self._kinds
 
         class Interpreter(fx.Interpreter):
@@ -300,7 +302,7 @@ def check_equal(proof: Proof, examples: Mapping[str, Tensor]) -> None:
 
 def trial(proof: Proof, inputs: Mapping[str, Tensor]) -> dict[str, Mismatch]:
     """What differs on the inputs; if nothing does, on random codes too, where that is little work."""
-    elements = len(next(iter(inputs.values()))) * _elements(proof.graph)
+    elements = len(next(iter(inputs.values()))) * proof.graph.elements()
     return proof(inputs) or (proof(inputs, scrambled=True) if elements <= _ELEMENTS_SCRAMBLED else {})
 
 
@@ -328,14 +330,9 @@ def trial_inputs(graph: Graph, examples: Mapping[str, Tensor]) -> dict[str, Tens
 
     A tensor of 2 bits with one position tells little of one sample.
     """
-    samples = min(max(_ELEMENTS_OF_A_TRIAL // _elements(graph), 1), 4)
+    samples = min(max(_ELEMENTS_OF_A_TRIAL // graph.elements(), 1), 4)
     random = random_inputs(graph, samples)
     return {name: torch.cat([examples[name].detach()[:samples].cpu().to(x.dtype), x]) for name, x in random.items()}
-
-
-def _elements(graph: Graph) -> int:
-    """The elements of all tensors of one sample."""
-    return max(sum(torch.Size(known_shape(node.type)).numel() for node in graph.nodes if node.type is not None), 1)
 
 
 def random_inputs(graph: Graph, samples: int) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def trained_runner(model: fx.GraphModule, graph: Graph, places: Places) -> Runne
                 return super().run_node(n)
 
         with torch.no_grad():
-            output = Recorder(model, garbage_collect_values=False).run(*in_order(model, inputs))
+            output = Recorder(model).run(*in_order(model, inputs))
         return Result(found, dict(zip(graph.outputs, tree_leaves(output))))
 
     return runner

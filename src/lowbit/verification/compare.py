@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from lowbit.integer.network import IntegerNetwork, dequantized
 from lowbit.integer.result import Prove, Result, Runner
 from lowbit.integer.run import checked_inputs
 from lowbit.verification.report import Report, Row
+
+_ELEMENTS_AT_ONCE = 1 << 28
+"""Of all tensors of the samples that are run together: each is there several times, in up to four bytes."""
 
 
 def compare(
@@ -52,9 +55,7 @@ def compare(
     rounding = getattr(runner, "rounding", "float")
     other = "fixed" if rounding == "float" else "float"
     agree = {"file": 0} | ({"trained": 0} if trained else {}) | ({other: 0} if fixed else {})
-    for batch in batches:
-        given, labels = inputs_and_labels(batch, list(graph.inputs))
-        x = checked_inputs(graph, given)
+    for x, labels in _parts(batches, graph):
         codes = network.codes(x, rounding)
         reference = Result(codes, dequantized(graph, codes))
         others = {"file": runner(x)} | ({"trained": trained(x)} if trained else {})
@@ -98,9 +99,7 @@ def compare_with_trained(
     runner = file if callable(file) else open_file(file, graph)
     rows: dict[str, Row] = {}
     samples = agree = 0
-    for batch in batches:
-        given, _ = inputs_and_labels(batch, list(graph.inputs))
-        x = checked_inputs(graph, given)
+    for x, _ in _parts(batches, graph):
         expected, found = trained(x), runner(x)
         for node in graph.nodes:
             if isinstance(node.type, TensorType) and node.name in expected.codes:
@@ -113,6 +112,17 @@ def compare_with_trained(
     if samples == 0:
         raise LowbitError("there is no data to compare on: give at least one batch")
     return Report(list(rows.values()), samples, None, {"file": agree}, "the trained network")
+
+
+def _parts(batches: Iterable[Any], graph: Graph) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+    """(inputs by name, labels) of as many samples at once as memory holds every tensor of."""
+    most = max(1, _ELEMENTS_AT_ONCE // graph.elements())
+    for batch in batches:
+        given, labels = inputs_and_labels(batch, list(graph.inputs))
+        inputs = checked_inputs(graph, given)
+        for start in range(0, len(next(iter(inputs.values()))), most):
+            part = slice(start, start + most)
+            yield {name: x[part] for name, x in inputs.items()}, None if labels is None else labels[part]
 
 
 def inputs_and_labels(batch: Any, names: Sequence[str]) -> tuple[Tensor | Mapping[str, Tensor], Tensor | None]:
