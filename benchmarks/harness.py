@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from lowbit._table import aligned
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -104,10 +106,7 @@ def machine(device: str = "cpu") -> str:
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
     """Rows as aligned columns; the first row's keys are the heading."""
     head = list(rows[0])
-    cells = [head, *[[str(row[key]) for key in head] for row in rows]]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    for line in cells:
-        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip())
+    print(aligned([head, *[[str(row[key]) for key in head] for row in rows]]))
 
 
 def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:

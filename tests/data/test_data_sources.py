@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.data.images import encoded, write_folder, write_parquet
 
-from lowbit.data import open_dataset
+from lowbit.data import DataConfig, open_dataset, split_loaders
 from lowbit.errors import LowbitError
 
 
@@ -110,6 +110,35 @@ def test_splits_that_are_missing(tmp_path):
     write_parquet(tmp_path / "parquet" / "train-00000-of-00003.parquet", [encoded(0)], [0])
     with pytest.raises(LowbitError, match="1 files of the split train, but their names count 3"):
         open_dataset(tmp_path / "parquet", "train")
+
+
+def test_a_folder_without_splits_is_divided(tmp_path):
+    """Into every image once, a fifth of each class for the test; where the folder lies makes no difference."""
+    for place in ("a", "b"):
+        write_folder(tmp_path, {place: {"cat": 10, "dog": 5, "emu": 6}})
+    train, test = (open_dataset(tmp_path / "a", split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("cat", "dog", "emu")
+    assert np.bincount(test.labels).tolist() == [2, 1, 1] and np.bincount(train.labels).tolist() == [8, 4, 5]
+    files = [source.where(i) for source in (train, test) for i in range(len(source))]
+    assert sorted(files) == sorted(map(str, (tmp_path / "a").glob("*/*.png")))
+    elsewhere = open_dataset(tmp_path / "b", "test")
+    assert elsewhere.digest() == test.digest() != train.digest()
+    splits = split_loaders(DataConfig(path=str(tmp_path / "a"), batch_size=2, validation=3))
+    assert [each.num_images for each in (splits.train, splits.validation, splits.test)] == [14, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"cat": 9, "dog": 4}, "dog: 4 images, and the data set is not divided: give at least 5"),
+        ({"cat": 9, "notes": 0}, "notes: 0 images"),
+        ({"train": 9, "test": 9}, "no data set found"),  # splits without classes
+    ],
+)
+def test_folders_that_cannot_be_divided(classes, message, tmp_path):
+    write_folder(tmp_path, {"data": classes})
+    with pytest.raises(LowbitError, match=message):
+        open_dataset(tmp_path / "data", "train")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 import lowbit
-from lowbit.cli.options import console
+from lowbit._table import aligned
 from lowbit.data import DataSet
 from lowbit.data.own import OwnSplit
 from lowbit.inputs import each, shapes
@@ -42,44 +42,36 @@ def show(config: TrainConfig) -> None:
     )
     model = recorded(prepare(original, config.quantization), example)
     check_shape(config, original, example)
-    out = console(150)
-    out.print_json(json.dumps(config.as_dict()))
+    print(json.dumps(config.as_dict(), indent=2))
     rows = lowbit.layer_table(model, each(lambda x: x.to("meta"), example))
     cost = measure_step(config, original, model, example, target)
     # The grids of activations are known now, as random images give them.
     grids = {row.name: row.activation_grid for row in lowbit.layer_table(model)}
     rows = [replace(row, activation_grid=grids[row.name]) for row in rows]
-    out.print()
-    _print_layers(rows)
+    print(f"\n{aligned([_HEADS, *map(_cells, rows)], left=range(3))}")
     if config.quantization is not None:
-        out.print("grid of A: as random images give it here; calibration decides", style="dim")
-    out.print()
+        print("grid of A: as random images give it here; calibration decides")
+    print()
     for name, text in {**_totals(rows, model, shapes(example)), **_estimate(config, data, rows, cost)}.items():
-        out.print(f"{name + ':':<13} {text}", highlight=False, soft_wrap=True)
+        print(f"{name + ':':<13} {text}")
 
 
-def _print_layers(rows: list[LayerRow]) -> None:
-    from rich.table import Table
+_HEADS = ["layer", "kind", "shape", "W", "A", "grid of W", "grid of A", "granularity", "parameters", "MACs", "bit operations", "KiB"]  # fmt: skip
 
-    table = Table(box=None)
-    for name in ("layer", "kind", "shape"):
-        table.add_column(name, no_wrap=True)
-    for name in ("W", "A", "grid of W", "grid of A", "granularity", "parameters", "MACs", "bit operations", "KiB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.name,
-            row.kind,
-            "x".join(map(str, row.shape)),
-            *(str(bits or "float") for bits in (row.weight_bits, row.activation_bits)),
-            *(_range(grid) for grid in (row.weight_grid, row.activation_grid)),
-            row.granularity,
-            f"{row.parameters:,}",
-            _short(row.macs or 0),
-            _short(row.bit_operations or 0),
-            f"{row.size_bits / 8 / 1024:,.1f}",
-        )
-    console(150).print(table)
+
+def _cells(row: LayerRow) -> list[str]:
+    return [
+        row.name,
+        row.kind,
+        "x".join(map(str, row.shape)),
+        *(str(bits or "float") for bits in (row.weight_bits, row.activation_bits)),
+        *(_range(grid) for grid in (row.weight_grid, row.activation_grid)),
+        row.granularity,
+        f"{row.parameters:,}",
+        _short(row.macs or 0),
+        _short(row.bit_operations or 0),
+        f"{row.size_bits / 8 / 1024:,.1f}",
+    ]
 
 
 def _range(grid: str) -> str:

@@ -9,18 +9,10 @@ from typing import TYPE_CHECKING, NoReturn
 from lowbit.errors import LowbitError, did_you_mean
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from torch import Tensor, nn
 
     from lowbit.inputs import Inputs
     from lowbit.train.config import TrainConfig
-
-
-def console(width: int = 130) -> Console:
-    """Standard output, at least `width` columns wide: a table is better broken by the terminal than cut off."""
-    from rich.console import Console
-
-    return Console(width=max(width, Console().width) if Console().is_terminal else width)
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ import itertools
 import textwrap
 from typing import TYPE_CHECKING
 
+from lowbit._table import aligned
 from lowbit.cli.options import Parser
 from lowbit.errors import LowbitError, did_you_mean
 
@@ -48,17 +49,13 @@ def run(argv: list[str]) -> int:
 
 
 def _list(recipes: list[Recipe]) -> None:
-    width = max(len(recipe.name) for recipe in recipes)
-    for group, members in itertools.groupby(recipes, lambda recipe: recipe.group):
-        print(f"{group}\n  {'':<{width}}  start      epochs     MACs  published")
-        for recipe in members:
-            print(f"  {recipe.name:<{width}}  {recipe.start:<9}  {_cost(recipe)}  {recipe.published}")
-        print()
+    rows = [
+        [r.name, r.start, str(r().epochs), "-" if r.work is None else f"{r.work:.1e}", r.published] for r in recipes
+    ]
+    head, *lines = aligned([["", "start", "epochs", "MACs", "published"], *rows], left=(0, 1, 4)).splitlines()
+    for group, members in itertools.groupby(zip(recipes, lines), lambda each: each[0].group):
+        print(group, *(f"  {line}" for line in (head, *(line for _, line in members))), "", sep="\n")
     print(_LEGEND)
-
-
-def _cost(recipe: Recipe) -> str:
-    return f"{recipe().epochs:>6}  {'-' if recipe.work is None else format(recipe.work, '.1e'):>7}"
 
 
 def _tell(recipe: Recipe) -> None:

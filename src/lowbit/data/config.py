@@ -21,8 +21,8 @@ class DataConfig:
     """
 
     path: str
-    """A folder of images, of parquet files or of tar shards, the URL of a folder of shards, `sklearn:digits`, or your own
-    class or function that gives data sets of tensors, `package.module:name` (`lowbit.data.own`)."""
+    """A folder of images (with splits or without), of parquet files or of tar shards, the URL of a folder of shards,
+    `sklearn:digits`, or your own class or function that gives data sets of tensors, `package.module:name` (`lowbit.data.own`)."""
     train_split: str = "train"
     """The split to train on."""
     test_split: str | None = None

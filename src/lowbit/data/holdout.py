@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowbit.data.draw import stratified
 from lowbit.data.own import OwnPart, OwnSplit
 from lowbit.data.sources import ImageSource
 from lowbit.errors import LowbitError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_SEED = 0
-"""Of the draw. It is the same in every run, so that runs with different seeds are compared on the same images."""
 
 
 class Part(ImageSource):
@@ -101,19 +99,3 @@ def limited(source: Whole, limit: int | None) -> Whole:
         return source
     labels, classes = _drawn_by(source)
     return part(source, stratified(labels, classes, limit))
-
-
-def stratified(labels: np.ndarray, num_classes: int, wanted: int) -> np.ndarray:
-    """So many images (int64, ascending): of each class its share, drawn at random.
-
-    A share is the class's part of all images, rounded so that the shares add up. The draw depends on the labels and
-    the number alone.
-    """
-    counts = np.bincount(labels, minlength=num_classes)
-    shares, remainders = np.divmod(wanted * counts, len(labels))
-    # The largest remainders round up; of equal ones those of the first classes.
-    shares[np.argsort(-remainders, kind="stable")[: wanted - shares.sum()]] += 1
-    # numpy promises that the numbers of this generator, unlike those of its newer ones, never change.
-    draw = np.random.RandomState(_SEED)
-    chosen = [draw.permutation(np.flatnonzero(labels == number))[:share] for number, share in enumerate(shares)]
-    return np.sort(np.concatenate(chosen)).astype(np.int64)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowbit.data.draw import stratified
 from lowbit.data.images import image_files, open_image
 from lowbit.errors import LowbitError
 from lowbit.files import check_place, check_readable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 DIGITS = "sklearn:digits"
 _IMAGE_COLUMNS = ("img", "image")
+_SPLITS = ("train", "test", "validation", "val")
+_ENOUGH = 5  # images of a class that can be divided
 _LABEL_COLUMNS = ("label", "fine_label")
 
 
@@ -98,6 +101,8 @@ def open_dataset(path: str | os.PathLike, *splits: str, train_split: str = "trai
     A path is one of
     - a folder with `<split>/<class>/*.jpg` (or any image type); the classes of `train_split` number all splits,
       where it is there;
+    - a folder with `<class>/*.jpg`, without splits: a fifth of each class, the same in every run, is the split test, and
+      the rest is train;
     - a folder with `<split>.parquet`, or shards `<split>-*.parquet`, also under `data/`: the layout of the Hugging
       Face hub, with a column `img` or `image` of {bytes, path} and an integer column `label` (or `fine_label`);
     - `sklearn:digits`: the 1797 UCI digits of 8x8 grey pixels, a fixed fifth of each class for test.
@@ -122,12 +127,15 @@ def open_dataset(path: str | os.PathLike, *splits: str, train_split: str = "trai
         return ParquetSource(parquet[found], found)
     folders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and any(c.is_dir() for c in p.iterdir())}
     if not folders:
-        raise LowbitError(
-            f"{folder}: no data set found; expected {folder}/train/<class>/<image files>, "
-            f"{folder}/train*.parquet or {folder}/data/train*.parquet"
-        )
+        classes = {p.name for p in folder.iterdir() if p.is_dir()}
+        if not classes or classes & {train_split, *_SPLITS}:  # splits without classes are not classes
+            raise LowbitError(
+                f"{folder}: no data set found; expected {folder}/train/<class>/<image files>, {folder}/<class>/<image "
+                f"files>, {folder}/train*.parquet or {folder}/data/train*.parquet"
+            )
+        return FolderSource(folder, _first(splits, {"train": None, "test": None}, folder), divide=True)
     found = _first(splits, folders, folder)
-    return FolderSource(folders[found], found, classes_from=folders.get(train_split, folders[found]))
+    return FolderSource(folders[found], found, classes_from=folders.get(train_split))
 
 
 def _first(wanted: tuple[str, ...], present: dict[str, Any], where: object) -> str:
@@ -154,9 +162,13 @@ def _parquet_splits(folder: Path) -> dict[str, list[Path]]:
 
 
 class FolderSource(ImageSource):
-    """`root/<class>/<image file>`; classes are the sorted folder names of `classes_from`."""
+    """`root/<class>/<image file>`; classes are the sorted folder names of `classes_from`, by default of `root`.
 
-    def __init__(self, root: Path, split: str, *, classes_from: Path) -> None:
+    With `divide` the folder has no splits: "test" is a fifth of each class, drawn by `stratified`, and any other the rest.
+    """
+
+    def __init__(self, root: Path, split: str, *, classes_from: Path | None = None, divide: bool = False) -> None:
+        classes_from = classes_from or root
         names = tuple(sorted(p.name for p in classes_from.iterdir() if p.is_dir()))
         strangers = sorted({p.name for p in root.iterdir() if p.is_dir()} - set(names))
         if strangers:
@@ -164,6 +176,10 @@ class FolderSource(ImageSource):
         self._root = root
         numbers = {name: number for number, name in enumerate(names)}
         found = list(image_files(root, numbers))
+        if divide:
+            labels = np.array([label for _, label, _ in found], dtype=np.int64)
+            chosen = set(_fifth(root, labels, names).tolist())
+            found = [each for i, each in enumerate(found) if (i in chosen) == (split == "test")]
         self._files = [file for file, _, _ in found]
         self._sizes = [size for _, _, size in found]
         super().__init__(split, np.array([label for _, label, _ in found], dtype=np.int64), names)
@@ -178,6 +194,17 @@ class FolderSource(ImageSource):
         start = len(str(self._root)) + 1
         for file, size in zip(self._files, self._sizes):
             yield f"{file[start:].replace(os.sep, '/')} {size}"
+
+
+def _fifth(root: Path, labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """The images to test on, of a folder without splits: a fifth, of each class its share, and one at least."""
+    counts = np.bincount(labels, minlength=len(names))
+    if counts.min(initial=_ENOUGH) < _ENOUGH:
+        raise LowbitError(
+            f"{root / names[int(counts.argmin())]}: {counts.min()} images, and the data set is not divided: give at least "
+            f"{_ENOUGH}, of which a fifth is held out for the test, or make folders {root / 'train'} and {root / 'test'}"
+        )
+    return stratified(labels, len(names), len(labels) // 5)
 
 
 class ParquetSource(ImageSource):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lowbit._table import aligned
 from lowbit.errors import LowbitError
 from lowbit.integer.graph import TensorType
 
@@ -131,8 +132,4 @@ def table(rows: list[LayerCost]) -> str:
         field: f"{sum(getattr(row, field) for row in rows):,}" for field in ("weight_bytes", "macs", "bit_operations")
     }
     lines.append(("total", *[""] * 5, totals["weight_bytes"], "", totals["macs"], totals["bit_operations"]))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
-        for line in lines
-    )
+    return aligned(lines, left=range(3))

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lowbit._table import padded
 from lowbit.report.run import Run, read_run
 
 
@@ -70,16 +71,12 @@ def render(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> str:
     cells = [[_cell(column, row.get(column)) for column in columns] for row in rows]
     if markdown:
         cells = [[text.replace("|", "\\|") for text in row] for row in cells]
-    right = [all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns]
-    heads = [column.replace("_", " ") for column in columns]
-    widths = [max(map(len, column)) for column in zip(heads, *cells)]
-
-    def line(texts: Sequence[str]) -> str:
-        padded = [t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, widths, right)]
-        return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
-
-    rule = [("-" * (w - 1) + ":") if r and markdown else "-" * w for w, r in zip(widths, right)]
-    return "".join(f"{line(texts)}\n" for texts in (heads, rule, *cells))
+    left = [i for i, c in enumerate(columns) if not all(isinstance(row.get(c), int | float | None) for row in rows)]
+    heads, *body = padded([[column.replace("_", " ") for column in columns], *cells], left)
+    if not markdown:
+        return "".join(f"{'  '.join(line).rstrip()}\n" for line in (heads, ["-" * len(h) for h in heads], *body))
+    rule = ["-" * len(head) if i in left else "-" * (len(head) - 1) + ":" for i, head in enumerate(heads)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rule, *body))
 
 
 def _cell(column: str, value: Any) -> str:

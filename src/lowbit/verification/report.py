@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowbit._deprecated import renamed_property
+from lowbit._table import aligned
 
 
 @dataclass
@@ -108,11 +109,7 @@ class Report:
             if trained and row.trained_differ is not None:
                 cells += [f"{row.trained_differ:,}", f"{row.trained_largest:g}"]
             lines.append(cells + [""] * (len(head) - len(cells)))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        out = [
-            "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
-            for line in lines
-        ]
+        out = [aligned(lines)]
         out.append(f"file: {self.differ:,} of {self.compared:,} codes differ from {self.reference}")
         hidden = sum(row.file_differ is None for row in self.rows)
         if hidden:
