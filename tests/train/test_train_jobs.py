@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,17 @@ from launch import launch
 from safetensors.torch import load_file, save_file
 
 import lowbit
+import lowbit.train
 from conftest import small_config
 from lowbit.cli.main import main
 from lowbit.models import create
 from lowbit.report import read_run
 from lowbit.train import ModelConfig, QuantizationConfig, TrainConfig, evaluate_run, run
 from lowbit.train.checkpoint import Checkpoints
+from lowbit.train.lock import locked
 from lowbit.train.trainer import Trainer
 
+DIGITS = ["train", "digits-cnn-fp", "--epochs", "2", "--no-compile", "--data.limit", "256"]
 KILLED = str(Path(__file__).parent / "killed_job.py")
 # Where torchvision's wheel does not fit torch, `accelerate` itself can't start: it imports timm for another of its
 # commands. This is `accelerate launch` alone. --multi_gpu is its name for several processes, on the CPU too.
@@ -48,9 +54,9 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 @pytest.fixture(scope="module")
 def cifar(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """256 training and 67 test images of CIFAR-10."""
+    """128 training and 67 test images of CIFAR-10."""
     folder = tmp_path_factory.mktemp("cifar")
-    for split, count in (("train", 256), ("test", 67)):
+    for split, count in (("train", 128), ("test", 67)):
         table = pyarrow.parquet.ParquetFile(shared_data / "cifar10-jpeg" / f"{split}.parquet")
         first = next(table.iter_batches(count))
         pyarrow.parquet.write_table(pyarrow.Table.from_batches([first]), folder / f"{split}.parquet")
@@ -65,21 +71,11 @@ def resnet20(cifar: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFa
         output = folder / name
         arguments = ["train", "cifar10-resnet20", "--bits", "3", "--data", cifar, "--output", output]
         arguments += ["--init", shared_data / "cifar10-resnet" / "resnet20-jpeg.safetensors"]
-        arguments += ["--epochs", 2, "--data.batch-size", 64, "--bn-batches", 2, "--bn-keep", "always"]
+        arguments += ["--epochs", 2, "--data.batch-size", 32, "--bn-batches", 2, "--bn-keep", "always"]
         return [*map(str, arguments), "--no-compile", "--sync-batchnorm"], output
 
     folder = tmp_path_factory.mktemp("resnet20")
     return command
-
-
-@pytest.fixture(scope="module")
-def two(resnet20) -> Path:
-    """The run of two processes."""
-    command, folder = resnet20("two")
-    done = launch(["-m", "lowbit", *command])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 2/2") == 1 and "with 2 processes" in done.stdout
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +114,44 @@ def killed(resnet20) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def jobs(resnet20, killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """Runs of two processes, in one job: the folder of each, and what was printed."""
+    folder = tmp_path_factory.mktemp("jobs")
+    command, two = resnet20("two")
+    shutil.copytree(killed, folder / "killed")
+
+    def stop(trainer: Trainer, epochs_done: float) -> None:
+        if epochs_done >= 1.5:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowbit.train, "run", partial(run, on_step=stop))
+        assert main([*DIGITS, "--output", str(folder / "from one")]) == 130
+    commands = {
+        "two": (None, command),
+        "eval": (None, ["eval", str(two), "--checkpoint", "last"]),
+        "killed": (None, ["train", "--resume", "--output", str(folder / "killed")]),
+        "from one": (None, ["train", "--resume", "--output", str(folder / "from one")]),
+        "sharded": (1.5, [*DIGITS, "--shard", "--output", str(folder / "sharded")]),
+        "validation": (None, [*DIGITS, "--data.validation", "201", "--shard", "--output", str(folder / "validation")]),
+    }
+    (folder / "commands.json").write_text(json.dumps(list(commands.values())))
+    done = launch([str(Path(__file__).parent / "commands_job.py"), str(folder / "commands.json")])
+    assert done.returncode == 0, done.stderr
+    said = re.split(r"^### (\d+)\n", done.stdout, flags=re.MULTILINE)
+    assert said[1::2] == ["0", "0", "0", "0", "130", "0"], done.stdout + done.stderr
+    return {name: (two if name == "two" else folder / name, text) for name, text in zip(commands, said[::2])}
+
+
+@pytest.fixture(scope="module")
+def two(jobs) -> Path:
+    """The run of two processes."""
+    folder, said = jobs["two"]
+    assert said.count("epoch 2/2") == 1 and "with 2 processes" in said
+    return folder
+
+
 def test_two_processes_follow_one(one: Path, two: Path, nudged: Path) -> None:
     first, second = read_run(one), read_run(two)
     for name, step in first.start_steps.items():
@@ -135,16 +169,16 @@ def distance(a: Path, b: Path) -> float:
     return sum(float((a[key] - b[key]).square().sum()) for key in a if key.endswith(".weight")) ** 0.5
 
 
-def test_what_two_measured_on_their_shares_is_what_one_measures_on_all(two: Path) -> None:
+def test_what_two_measured_on_their_shares_is_what_one_measures_on_all(jobs, two: Path) -> None:
     _, accuracy = evaluate_run(two, checkpoint="last")
     read = read_run(two)
     assert accuracy == read.final["test_accuracy"] and round(accuracy * 67 / 100, 6).is_integer()
+    _, said = jobs["eval"]
+    assert said.count("test accuracy") == 1 and f"test accuracy {accuracy:.2f} %" in said
 
 
-def test_killed_and_resumed_is_uninterrupted(killed: Path, two: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(killed, tmp_path / "run")
-    done = launch(["-m", "lowbit", "train", "--resume", "--output", str(folder)])
-    assert done.returncode == 0, done.stderr
+def test_killed_and_resumed_is_uninterrupted(jobs, two: Path) -> None:
+    folder, _ = jobs["killed"]
     assert_same(tensors(folder), tensors(two))
 
 
@@ -156,39 +190,22 @@ def test_a_run_of_two_goes_on_in_one(killed: Path, two: Path, tmp_path: Path) ->
     assert tensors(folder).keys() == tensors(two).keys()
 
 
-DIGITS = ["train", "digits-cnn-fp", "--epochs", "2", "--no-compile", "--data.limit", "256"]
+def test_a_run_of_one_goes_on_in_two(jobs) -> None:
+    folder, said = jobs["from one"]
+    assert [epoch["epoch"] for epoch in read_run(folder).epochs] == [0, 1] and "processes: 1, now 2" in said
 
 
-def test_a_run_of_one_goes_on_in_two(tmp_path: Path, monkeypatch) -> None:
-    folder = tmp_path / "run"
-
-    def stop(self: Trainer, epochs_done: float, real=Trainer._set_progress) -> None:
-        if epochs_done >= 1.5:
-            raise KeyboardInterrupt
-        real(self, epochs_done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_set_progress", stop)
-        assert main([*DIGITS, "--output", str(folder)]) == 130
-    done = launch(["-m", "lowbit", "train", "--resume", "--output", str(folder)])
-    assert done.returncode == 0, done.stderr
-    assert [epoch["epoch"] for epoch in read_run(folder).epochs] == [0, 1]
-
-
-def test_a_sharded_run_goes_on_in_one(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    done = launch([KILLED, "kill", "1.5", *DIGITS, "--shard", "--output", str(folder)], timeout=120)
-    assert done.returncode != 0 and "with 2 processes, sharded" in done.stdout
+def test_a_sharded_run_goes_on_in_one(jobs, tmp_path: Path) -> None:
+    stopped, said = jobs["sharded"]
+    assert "with 2 processes, sharded" in said
+    folder = shutil.copytree(stopped, tmp_path / "run")
     assert main(["train", "--resume", "--output", str(folder)]) == 0
     assert [epoch["epoch"] for epoch in read_run(folder).epochs] == [0, 1]
 
 
-def test_processes_choose_by_validation_and_test_once(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    options = ["--data.validation", "201", "--shard", "--output", str(folder)]
-    done = launch(["-m", "lowbit", *DIGITS, *options])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("201 validation and 360 test images") == 1
+def test_processes_choose_by_validation_and_test_once(jobs) -> None:
+    folder, said = jobs["validation"]
+    assert said.count("201 validation and 360 test images") == 1
     read = read_run(folder)
     for epoch in read.epochs:  # each image on one of the two
         assert round(epoch["validation_accuracy"] * 201 / 100, 6).is_integer() and "test_accuracy" not in epoch
@@ -230,6 +247,7 @@ def test_bad_input_is_said_once_and_stops_every_process(tmp_path: Path) -> None:
     def model(**changes: Any) -> TrainConfig:
         return replace(config, model=replace(config.model, **changes))
 
+    locked_run = replace(config, output=str(shutil.copytree(tmp_path / "trained", tmp_path / "locked")))
     gone = str(tmp_path / "gone.safetensors")
     cases: dict[str, tuple[str, bool, list[TrainConfig]]] = {
         "few images": ("fewer than one batch of 5000", False, [data(batch_size=5000, limit=None)]),
@@ -241,12 +259,14 @@ def test_bad_input_is_said_once_and_stops_every_process(tmp_path: Path) -> None:
         "no network": ("cannot be fetched", False, [model(name="resnet18.tv_in1k", pretrained=True)]),
         "random weights": ("from random weights", False, [low_bit]),
         "folder in use": ("holds a run already", False, [replace(config, output=str(tmp_path / "trained"))]),
+        "locked": (f"process {os.getpid()} on ", True, [locked_run]),
         "on one machine": ("process 1: weights", False, [config, model(init=gone)]),
     }
     plain = {name: (resume, *[c.as_dict() for c in configs]) for name, (_, resume, configs) in cases.items()}
     (tmp_path / "configs.json").write_text(json.dumps(plain))
     script = str(Path(__file__).parent / "bad_input_job.py")
-    done = launch([script, str(tmp_path)], timeout=180, HF_HUB_OFFLINE="1")
+    with locked(tmp_path / "locked"):
+        done = launch([script, str(tmp_path)], timeout=180, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"answers-{rank}.json").read_text()) for rank in (0, 1))
     assert list(first) == list(second) == list(cases)
@@ -286,11 +306,5 @@ def test_imagenet_recipe_with_distillation_to_a_verified_file(imagenet: Path, tm
 
     run = str(tmp_path / "run")
     assert read_run(run).config["task"] == "distill"
-    evaluated = launch(["-m", "lowbit", "eval", run], launcher=ACCELERATE)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert evaluated.stdout.count("test accuracy") == 1
-    assert main(["eval", run]) == 0
-    assert capsys.readouterr().out.strip().splitlines()[-1] in evaluated.stdout
-    assert main(["export", run, "--images", "8"]) == 0
+    assert main(["export", run, "--images", "4"]) == 0
     assert "verified: 0 of" in capsys.readouterr().out
-    assert main(["verify", run, f"{run}/model.onnx", "--images", "4"]) == 0

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.train.launch import launch
 
 import lowbit.train.folder
 from lowbit.cli.main import main
@@ -107,12 +106,3 @@ def test_a_killed_process_lets_go_also_where_its_workers_live_on(tmp_path: Path)
         holder.kill()
         holder.stdout.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_job_of_two_processes_is_refused_as_one(config: TrainConfig, monkeypatch) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        interrupt(config, monkeypatch, 1.25, stop)
-    with locked(Path(config.output)):
-        job = launch(["-m", "lowbit", "train", "--resume", "--output", str(config.output)], timeout=120)
-    assert job.returncode != 0
-    assert job.stderr.count("lowbit: error:") == 1 and f"process {os.getpid()} on" in job.stderr, job.stderr
