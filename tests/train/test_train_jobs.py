@@ -53,43 +53,31 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.fixture(scope="module")
-def cifar(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """128 training and 67 test images of CIFAR-10."""
-    folder = tmp_path_factory.mktemp("cifar")
-    for split, count in (("train", 128), ("test", 67)):
-        table = pyarrow.parquet.ParquetFile(shared_data / "cifar10-jpeg" / f"{split}.parquet")
-        first = next(table.iter_batches(count))
-        pyarrow.parquet.write_table(pyarrow.Table.from_batches([first]), folder / f"{split}.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def resnet20(cifar: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The command that trains ResNet-20 at 3 bits for two epochs of four steps, and the folder it writes to."""
+def low_bits(trained: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The command that trains at 3 bits for two epochs of four steps, with batch-norm over all, and the folder it writes to."""
 
     def command(name: str) -> tuple[list[str], Path]:
         output = folder / name
-        arguments = ["train", "cifar10-resnet20", "--bits", "3", "--data", cifar, "--output", output]
-        arguments += ["--init", shared_data / "cifar10-resnet" / "resnet20-jpeg.safetensors"]
-        arguments += ["--epochs", 2, "--data.batch-size", 32, "--bn-batches", 2, "--bn-keep", "always"]
-        return [*map(str, arguments), "--no-compile", "--sync-batchnorm"], output
+        arguments = ["train", "digits-cnn", "--bits", "3", "--init", str(trained), "--output", str(output)]
+        arguments += ["--epochs", "2", "--data.limit", "256", "--bn-batches", "2", "--bn-keep", "always"]
+        return [*arguments, "--no-compile", "--sync-batchnorm"], output
 
-    folder = tmp_path_factory.mktemp("resnet20")
+    folder = tmp_path_factory.mktemp("low")
     return command
 
 
 @pytest.fixture(scope="module")
-def one(resnet20) -> Path:
+def one(low_bits) -> Path:
     """The run of one process."""
-    command, folder = resnet20("one")
+    command, folder = low_bits("one")
     assert main(command) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def nudged(resnet20) -> Path:
+def nudged(low_bits) -> Path:
     """The run of one process, with the starting steps changed by a ten-millionth."""
-    command, folder = resnet20("nudged")
+    command, folder = low_bits("nudged")
 
     def calibrate(model: torch.nn.Module, batches: Iterable, real=lowbit.calibrate) -> None:
         real(model, batches)
@@ -104,9 +92,9 @@ def nudged(resnet20) -> Path:
 
 
 @pytest.fixture(scope="module")
-def killed(resnet20) -> Path:
+def killed(low_bits) -> Path:
     """The run of two processes, one of them killed in the second epoch."""
-    command, folder = resnet20("killed")
+    command, folder = low_bits("killed")
     done = launch([KILLED, "kill", "1.5", *command], timeout=120)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr  # torchrun says which
@@ -115,10 +103,10 @@ def killed(resnet20) -> Path:
 
 
 @pytest.fixture(scope="module")
-def jobs(resnet20, killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+def jobs(low_bits, killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
     """Runs of two processes, in one job: the folder of each, and what was printed."""
     folder = tmp_path_factory.mktemp("jobs")
-    command, two = resnet20("two")
+    command, two = low_bits("two")
     shutil.copytree(killed, folder / "killed")
 
     def stop(trainer: Trainer, epochs_done: float) -> None:
@@ -156,8 +144,9 @@ def test_two_processes_follow_one(one: Path, two: Path, nudged: Path) -> None:
     first, second = read_run(one), read_run(two)
     for name, step in first.start_steps.items():
         assert second.start_steps[name] == pytest.approx(step, rel=1e-6)
-    # Twenty layers at 3 bits amplify any rounding: two processes end no farther from one than one does from itself when
+    # Layers at 3 bits amplify any rounding: two processes end no farther from one than one does from itself when
     # its starting steps change by 1e-7. What is compared to rounding is in test_train_parallel.
+    print(distance(one, two), distance(one, nudged))
     assert distance(one, two) < 1.5 * distance(one, nudged)
     for a, b in zip(first.epochs, second.epochs):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=0.3)
@@ -278,11 +267,12 @@ def test_bad_input_is_said_once_and_stops_every_process(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def imagenet(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 training and 15 validation images in three classes, in ImageNet's layout; larger than what they are cut to."""
+def imagenet(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """33 training and 15 validation images of CIFAR-10 in three classes, in ImageNet's layout, larger than what they are cut to."""
     folder = tmp_path_factory.mktemp("imagenet")
-    for split, count, source in (("train", 16, "train"), ("val", 5, "test")):
-        rows = pyarrow.parquet.read_table(cifar / f"{source}.parquet").to_pylist()
+    for split, count, source in (("train", 11, "train"), ("val", 5, "test")):
+        file = pyarrow.parquet.ParquetFile(shared_data / "cifar10-jpeg" / f"{source}.parquet")
+        rows = next(file.iter_batches(200)).to_pylist()
         for label in range(3):
             (folder / split / f"n{label:08}").mkdir(parents=True)
             for number, row in enumerate([row for row in rows if row["label"] == label][:count]):
