@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from lowbit._torchvision import import_torchvision
+
+# timm, transformers and lightning import torchvision by themselves, which fails where its wheel does not fit torch and nobody has
+# imported it this way before: each test is to pass alone.
+if importlib.util.find_spec("torchvision") is not None:
+    import_torchvision()
 
 # A busy machine is no failure of a law.
 settings.register_profile("lowbit", deadline=None)

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import lowbit
-from lowbit._torchvision import import_torchvision
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 # Their libraries' warnings are about their own affairs (data loader workers, loggers, deprecated tree functions).
@@ -23,8 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def example(name: str, library: str) -> ModuleType:
     pytest.importorskip("sklearn", reason="the examples need scikit-learn: pip install 'lowbit[demo]'")
     pytest.importorskip(library, reason=f"this example needs {library}: pip install 'lowbit[examples]'")
-    if importlib.util.find_spec("torchvision") is not None:
-        import_torchvision()  # both libraries import it where it is installed, as the suite's may not load by itself
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

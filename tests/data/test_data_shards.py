@@ -15,7 +15,6 @@ import pytest
 import torch
 from tests.data.shards import broken_shard, config_of, digit_files, write_index, write_shard, write_split
 
-from lowbit._torchvision import import_torchvision
 from lowbit.data import (
     StreamedShards,
     eval_loader,
@@ -71,7 +70,6 @@ def test_evaluation_in_one_process_is_what_was_stored(shards, files):
     assert labels.tolist() == [label for _, label in files[500:547]]
     image = next(iter(test))[0][0]
     stored = PIL.Image.open(io.BytesIO(files[500][0]))
-    import_torchvision()
     from torchvision.transforms import v2
 
     expected = v2.Compose([v2.Resize(9), v2.CenterCrop(8), v2.PILToTensor()])(stored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 
 import lowbit
-from lowbit._torchvision import import_torchvision
 from lowbit.integrations.training import TrainingHooks
 from lowbit.quantizer.rounding import asr
 
@@ -83,15 +81,8 @@ def test_networks_that_are_not_ready_are_refused():
         TrainingHooks().begin(lowbit.prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))), [])
 
 
-def torchvision_at_hand() -> None:
-    """Both libraries import it where it is installed, as the suite's may not load by itself."""
-    if importlib.util.find_spec("torchvision") is not None:
-        import_torchvision()
-
-
 @pytest.mark.filterwarnings("ignore")  # the library's own
 def test_lightning(tmp_path):
-    torchvision_at_hand()
     lightning = pytest.importorskip("lightning", reason="the callback is for lightning: pip install 'lowbit[examples]'")
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -123,7 +114,6 @@ def test_lightning(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # the library's own
 def test_hugging_face(tmp_path):
-    torchvision_at_hand()
     transformers = pytest.importorskip(
         "transformers", reason="the callback is for transformers: pip install 'lowbit[examples]'"
     )

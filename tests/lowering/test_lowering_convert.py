@@ -92,7 +92,6 @@ def test_own_networks(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
 def test_timm_networks(name):
-    import_torchvision()
     timm = pytest.importorskip("timm")
     model = timm.create_model(name, num_classes=10, **({"zero_init_last": False} if name == "resnet18" else {}))
     x = images(2, 3, 32, 32)
@@ -425,7 +424,6 @@ def test_a_fractional_offset_says_how_to_snap():
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "efficientnet_b0"])
 def test_a_pickled_network_is_the_same_network(name, tmp_path):
     """timm's batch-norms with an activation inside are taken apart once, not again by whoever loads the network."""
-    import_torchvision()
     model = pytest.importorskip("timm").create_model(name, num_classes=5)
     x = images(2, 3, 32, 32)
     prepared = trained(model, x)

@@ -11,13 +11,11 @@ from torch import nn
 
 import lowbit
 from lowbit import LowbitError
-from lowbit._torchvision import import_torchvision
 from lowbit.integer.ops import Convolution
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering.calls import describe_layer
 from tests.lowering.networks import Forward, agreement, finish, images, start, trained
 
-import_torchvision()
 layers = pytest.importorskip("timm.layers")
 
 X = images(4, 3, 9, 7)

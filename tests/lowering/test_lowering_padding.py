@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 import lowbit
 from lowbit import LowbitError
-from lowbit._torchvision import import_torchvision
 from lowbit.integer.ops import IndexSelect, MaxPool
 from tests.lowering.networks import Forward, agreement, finish, images, start, trained
 
@@ -79,7 +78,6 @@ def test_padding_by_infinity_elsewhere_is_refused(behind):
 
 
 def test_timms_maximum_pool_with_same_padding(tmp_path):
-    import_torchvision()
     layer = pytest.importorskip("timm.layers.pool2d_same").MaxPool2dSame(3, 2)
     prepared = trained(Forward(lambda self, x: finish(self, self.pool(start(self, x))), pool=layer), X)
     network = lowbit.to_integer(prepared, X)

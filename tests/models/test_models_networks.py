@@ -13,7 +13,6 @@ from lowbit import models
 from lowbit._torchvision import import_torchvision
 from lowbit.models.squeezenext import SqueezeNext
 
-import_torchvision()
 timm = pytest.importorskip("timm")
 
 

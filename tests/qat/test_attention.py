@@ -11,11 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import lowbit
-from lowbit._torchvision import import_torchvision
 from lowbit.layers.attention import QuantizedAttention, quantized_attentions
 from lowbit.quantizer.module import Quantizer
 
-import_torchvision()
 timm = pytest.importorskip("timm")
 QUANTIZERS = ("q_quantizer", "k_quantizer", "probability_quantizer", "v_quantizer")
 

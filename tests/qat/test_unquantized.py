@@ -144,9 +144,6 @@ def test_a_class_whose_source_cannot_be_read_is_prepared(source, monkeypatch) ->
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224", "cait_xxs24_224"])
 def test_transformers_of_linear_layers_raise_no_false_alarm(name: str) -> None:
-    from lowbit._torchvision import import_torchvision
-
-    import_torchvision()
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         assert not list(unquantized(timm.create_model(name)))

@@ -10,7 +10,6 @@ import torch
 
 import lowbit
 from lowbit import models
-from lowbit._torchvision import import_torchvision
 from lowbit.errors import LowbitError
 from lowbit.recipes import RECIPES, Recipe, get_recipe
 from lowbit.recipes.common import MACS
@@ -118,7 +117,6 @@ def test_every_recipes_network_is_counted() -> None:
 
 def test_preactivation_networks_start_from_weights_that_timm_knows() -> None:
     """And see pixels as those weights did; each has the parameters of lowbit's network of the same depth."""
-    import_torchvision()
     import timm
 
     found = {name: recipe() for name, recipe in RECIPES.items() if name.startswith("lsq-preact")}

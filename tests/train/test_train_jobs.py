@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,23 +74,6 @@ def one(low_bits) -> Path:
 
 
 @pytest.fixture(scope="module")
-def nudged(low_bits) -> Path:
-    """The run of one process, with the starting steps changed by a ten-millionth."""
-    command, folder = low_bits("nudged")
-
-    def calibrate(model: torch.nn.Module, batches: Iterable, real=lowbit.calibrate) -> None:
-        real(model, batches)
-        with torch.no_grad():
-            for _, quantizer in lowbit.quantizers(model):
-                quantizer.raw_step *= 1 + 1e-7
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowbit, "calibrate", calibrate)
-        assert main(command) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def killed(low_bits) -> Path:
     """The run of two processes, one of them killed in the second epoch."""
     command, folder = low_bits("killed")
@@ -140,14 +122,13 @@ def two(jobs) -> Path:
     return folder
 
 
-def test_two_processes_follow_one(one: Path, two: Path, nudged: Path) -> None:
+def test_two_processes_follow_one(one: Path, two: Path, trained: Path) -> None:
     first, second = read_run(one), read_run(two)
     for name, step in first.start_steps.items():
         assert second.start_steps[name] == pytest.approx(step, rel=1e-6)
-    # Layers at 3 bits amplify any rounding: two processes end no farther from one than one does from itself when
-    # its starting steps change by 1e-7. What is compared to rounding is in test_train_parallel.
-    print(distance(one, two), distance(one, nudged))
-    assert distance(one, two) < 1.5 * distance(one, nudged)
+    # Layers at 3 bits amplify any rounding, so that the way is compared with what was gone; test_train_parallel compares to
+    # rounding.
+    assert distance(one, two) < 0.05 * distance(one, trained)
     for a, b in zip(first.epochs, second.epochs):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=0.3)
 
@@ -161,7 +142,7 @@ def distance(a: Path, b: Path) -> float:
 def test_what_two_measured_on_their_shares_is_what_one_measures_on_all(jobs, two: Path) -> None:
     _, accuracy = evaluate_run(two, checkpoint="last")
     read = read_run(two)
-    assert accuracy == read.final["test_accuracy"] and round(accuracy * 67 / 100, 6).is_integer()
+    assert accuracy == read.final["test_accuracy"] and round(accuracy * 360 / 100, 6).is_integer()
     _, said = jobs["eval"]
     assert said.count("test accuracy") == 1 and f"test accuracy {accuracy:.2f} %" in said
 

@@ -14,7 +14,6 @@ from launch import launch
 from torch import Tensor, nn
 
 import lowbit
-from lowbit._torchvision import import_torchvision
 from lowbit.train.batchnorm import batch_norm, synchronise_batchnorm
 from lowbit.train.recompute import recompute_activations
 
@@ -188,7 +187,6 @@ def test_batch_norm_of_one_process_is_torchs(monkeypatch) -> None:
 
 
 def test_synchronised_layers_keep_what_they_do_besides(monkeypatch) -> None:
-    import_torchvision()
     from timm.layers import BatchNormAct2d
 
     for name, value in (("all_reduce", lambda tensor: None), ("get_world_size", lambda: 2)):
