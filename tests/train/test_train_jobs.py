@@ -249,11 +249,11 @@ def test_bad_input_is_said_once_and_stops_every_process(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def imagenet(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """33 training and 15 validation images of CIFAR-10 in three classes, in ImageNet's layout, larger than what they are cut to."""
+    """48 training and 15 validation images of CIFAR-10 in three classes, in ImageNet's layout, larger than what they are cut to."""
     folder = tmp_path_factory.mktemp("imagenet")
-    for split, count, source in (("train", 11, "train"), ("val", 5, "test")):
+    for split, count, source in (("train", 16, "train"), ("val", 5, "test")):
         file = pyarrow.parquet.ParquetFile(shared_data / "cifar10-jpeg" / f"{source}.parquet")
-        rows = next(file.iter_batches(200)).to_pylist()
+        rows = next(file.iter_batches(256)).to_pylist()
         for label in range(3):
             (folder / split / f"n{label:08}").mkdir(parents=True)
             for number, row in enumerate([row for row in rows if row["label"] == label][:count]):

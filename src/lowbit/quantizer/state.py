@@ -129,7 +129,6 @@ class QuantizerState(nn.Module):
         self._configuration = Configuration()
         self._read_from: tuple[Tensor | None, int | None] = (None, None)  # the buffer, and its version at that time
 
-    @torch.compiler.assume_constant_result
     def _read(self) -> None:
         """Bring `_configuration` in line with the buffer. A compiler runs this once, while it traces."""
         buffer = self.configuration
@@ -142,6 +141,9 @@ class QuantizerState(nn.Module):
         before, self._configuration = self._configuration, Configuration.read(buffer)
         if self.offset is not None and self._configuration != before:
             self.offset.requires_grad_(self._configuration.offset > 0 and self.method.step_gradient is not None)
+
+    # As `torch.compiler.assume_constant_result` does, which imports the compiler: nearly as much as all of torch.
+    vars(_read)["_dynamo_marked_constant"] = True
 
     def _current(self) -> Configuration:
         self._read()
