@@ -34,8 +34,9 @@ def test_the_promised_recipes_are_there() -> None:
     lg_lsq = {f"lg-lsq-{net}-w3a3" for net in ("resnet18", "resnet34", "resnet50")} | {
         f"lg-lsq-{net}-w4a4" for net in ("mobilenetv2", "shufflenetv2-x1.0", "shufflenetv2-x0.5")
     }
+    deit = {f"deit-tiny-w{bits}a{bits}{end}" for bits in (2, 3, 4) for end in ("", "-distill")}
     own = {f"imagenet-{net}-fp" for net in LSQ_NETWORKS if net.startswith(("preact", "squeezenext"))}
-    assert cifar | lsq | lsq_plus | lg_lsq | own | {"digits-cnn", "digits-cnn-fp", *OWN} == RECIPES.keys()
+    assert cifar | lsq | lsq_plus | lg_lsq | deit | own | {"digits-cnn", "digits-cnn-fp", *OWN} == RECIPES.keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -51,7 +52,7 @@ def test_config_is_whole(name: str) -> None:
     if widths := re.search(r"w(\d)a(\d)", name):
         assert (config.quantization.weights, config.quantization.activations) == tuple(map(int, widths.groups()))
     if not name.startswith(("digits", "cifar10", "own")):
-        assert (config.model.num_classes, config.data.batch_size) == (1000, 256)
+        assert (config.model.num_classes, config.data.batch_size) == (1000, 512 if name.startswith("deit") else 256)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,7 @@ def test_multiply_accumulates_are_those_of_the_network_at_its_recipes_size(netwo
 
 def _short(name: str) -> str:
     name = name if name in models.names() else name.rpartition(".")[0]
+    name = name.replace("_patch16_224", "").replace("deit_", "deit-")
     return name.replace("resnetv2_", "preact-resnet")  # timm's name
 
 
@@ -182,6 +184,7 @@ def test_what_the_recipes_start_from() -> None:
         "shufflenetv2-x0.5",
         "efficientnet-b0.ra_in1k",
         "mixnet-s.ft_in1k",
+        "deit_tiny_patch16_224.fb_in1k",
     }
     import timm
     import torchvision

@@ -50,7 +50,7 @@ def test_python_runs(monkeypatch, capsys) -> None:
 
 def test_the_families_on_the_page_are_those_there_are() -> None:
     patterns = re.findall(r"^\| (`.*?) \|", PAGE, flags=re.MULTILINE)
-    families = ["own", "lsq-", "lsq+-", "lsq+1-", "lg-lsq-", "imagenet-", "cifar10-", "digits-cnn"]
+    families = ["own", "lsq-", "lsq+-", "lsq+1-", "lg-lsq-", "deit-tiny-", "imagenet-", "cifar10-", "digits-cnn"]
     assert all(any(f"`{family}" in pattern for pattern in patterns) for family in families)
     known = (*families, "lsq+2-", "lsq+3-", "lsq+4-")
     assert [name for name in RECIPES if not name.startswith(known)] == []

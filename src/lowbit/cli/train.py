@@ -109,7 +109,9 @@ def config_of(recipe: str, argv: list[str]) -> TrainConfig:
 
 def _whole(recipe: str, given: dict[str, Any], rest: list[str], p: Parser) -> TrainConfig:
     _check_names(rest, p)
-    return _with_fields(_config(recipe, given), rest)
+    # Beside the other fields, so that what has to hold of several together is checked when all of them are there.
+    epochs = ["--epochs", str(given["epochs"])] if "epochs" in given else []
+    return _with_fields(_config(recipe, given), [*epochs, *rest])
 
 
 def default_output(config: TrainConfig) -> str:
@@ -138,7 +140,7 @@ def _config(recipe: str, given: dict[str, Any]) -> TrainConfig:
     config = found(**arguments)
     if "model" in given:
         config = replace(config, model=replace(config.model, name=given["model"]))
-    fields = {key: given[key] for key in ("epochs", "seed", "output") if key in given}
+    fields = {key: given[key] for key in ("seed", "output") if key in given}
     if "data" in given:
         fields["data"] = replace(config.data, path=given["data"])
     if "init" in given:

@@ -32,6 +32,7 @@ MACS = {
     "shufflenetv2-x0.5": 40_476_448,
     "efficientnet-b0": 385_814_752,
     "mixnet-s": 239_173_360,
+    "deit-tiny": 1_074_851_328,
     "cifar-resnet20": 40_551_040,
     "cifar-resnet32": 68_862_592,
     "cifar-resnet44": 97_174_144,
@@ -53,6 +54,7 @@ _PUBLISHED_WEIGHTS = {
     "shufflenetv2-x0.5": "shufflenetv2-x0.5",
     "efficientnet-b0": "efficientnet-b0.ra_in1k",
     "mixnet-s": "mixnet-s.ft_in1k",
+    "deit-tiny": "deit_tiny_patch16_224.fb_in1k",
 }
 
 NAMES = {
@@ -65,6 +67,7 @@ NAMES = {
     "shufflenetv2-x0.5": "ShuffleNetV2 x0.5",
     "efficientnet-b0": "EfficientNet-B0",
     "mixnet-s": "MixNet-S",
+    "deit-tiny": "DeiT-tiny",
 }
 """Networks as papers spell them."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lowbit.errors import LowbitError, did_you_mean
-from lowbit.recipes import cifar10, digits, imagenet, lg_lsq, lsq, lsq_plus, own
+from lowbit.recipes import cifar10, deit, digits, imagenet, lg_lsq, lsq, lsq_plus, own
 from lowbit.recipes.recipe import Recipe
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for module in (digits, own, cifar10, lsq, lsq_plus, lg_lsq, imagenet)
+    for module in (digits, own, cifar10, lsq, lsq_plus, lg_lsq, deit, imagenet)
     for recipe in module.recipes()
 }
 
