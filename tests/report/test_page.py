@@ -153,6 +153,13 @@ def test_points_lie_where_their_numbers_say():
     assert x0 < x1 and y0 > y1 and middle == pytest.approx((y0 + y1) / 2)
 
 
+def test_epochs_are_whole_numbers_and_large_ones_are_short():
+    line = svg.Series("test", [(1, 0.0), (2, 12_000.0), (3, 18_400.0)], "c1")
+    shown = re.findall(r">([^<>]+)</text>", svg.lines([line], "bytes", x_label="epoch", y_label="bytes"))
+    assert [each for each in shown if each in ("1", "1.5", "2", "2.5", "3")] == ["1", "2", "3"]
+    assert {"5000", "10k", "15k"} <= set(shown)
+
+
 @pytest.fixture(scope="module")
 def chromium() -> str:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -41,6 +41,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return found if len(found) > 1 else [low, high]
 
 
+def _short(number: float) -> str:
+    """At most six characters, which is what fits between an axis and its label."""
+    return f"{number / 1000:.4g}k" if abs(number) >= 10_000 else f"{number:.4g}"
+
+
 class Frame:
     """The axes of one plot, and the way from its numbers to its pixels."""
 
@@ -79,7 +84,9 @@ class Frame:
         for tick in _log_ticks(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
             x, y = self.at(self.x0, tick)
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{self.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="tick" x="{x - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>')
+            parts.append(
+                f'<text class="tick" x="{x - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{_short(tick)}</text>'
+            )
         base = self.height - self.bottom
         for i, name in enumerate(self.names):
             x, _ = self.at(i, self.y0)
@@ -88,7 +95,9 @@ class Frame:
                 f'<text class="tick" transform="translate({x + 4:.1f} {base + 12:.1f}) rotate(-45)" '
                 f'text-anchor="end">{escape(short)}</text>'
             )
-        for tick in ticks(self.x0, self.x1, 8) if x_ticks and not self.names else []:
+        # What goes across is counted: epochs, and steps of the optimizer.
+        whole = [tick for tick in ticks(self.x0, self.x1, 8) if tick == round(tick)]
+        for tick in whole if x_ticks and not self.names else []:
             x, _ = self.at(tick, self.y0)
             parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 14}" text-anchor="middle">{tick:.6g}</text>')
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{self.width - _RIGHT}" y1="{base}" y2="{base}"/>')
