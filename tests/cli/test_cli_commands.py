@@ -357,7 +357,7 @@ BAD = {
     "init not there": (["train", "digits-cnn", "--init", "gone.safetensors"], "gone.safetensors"),
     "rule for no layer": (["train", "digits-cnn", "--rule", "fc", "weights=8", "--model.from-scratch"], "rule 'fc' matches no layer"),
     "rule with an unknown key": (["train", "digits-cnn", "--rule", "fc", "weigts=8"], "Did you mean 'weights'"),
-    "rule with a wrong value": (["train", "digits-cnn", "--rule", "fc", "skip=maybe"], "'maybe' is no value of skip"),
+    "rule with a wrong value": (["train", "digits-cnn", "--rule", "fc", "skip=maybe"], "'maybe' is not a value of skip"),
     "seed": (["train", "digits-cnn", "--seed", "-1"], "seed must be"),
     "resume without a run": (["train", "digits-cnn", "--resume"], "no run to resume"),
     "resume without a folder": (["train", "--resume"], "--output"),

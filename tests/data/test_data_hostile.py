@@ -45,7 +45,7 @@ def test_an_index_that_counts_a_billion_images_too_many(tmp_path, files, images)
     finally:
         tracemalloc.stop()
     write_index(tmp_path, {"test": (images * 10**6,)}, num_classes=10)
-    with pytest.raises(LowbitError, match="write the index anew"):
+    with pytest.raises(LowbitError, match="rewrite the index"):
         eval_loader(config_of(tmp_path))
 
 
@@ -93,7 +93,7 @@ def test_an_index_that_leads_out_of_its_folder(tmp_path, files, name):
     index = json.loads((tmp_path / "_info.json").read_text())
     index["splits"]["test"]["filenames"] = [name]
     (tmp_path / "_info.json").write_text(json.dumps(index))
-    with pytest.raises(LowbitError, match="which is no file of this folder"):
+    with pytest.raises(LowbitError, match="which is not a file of this folder"):
         eval_loader(config_of(tmp_path))
 
 

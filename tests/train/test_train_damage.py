@@ -396,6 +396,6 @@ def test_checkpoints_of_earlier_versions_go_on_and_say_so(folder: Path, capsys) 
     )
     load(folder)
     resumed(folder)
-    assert "of an earlier version of lowbit, without checksums" in capsys.readouterr().out
+    assert "an earlier version of lowbit wrote the checkpoint, without checksums" in capsys.readouterr().out
     load(folder)
     Saved.last(Checkpoints(folder), TrainConfig.load(folder / "config.json"))

@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
 
 
 def _check_target(path: Path) -> None:
-    """Raise LowbitError for what is no place for an export: no file, or one of the files that make up a run."""
+    """Raise LowbitError for what is not a place for an export: not a file, or one of the files that make up a run."""
     check_writable(path)
     whole = path.absolute()
     with contextlib.suppress(OSError):

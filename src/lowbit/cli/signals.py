@@ -1,4 +1,4 @@
-"""SIGTERM as Ctrl-C: what is open is closed and removed on the way out."""
+"""SIGTERM as Ctrl-C: what is open is closed, and what is unfinished is removed."""
 
 from __future__ import annotations
 

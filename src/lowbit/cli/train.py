@@ -166,7 +166,7 @@ def _rule(words: list[str]) -> dict[str, Any]:
         try:
             rule[key] = RULE_KEYS[key](text)
         except (KeyError, argparse.ArgumentTypeError):
-            raise LowbitError(f"--rule {words[0]}: {text!r} is no value of {key}") from None
+            raise LowbitError(f"--rule {words[0]}: {text!r} is not a value of {key}") from None
     return rule
 
 
@@ -200,7 +200,7 @@ def _config_of_run(given: dict[str, Any], rest: list[str]) -> TrainConfig:
     others = [f"--{key}" for key in given if key != "output"] + rest
     if others:
         raise LowbitError(f"{others[0]}: a run is continued as it was started; leave the option out")
-    # The folder may have moved since: it is this one that goes on.
+    # The folder may have moved since: this is the one that continues.
     return replace(read_config(Path(given["output"])), output=given["output"])
 
 

@@ -25,7 +25,7 @@ _BLOCKS_WORTH_WORKERS = 8  # below, starting processes takes longer than decodin
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that cannot be used: where it is and why, and the way out."""
+    """An image that cannot be used: where it is, why, and the remedy."""
 
     message: str
     hint: str = 'replace it, or leave such images out with data.corrupt="skip"'

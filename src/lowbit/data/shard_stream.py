@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 READERS = 24
-"""Places of an epoch that each rank reads at. Worker processes share them, and the order of images hangs on them alone,
-so that a run can go on with another number of workers."""
+"""Places of an epoch that each rank reads at. Worker processes share them, and the order of images depends on them alone,
+so that a run can continue with another number of workers."""
 _WORKERS = (0, *(n for n in range(1, READERS + 1) if READERS % n == 0))  # so many can share the readers equally
 
 
@@ -73,7 +73,7 @@ class StreamedShards(Loader):
         import_torchvision()  # once, here, rather than in every worker
         if config.in_memory:
             raise LowbitError(
-                f'{config.path}: shards are read anew every epoch, but data.augment="{config.augment}" is for images in '
+                f'{config.path}: shards are read again every epoch, but data.augment="{config.augment}" is for images in '
                 'memory: choose "imagenet" or "imagenet-crop"'
             )
         self._dataset = _Readers(
@@ -238,11 +238,11 @@ class _Readers(IterableDataset):
         try:
             label = sample.class_number()
         except ValueError as error:
-            return Broken(f"{where}: {error}", "write the shard anew", skippable=False)
+            return Broken(f"{where}: {error}", "rewrite the shard", skippable=False)
         if label >= self._num_classes:
             return Broken(
                 f"{where}: label {label}, but there are {self._num_classes} classes",
-                "write the index anew with lowbit.data.index_shards, or give data.num_classes",
+                "rewrite the index with lowbit.data.index_shards, or give data.num_classes",
                 skippable=False,
             )
         if sample.image is None:

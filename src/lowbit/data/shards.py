@@ -98,7 +98,7 @@ def open_shards(path: str, *splits: str, num_classes: int | None = None) -> Shar
     where = f"{path.rstrip('/')}/{INDEX}"
     index = _read_index(path, where)
     if not (isinstance(index, dict) and isinstance(index.get("splits"), dict)):
-        raise LowbitError(f'{where}: has no "splits"; write it anew with lowbit.data.index_shards')
+        raise LowbitError(f'{where}: has no "splits"; rewrite it with lowbit.data.index_shards')
     present = index["splits"]
     split = next((name for name in splits if name in present), None)
     if split is None:
@@ -109,8 +109,8 @@ def open_shards(path: str, *splits: str, num_classes: int | None = None) -> Shar
         classes = int(num_classes or index.get("num_classes") or 0)
     except (KeyError, TypeError, ValueError) as error:
         raise LowbitError(
-            f'{where}: the split {split} has no usable "filenames" and "shard_lengths" ({error!r}); write the index '
-            "anew with lowbit.data.index_shards"
+            f'{where}: the split {split} has no usable "filenames" and "shard_lengths" ({error!r}); rewrite the index '
+            "with lowbit.data.index_shards"
         ) from error
     if len(names) != len(lengths) or min(lengths, default=0) < 0:
         raise LowbitError(
@@ -118,10 +118,10 @@ def open_shards(path: str, *splits: str, num_classes: int | None = None) -> Shar
         )
     strange = next((name for name in names if "://" in name or "::" in name or ".." in name.split("/")), None)
     if strange is not None:
-        raise LowbitError(f"{where}: the split {split} names {strange[:200]!r}, which is no file of this folder")
+        raise LowbitError(f"{where}: the split {split} names {strange[:200]!r}, which is not a file of this folder")
     if sum(lengths) > _MOST_IMAGES:
         raise LowbitError(
-            f"{where}: the split {split} counts {sum(lengths)} images: write the index anew with lowbit.data.index_shards"
+            f"{where}: the split {split} counts {sum(lengths)} images: rewrite the index with lowbit.data.index_shards"
         )
     if sum(lengths) == 0:
         raise LowbitError(f"{where}: the split {split} holds no images")
@@ -250,7 +250,7 @@ def _samples(url: str, first: int, last: int | None = None, length: int | None =
             if (folder, stem) != name:
                 if row + 1 == length:
                     raise LowbitError(
-                        f"{url}: holds more images than the {length} that the index counts: write the index anew with "
+                        f"{url}: holds more images than the {length} that the index counts: rewrite the index with "
                         "lowbit.data.index_shards"
                     )
                 if name is not None and row >= first:
@@ -264,8 +264,8 @@ def _samples(url: str, first: int, last: int | None = None, length: int | None =
                 parts[kind.lower()] = stored.read()
         if last is not None and row + 1 < last:
             raise LowbitError(
-                f"{url}: ends after {row + 1} images, but the index counts {length or last}: fetch it again, or write the "
-                "index anew with lowbit.data.index_shards"
+                f"{url}: ends after {row + 1} images, but the index counts {length or last}: fetch it again, or rewrite the "
+                "index with lowbit.data.index_shards"
             )
         if name is not None and row >= first:
             yield _sample(name, parts)

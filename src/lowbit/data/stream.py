@@ -168,7 +168,7 @@ class Delivery:
 class _Batches:
     """Batches of (index, seed of its augmentation), so that workers need to know nothing of epochs.
 
-    batches: drawn anew every epoch by a schedule, or always the same.
+    batches: drawn again every epoch by a schedule, or always the same.
     """
 
     def __init__(self, batches: TrainSchedule | list[Tensor], seed: int) -> None:

@@ -38,7 +38,7 @@ def assemble(
 
     Args:
         data: of the config.
-        saved: what a run goes on from. Otherwise quantizers are started here, from training images.
+        saved: the checkpoint that a run continues from. Without one quantizers are initialized here, from training images.
         say: prints one line.
         on_step: called before every batch.
 

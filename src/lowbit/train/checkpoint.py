@@ -96,7 +96,7 @@ class Checkpoints:
 
         `name` is epoch-NUMBER, epoch-NUMBER-batch-NUMBER in the middle of one, or final.
 
-        `about` says what network it is of.
+        `about` says which network it belongs to.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         pointer = self._pointer() if self.exists else _Pointer()
@@ -153,7 +153,7 @@ class Checkpoints:
             return unpack(plain, safetensors.torch.load_file(stored))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             raise LowbitError(
-                f"{stored.parent}: a broken checkpoint ({error!r}); train anew in another folder"
+                f"{stored.parent}: a broken checkpoint ({error!r}); start a new run in another folder"
             ) from error
 
     def _file(self, which: Which, name: str) -> Path:
@@ -167,7 +167,7 @@ class Checkpoints:
         if pointer.files is not None and pointer.files[folder][name] != sha256(path):
             raise LowbitError(
                 f"{path}: a broken checkpoint (its checksum does not fit): the file was damaged or changed; take a copy "
-                "of the run's folder, or train anew in another folder"
+                "of the run's folder, or start a new run in another folder"
             )
         return path
 

@@ -82,7 +82,7 @@ class QuantizationConfig:
     scales: str | None = None
     """Which steps are powers of two: power-of-two, power-of-two-weights, power-of-two-activations or free; none leaves it to the method."""
     accumulator_bits: int | None = None
-    """The width, 2 to 32, that every sum of a layer's products must fit; none is no bound but 32 bits."""
+    """The width, 2 to 32, that every sum of a layer's products must fit; none leaves 32 bits as the bound."""
     first_last: int | None = 8
     """Bits of the first and the last layer."""
     granularity: str = "tensor"
@@ -94,7 +94,7 @@ class QuantizationConfig:
     rules: tuple[dict[str, Any], ...] = ()
     """Exceptions by layer name: the keyword arguments of `lowbit.Rule`."""
     calibration_batches: int = 8
-    """Training batches that the quantizers start from."""
+    """Training batches from which the quantizers are initialized."""
     dampening: float = 0.0
     """Factor of the oscillation dampening loss; it rises from 0 along a half cosine."""
     freezing: float | None = None
@@ -256,7 +256,7 @@ class TrainConfig:
     """When the re-estimated statistics replace the trained ones: always, or if the accuracy is higher, on the
     images for validation where there are such (`data.validation`), else on the test images."""
     checkpoint_minutes: float = 10.0
-    """Minutes between two checkpoints within an epoch, from which a run that was stopped goes on; 0 writes none."""
+    """Minutes between two checkpoints within an epoch, from which a stopped run resumes; 0 writes none."""
     track: tuple[str, ...] = ()
     """Services that are told the run's numbers beside its own log: accelerate's trackers by name (wandb, mlflow, tensorboard,
     trackio, …), or your own, `package.module:name`."""
@@ -306,7 +306,7 @@ class TrainConfig:
         """The inverse of `as_dict`. Fields that are missing take their defaults.
 
         Raises:
-            LowbitError: a key that is no field, or a value of the wrong type; the message has its dotted name.
+            LowbitError: a key that is not a field, or a value of the wrong type; the message has its dotted name.
         """
         return from_plain(cls, values, "")
 
@@ -320,7 +320,7 @@ class TrainConfig:
         """Read what `save` wrote.
 
         Raises:
-            LowbitError: there is no such file, it is no JSON, or a field in it is wrong.
+            LowbitError: there is no such file, it is not JSON, or a field in it is wrong.
         """
         values = read_json(path)
         try:
@@ -341,7 +341,7 @@ MAY_CHANGE = (
     "checkpoint_minutes",
     "track",
 )
-"""Fields that may change while a run goes on: where things are, and how they are computed, not what. The images and, for
+"""Fields that may change when a run resumes: where things are, and how they are computed, not what. The images and, for
 distillation, the weights of `model.init` must be the same ones in another place."""
 
 
@@ -366,7 +366,7 @@ def from_plain(kind: Any, value: Any, where: str) -> Any:
     """Turn the plain data of JSON into the annotated type `kind`; `where` is the dotted name for messages.
 
     Raises:
-        LowbitError: a key that is no field, or a value of another type.
+        LowbitError: a key that is not a field, or a value of another type.
     """
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):

@@ -59,7 +59,7 @@ def measure_step(
     """Take a training step or two on a few random images, or on one sample several times, and measure.
 
     On the device that training would use. Nothing is compiled, also no quantizers: that takes longer than the steps.
-    Quantizers that are not started start from the random images, and the weights change: give copies.
+    Quantizers that are not initialized yet are, from the random images, and the weights change: give copies.
 
     Args:
         original: the full-precision network, the teacher where the task is distillation.

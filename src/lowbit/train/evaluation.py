@@ -97,7 +97,7 @@ def evaluate_network(network: IntegerNetwork, data: str) -> tuple[float, float]:
     """(loss, accuracy in percent) of an integer network on test images, read as its file says (`about["images"]`).
 
     Raises:
-        LowbitError: the file doesn't say it, the network is no classifier of one image, or the data is unusable or of other
+        LowbitError: the file doesn't say it, the network is not a classifier of one image, or the data is unusable or of other
             classes or another shape.
     """
     with named():
@@ -144,7 +144,7 @@ def _check_takes(network: IntegerNetwork, test: Loader, data: str) -> None:
     wanted = {k: tuple(x.shape[1:]) for k, x in test.example.items()} if isinstance(test.example, Mapping) else None
     classes = [graph.by_name[name].shape_of() for name in graph.outputs]
     if (wanted is None and len(shapes) != 1) or len(classes) != 1 or len(classes[0]) != 1:
-        raise LowbitError("the network is no classifier of one image: it has no accuracy")
+        raise LowbitError("the network is not a classifier of one image: it has no accuracy")
     takes = shapes[0] == test.image_shape if wanted is None else wanted == dict(graph.inputs)
     if not takes or (test.num_classes or 0) > classes[0][0]:
         raise LowbitError(

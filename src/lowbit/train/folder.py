@@ -33,7 +33,7 @@ def run_folder(config: TrainConfig, resume: bool) -> Path:
                 pass
         raise _taken(folder)
     if not resume and (folder / "checkpoints").exists():
-        raise LowbitError(f"{folder / 'checkpoints'}: is there already, and of no run; choose another --output")
+        raise LowbitError(f"{folder / 'checkpoints'}: exists already and belongs to no run; choose another --output")
     if resume and not exists:
         raise LowbitError(f"{folder}: no run to resume; leave out --resume, or name its folder with --output")
     return folder
@@ -101,7 +101,7 @@ def _write_first(config: TrainConfig, folder: Path, *, fresh: bool) -> None:
         (folder / "metrics.jsonl").touch()
         if fresh:
             config.save(folder / "config.json")
-        if fresh or not Checkpoints(folder).exists:  # a run that was killed in its first epoch begins anew
+        if fresh or not Checkpoints(folder).exists:  # a run that was killed in its first epoch starts again
             save_versions(folder / "versions.json")
 
 
@@ -110,7 +110,7 @@ def _removed_on_failure(folder: Path, absent: list[Path]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # After Ctrl-C, and where another process has died, the run goes on from its start.
+        # After Ctrl-C, and where another process has died, the run resumes from its start.
         goes_on = (not isinstance(error, Exception) or lost(error)) and (folder / "config.json").exists()
         if not goes_on and not Checkpoints(folder).exists:
             for path in absent:

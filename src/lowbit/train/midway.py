@@ -46,7 +46,7 @@ class Midway:
     def restored(cls, states: list[dict[str, Any]], rank: int, processes: int, models: Iterable[nn.Module]) -> Midway:
         """What `state` gave on every process, brought back on this one.
 
-        Where there are as many processes as there were, each goes on as it was, to the bit. Another number of them goes on with
+        Where there are as many processes as there were, each continues as it was, to the bit. Another number of them continues with
         the mean of all.
         """
         models = list(models)

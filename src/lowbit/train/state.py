@@ -1,4 +1,4 @@
-"""How far a run has come, what it goes on from, and what it ended with."""
+"""How far a run has come, what it resumes from, and what it ended with."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Origin:
     """The fields of the config that may change, as JSON by dotted name."""
 
     def check(self, now: Origin, where: str) -> None:
-        """Refuse to go on with other images, another teacher or another version of lowbit.
+        """Refuse to resume with other images, another teacher or another version of lowbit.
 
         Raises:
             LowbitError: one of them differs; the message names it.
@@ -121,18 +121,18 @@ class Origin:
             if now.data.get(split) != digest:
                 raise LowbitError(
                     f"{where}: the {split} images are not those that the run was started with (other files, sizes or "
-                    "labels); continue it with those, or train anew"
+                    "labels); continue it with those, or start a new run"
                 )
         if self.teacher != now.teacher:
             raise LowbitError(
                 f"{where}: the full-precision network's weights (model.init) are not those that the run was started "
-                "with; continue it with those, or train anew"
+                "with; continue it with those, or start a new run"
             )
         before, after = (origin.versions.get("lowbit") for origin in (self, now))
         if before != after:
             raise LowbitError(
                 f"{where}: the run was trained by lowbit {before}, and this is {after}, which may compute something "
-                f"else: install lowbit {before} to continue it, or train anew"
+                f"else: install lowbit {before} to continue it, or start a new run"
             )
 
     def changes(self, now: Origin) -> list[str]:
@@ -147,7 +147,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Saved:
-    """The checkpoint that a run goes on from."""
+    """The checkpoint that a run resumes from."""
 
     weights: Path
     progress: Progress
@@ -159,7 +159,7 @@ class Saved:
     def changed(self, now: Origin) -> list[str]:
         """What is not as it was when the checkpoint was written, and what is not known of it."""
         if self.origin is None:
-            return ["the checkpoint is of an earlier version of lowbit, without checksums and a record of the images"]
+            return ["an earlier version of lowbit wrote the checkpoint, without checksums and a record of the images"]
         return self.origin.changes(now)
 
     @classmethod
@@ -182,7 +182,7 @@ class Saved:
             return cls(weights, progress, training["trainer"], origin)
         except (LowbitError, KeyError, TypeError, AttributeError) as error:
             raise LowbitError(
-                f"{weights.parent}: its training state is not what training wrote ({error}); train anew in another folder"
+                f"{weights.parent}: its training state is not what training wrote ({error}); start a new run in another folder"
             ) from error
 
 

@@ -16,7 +16,7 @@ _PACKAGES = {"comet_ml": "comet-ml"}
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse what is no tracker, or is not installed, before work.
+    """Refuse what is not a tracker, or is not installed, before work.
 
     Raises:
         LowbitError: the message says what to install.

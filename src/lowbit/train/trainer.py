@@ -38,8 +38,8 @@ from lowbit.train.tasks import Task
 # Seconds between two looks at loss and accuracy: a look waits for the device, a step does not.
 _LOOK = 0.5
 
-CALMER = "lower optimizer.lr, set schedule.warmup_epochs or grad_clip, and train anew"
-"""The way out where training has lost its numbers."""
+CALMER = "lower optimizer.lr, set schedule.warmup_epochs or grad_clip, and start a new run"
+"""The remedy where training has diverged."""
 
 Report = Callable[[int, int, int, float, float], None]
 """Is told (epoch, steps done, steps of the epoch, mean loss so far, accuracy so far in percent, which may be no number)."""
@@ -49,12 +49,12 @@ OnStep = Callable[["Trainer", float], None]
 
 
 class Trainer:
-    """A network with its optimizer and what hangs on it.
+    """A network with its optimizer and what is attached to it.
 
     Args:
-        model: on its device, with every quantizer started; where a run goes on, with the saved weights of `network`.
+        model: on its device, with every quantizer initialized; where a run resumes, with the saved weights of `network`.
         say: prints one line.
-        saved: what `state_dict` gave, where a run goes on.
+        saved: what `state_dict` gave, where a run resumes.
         on_step: called before every batch.
 
     Raises:
@@ -83,7 +83,7 @@ class Trainer:
         if config.grad_checkpointing:
             recompute_activations(model)
         self.average = self._make_average(saved)
-        # An optimizer, and what hangs on it, must see the parameters as they are after the division.
+        # An optimizer, and what is attached to it, must see the parameters as they are after the division.
         self.parallel.divide(model)
         raw = make_optimizer(config.optimizer, model, self.parallel.groups)
         self.attached = _attached(config.quantization, model, raw)
@@ -120,7 +120,7 @@ class Trainer:
         return [self.model, *([] if self.average is None else [self.average.module])]
 
     def _restored(self) -> Midway:
-        """What was counted of the epoch that is gone on with."""
+        """What was counted of the epoch that is resumed."""
         accelerator = self.accelerator
         before = Midway.restored(self._states, accelerator.process_index, accelerator.num_processes, self._models())
         if self.watch is not None:
@@ -157,7 +157,7 @@ class Trainer:
         """One pass over the loader; returns train_loss, train_accuracy (percent, where there is one) and lr (of the last step).
 
         Args:
-            first: the batch to go on from, where the saved state is of the middle of this epoch.
+            first: the batch to resume from, where the saved state is from the middle of this epoch.
             pause: called after every step of the optimizer but the last with the number of batches done; may save a checkpoint.
 
         Raises:
@@ -239,7 +239,7 @@ class Trainer:
         return next((name for (name, _), ok in zip(named, fine) if not ok), None)
 
     def _average_statistics(self) -> None:
-        """One set of statistics on all processes, so that all evaluate, save and go on with one network."""
+        """One set of statistics on all processes, so that all evaluate, save and continue with one network."""
         for model in self._models():
             average_batchnorm(model)
             average(quantizer.relative_gradients for _, quantizer in lowbit.quantizers(model))
@@ -268,7 +268,9 @@ class Trainer:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         if "param_groups" in saved["optimizer"]:
-            raise LowbitError("the checkpoint is of an earlier version of lowbit; continue it with that, or train anew")
+            raise LowbitError(
+                "an earlier version of lowbit wrote the checkpoint; continue it with that, or start a new run"
+            )
         upgrade_names(self.network, saved["optimizer"])
         parameters = dict(self.model.named_parameters())
         # Others keep rows and columns of what they measure: these have one number for each weight.
@@ -292,7 +294,7 @@ class Trainer:
             handle.load_state_dict(state)
         scaler = self.accelerator.scaler
         if saved["scaler"] is not None:
-            assert scaler is not None  # a run goes on in the precision it began in
+            assert scaler is not None  # a run resumes in the precision it began in
             scaler.load_state_dict(saved["scaler"])
 
 
@@ -308,7 +310,7 @@ def _fitting() -> Iterator[None]:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LowbitError(
-            f"the checkpoint's training state does not fit this run's network and optimizer ({reason}); train anew in "
+            f"the checkpoint's training state does not fit this run's network and optimizer ({reason}); start a new run in "
             "another folder"
         ) from error
 
@@ -344,7 +346,7 @@ class CompiledStep:
 def _attached(
     config: QuantizationConfig | None, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> list[OscillationFreezer | TransitionRate]:
-    """The remedies for oscillation that hang onto the optimizer."""
+    """The remedies for oscillation that are attached to the optimizer."""
     attached: list[OscillationFreezer | TransitionRate] = []
     if config is not None and config.freezing is not None:
         attached.append(OscillationFreezer(model, optimizer, threshold=config.freezing))
@@ -359,7 +361,7 @@ def make_optimizer(
     """The optimizer over `lowbit.parameter_groups`, arranged as it takes them.
 
     Raises:
-        LowbitError: neither torch's sgd or adam nor one of timm's is of that name.
+        LowbitError: neither torch nor timm has an optimizer of that name.
     """
     groups = arrange(lowbit.parameter_groups(model, weight_decay=config.weight_decay, step_lr=config.step_lr))
     if config.name == "sgd":
