@@ -231,19 +231,24 @@ def begun(run: Path, folder: Path) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_export_leaves_nothing(stop, trained_run, tmp_path):
+def stopped(process: subprocess.Popen, by: signal.Signals) -> bool:
+    """Whether a process ends as it should when it gets a signal."""
+    process.send_signal(by)
+    _, said = process.communicate(timeout=60)
+    return (process.returncode, said.splitlines()[-1]) == (130, "lowbit: stopped")
+
+
+def test_a_stopped_export_leaves_nothing(trained_run, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     process = begun(trained_run, folder)
     assert [path.suffix for path in folder.iterdir()] == [".onnx"]
-    process.send_signal(stop)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.splitlines()[-1]) == (130, "lowbit: stopped")
+    assert stopped(process, signal.SIGINT)
     assert not list(folder.iterdir())
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next_write(trained_run, network, tmp_path):
+    """And nothing of one that lives, which is stopped afterwards and leaves nothing either."""
     folder = tmp_path / "out"
     folder.mkdir()
     living, killed = begun(trained_run, folder), begun(trained_run, folder)
@@ -258,8 +263,8 @@ def test_what_a_killed_export_left_is_removed_by_the_next_write(trained_run, net
         names = {path.name for path in folder.iterdir()}
         assert {"other.safetensors", ".mine.lowbit-notes.txt", ".m.lowbit-abcdefgh"} < names and len(names) == 4
     finally:
-        living.terminate()
-        living.communicate(timeout=60)
+        ended = stopped(living, signal.SIGTERM)
+    assert ended
     assert {path.name for path in folder.iterdir()} == {
         "other.safetensors",
         ".mine.lowbit-notes.txt",

@@ -141,11 +141,15 @@ def test_work_is_the_passes_of_all_images() -> None:
     assert Recipe("mine", RECIPES["digits-cnn"].build).work is None
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("-fp") and name not in OWN])
+# With and without distillation it is the same network at the same bits.
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if not name.endswith(("-fp", "-distill")) and name not in OWN]
+)
 def test_network_of_a_recipe_prepares(name: str) -> None:
     config = RECIPES[name]()
     with torch.device("meta"):
         prepared = prepare(_float_network(config.model.name), config.quantization)
+    assert f"{name}-distill" not in RECIPES or RECIPES[f"{name}-distill"]().quantization == config.quantization
     widths = {(row.weight_bits, row.activation_bits) for row in lowbit.layer_table(prepared)[1:-1]}
     assert widths == {(config.quantization.weights, config.quantization.activations)}
 
