@@ -37,21 +37,33 @@ from lowbit.integer.ops import (
     AveragePool,
     ChannelShuffle,
     Concatenate,
+    Constant,
     Convolution,
+    Extremum,
     GlobalAveragePool,
     IndexSelect,
     Linear,
     LinearResize,
     Lookup,
     LookupPerChannel,
+    MaskedSoftmax,
+    MatMul,
     MaxPool,
     Multiply,
+    Normalize,
+    Pad,
     PadChannels,
+    PixelShuffle,
+    PixelUnshuffle,
     Quantize,
+    Reduce,
     Requantize,
     Reshape,
     Slice,
+    Softmax,
     Subtract,
+    SumOfProducts,
+    Transpose,
     UnevenAveragePool,
     Upsample,
 )
@@ -88,8 +100,43 @@ class Various(nn.Module):
         return self.head(F.relu(self.squeeze(x)).mean((2, 3)))
 
 
+class Tokens(nn.Module):
+    """What transformers and sequences have: norms, attention with a mask and without, a class token, extrema, a GRU, pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.groups = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GroupNorm(2, 8)
+        self.embed, self.token = nn.Linear(16, 12), nn.Parameter(torch.randn(1, 1, 12))
+        self.position, self.norm, self.rms = nn.Parameter(torch.randn(1, 13, 12)), nn.LayerNorm(12), nn.RMSNorm(12)
+        self.qkv, self.mix, self.state = nn.Linear(12, 36), nn.Linear(12, 12), nn.GRU(12, 6, batch_first=True)
+        self.head = nn.Linear(30, 5)
+        for norm in (self.groups, self.norm, self.rms):
+            nn.init.normal_(norm.weight, 1.0, 0.3)
+        for norm in (self.groups, self.norm):
+            nn.init.normal_(norm.bias, 0.0, 0.3)
+        self.register_buffer("hidden", torch.ones(13, 13, dtype=torch.bool).triu(2))
+
+    def attention(self, x: Tensor, *, masked: bool) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 6)).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = torch.matmul(q, k.transpose(-2, -1)) * 6**-0.5
+        scores = scores.masked_fill(self.hidden, -torch.inf) if masked else scores
+        return torch.matmul(scores.softmax(-1), v).transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(self.groups(self.first(x)), (0, 1, 2, 0))
+        x = F.interpolate(x, (6, 8), mode="bicubic")
+        x = F.pixel_unshuffle(F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2)[:, :4], 2)
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        x = x + self.mix(self.attention(self.norm(x), masked=False))
+        x = x + self.mix(self.attention(self.rms(x), masked=True))
+        state = self.state(x[:, :3])[0][:, -1]
+        return self.head(torch.cat([state, x.amax(1) + x.amin(1), x.mean(1) - x.sum(1)], 1))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "various": (Various, (3, 24, 22)),
+    "tokens": (Tokens, (3, 8, 10)),
     "digits-cnn": (lambda: models.create("digits-cnn"), (1, 8, 8)),
     "cifar-resnet20": (lambda: models.create("cifar-resnet20"), (3, 32, 32)),
     "ds-cnn": (lambda: models.create("ds-cnn"), (1, 49, 10)),
@@ -171,7 +218,8 @@ def changes(node: Node, graph: Graph) -> Iterator[Change]:
         yield "another divisor", replace(node, windows=(*node.windows[:-1], (axis, start, stop, divisor + 1)))
     if isinstance(node, LinearResize):
         swapped = tuple(
-            (axis, first, far, near) if far else (axis, first, near, far) for axis, first, near, far in node.points
+            (axis, first, *reversed(weights)) if weights[-1] else (axis, first, *weights)
+            for axis, first, *weights in node.points
         )
         yield "weights swapped", replace(node, points=swapped)
     if isinstance(node, IndexSelect):
@@ -180,13 +228,60 @@ def changes(node: Node, graph: Graph) -> Iterator[Change]:
     if isinstance(node, GlobalAveragePool):
         x = graph.input_types(node)[0]
         yield "sum of one window less", _part_of_mean(node, x)
-    if isinstance(node, Quantize | Requantize | Add | Multiply | Subtract | AveragePool | GlobalAveragePool):
+    yield from _of_sequences(node)
+    if isinstance(node, _ON_A_GRID):
         y = node.codes_of()
         yield "scale of another grid", replace(node, type=replace(y, scale=float(torch.tensor(y.scale * 1.02))))
     if isinstance(node, Reshape) and len(node.shape_of()) == 1 and len(graph.by_name[node.inputs[0]].shape_of()) > 1:
         channels, *space = graph.by_name[node.inputs[0]].shape_of()
         if channels > 1 and max(space) > 1:
             yield "channels last", ChannelShuffle(name=node.name, inputs=node.inputs, groups=channels)
+
+
+_ON_A_GRID = (Quantize, Requantize, Add, Multiply, Subtract, AveragePool, GlobalAveragePool, MatMul, Softmax, MaskedSoftmax,
+              Normalize, Reduce, SumOfProducts)  # fmt: skip
+
+
+def _of_sequences(node: Node) -> Iterator[Change]:
+    """Mutations of what transformers, sequences and pixels have."""
+    if isinstance(node, Softmax | MaskedSoftmax):
+        yield "another dimension", replace(node, axis=node.axis - 1)
+        table = node.entries()
+        yield (
+            "exponentials of twice the step",
+            replace(node, table=torch.cat([table[::2], table.new_zeros(len(table))])[: len(table)]),
+        )
+    if isinstance(node, MaskedSoftmax):
+        yield (
+            "mask dropped",
+            Softmax(name=node.name, inputs=node.inputs[:1], type=node.type, axis=node.axis, table=node.table),
+        )
+    if isinstance(node, Normalize):
+        yield "γ dropped", replace(node, gain=None)
+        yield "β dropped", replace(node, shift=None)
+        yield "γ of the next element", replace(node, gain=None if node.gain is None else _next(node.gain))
+        yield "β of the next element", replace(node, shift=None if node.shift is None else _next(node.shift))
+        yield "mean taken, or not", replace(node, centered=not node.centered)
+        yield "half as many elements", replace(node, count=max(node.count // 2, 1))
+        yield "ε a million times larger", replace(node, eps=node.eps * 1e6)
+    if isinstance(node, Reduce | Extremum):
+        (other,) = set(node.functions) - {node.function}
+        yield f"{other} for {node.function}", replace(node, function=other)
+    if isinstance(node, Constant):
+        yield "the next element's", replace(node, codes=_next(node.codes))
+    if isinstance(node, SumOfProducts):
+        a, b, c, d = node.inputs
+        yield "factors swapped", replace(node, inputs=(a, c, b, d))
+        yield "second product dropped", Multiply(name=node.name, inputs=(a, b), type=node.type)
+    if isinstance(node, Transpose | PixelShuffle | PixelUnshuffle):
+        yield "reshaped", Reshape(name=node.name, inputs=node.inputs, shape=node.shape_of())
+    if isinstance(node, Pad):
+        yield "before and after swapped", replace(node, padding=tuple(pair[::-1] for pair in node.padding))
+
+
+def _next(x: Tensor) -> Tensor:
+    """Moved by one along the last dimension that has several elements."""
+    return x.roll(1, max((axis for axis, size in enumerate(x.shape) if size > 1), default=0))
 
 
 def _windows(node: Any) -> Iterator[Change]:
