@@ -14,7 +14,7 @@ import lowbit
 from lowbit import LowbitError
 from lowbit.lowering.layouts import Layout, layout_of
 from lowbit.lowering.tracer import BATCH
-from tests.lowering.networks import Forward, images
+from tests.lowering.networks import Forward, finish, images, start
 
 X = images(4, 3, 9, 7)
 
@@ -245,3 +245,13 @@ def test_what_has_no_integer_form_for_the_first_batch_is_refused_before_training
     network = lowbit.prepare(Forward(folds), integer_only=True)
     with pytest.raises(LowbitError, match=r"flip .* along the dimension of the batch"):
         lowbit.calibrate(network, [X])
+
+
+@pytest.mark.parametrize(
+    ("norm", "words"), [(nn.BatchNorm2d(5), "running_mean should contain 8"), (nn.BatchNorm1d(8), "expected 2D or 3D")]
+)
+def test_batch_norm_that_does_not_fit_is_refused(norm, words):
+    """Its shape is taken for its input's only where it takes that."""
+    model = Forward(lambda self, x: finish(self, self.wrong(start(self, x))), wrong=norm)
+    with pytest.raises(LowbitError, match=words):
+        lowbit.prepare(model, integer_only=True, example_input=torch.randn(2, 3, 6, 5))
