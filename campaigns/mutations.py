@@ -272,7 +272,7 @@ def _of_sequences(node: Node) -> Iterator[Change]:
     if isinstance(node, SumOfProducts):
         a, b, c, d = node.inputs
         yield "factors swapped", replace(node, inputs=(a, c, b, d))
-        yield "second product dropped", Multiply(name=node.name, inputs=(a, b), type=node.type)
+        yield "first product twice", replace(node, inputs=(a, b, a, b))
     if isinstance(node, Transpose | PixelShuffle | PixelUnshuffle):
         yield "reshaped", Reshape(name=node.name, inputs=node.inputs, shape=node.shape_of())
     if isinstance(node, Pad):
@@ -530,11 +530,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(rows: Sequence[Row], options: argparse.Namespace) -> str:
     """The table as a page of the documentation."""
+    chosen = "" if options.networks == list(NETWORKS) else f"--networks {' '.join(options.networks)} "
     networks = ", ".join(f"{name} ({sum(row.network == name for row in rows)})" for name in options.networks)
     total = Counter(row.found for row in rows)
     return f"""# Wrong conversions, and whether the proof sees them
 
-    python -m campaigns.mutations --report {options.report}
+    python -m campaigns.mutations {chosen}--report {options.report}
 
 torch {torch.__version__}, Python {platform.python_version()}. Networks, and how many changes to a node of each: {networks};
 at {" and ".join(f"W{bits}A{bits}" for bits in options.bits)}.

@@ -73,6 +73,7 @@ class Shapes:
         if isinstance(module, Quantizer):
             return args[0]
         if is_norm(module):
+            assert isinstance(module, _BatchNorm)
             x = args[0] if args else kwargs["input"]
             module._check_input_dim(x)
             # Computing it would be a third of the time that the shapes of a large network take.
