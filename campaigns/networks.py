@@ -28,13 +28,12 @@ from lowbit.models import Network
 QUICK_SIDE = 64
 
 
-def input_shape(network: Network, quick: bool, *, integers: bool = False) -> tuple[int, ...]:
+def input_shape(network: Network, quick: bool) -> tuple[int, ...]:
     """The published input, or with `quick` a smaller one where the network was made for ImageNet.
 
-    DeiT takes no other size, and VGG-16 has an integer form at no other.
+    DeiT takes no other size.
     """
-    fixed = network.name == "deit-tiny" or (integers and network.name == "vgg16-bn")
-    if quick and network.num_classes == 1000 and not fixed:
+    if quick and network.num_classes == 1000 and network.name != "deit-tiny":
         return (3, QUICK_SIDE, QUICK_SIDE)
     return network.input_shape
 
@@ -151,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(
             {"network": name, "input": "x".join(map(str, input_shape(network, options.quick)))}
             | sizes(network)
-            | integer_form(network, input_shape(network, options.quick, integers=True), options.samples)
+            | integer_form(network, input_shape(network, options.quick), options.samples)
             | step_times(network, input_shape(network, options.quick), options)
         )
         print(" ".join(str(value) for value in rows[-1].values()), flush=True)
