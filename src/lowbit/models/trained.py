@@ -36,6 +36,7 @@ class Shipped:
 
 
 _RESNET8 = "24bdaa08ba23e264fa0afdf58f5710ee47ba82a0094e13edf2f011f189350237"
+_RESNET20 = "513972532a4f55ac91f4c7a38ef4d028f5488e7d8e50bb960e9c61f6a218bbcf"
 
 SHIPPED: dict[str, Shipped] = {
     "resnet8-cifar10jpeg-w2a2": Shipped(
@@ -55,6 +56,24 @@ SHIPPED: dict[str, Shipped] = {
         80.50,
         "ship/resnet8-w4a4-integer-only-3ep-s0",
         _RESNET8,
+    ),
+    "resnet20-cifar10jpeg-w2a2": Shipped(
+        "a6feb14d92e875fbe568bffe7bbf6deb061e91257c917e1dd68ed957dc6b1188",
+        82.56,
+        "ship/cifar-resnet20-w2a2-integer-only-3ep-s0",
+        _RESNET20,
+    ),
+    "resnet20-cifar10jpeg-w3a3": Shipped(
+        "e4528af76e2ae98b8393b8d3eefe5585e24bf0bcc20213d6a0845e11359020c0",
+        85.94,
+        "ship/cifar-resnet20-w3a3-integer-only-3ep-s0",
+        _RESNET20,
+    ),
+    "resnet20-cifar10jpeg-w4a4": Shipped(
+        "6bf7b2505bc271a5438d657524137c50971c7a0110ad39b565f5bebaa00d1cf4",
+        87.27,
+        "ship/cifar-resnet20-w4a4-integer-only-3ep-s0",
+        _RESNET20,
     ),
 }
 """The networks that come with lowbit. Their images are those of CIFAR-10 stored as JPEG."""
