@@ -55,6 +55,18 @@ def test_a_healthy_network_has_no_findings(network, integer_only, granularity):
     assert "nothing found" in found.table()
 
 
+def test_a_range_that_the_method_fixes_is_no_finding(network):
+    with torch.no_grad():
+        network.bn3.weight.mul_(30)  # far beyond DoReFa's [0, 1]
+    rules = {"init_weights": None, "method": "dorefa"}
+    fixed = diagnose(prepared(network, init_activations=None, **rules), batches())
+    chosen = diagnose(prepared(network, **rules), batches())
+    kinds = [{(f.layer, f.kind) for f in found.findings} for found in (fixed, chosen)]
+    tensor = next(each for each in fixed.tensors if (each.layer, each.tensor) == ("conv4", "input"))
+    assert tensor.clipped_high > 0.3 and tensor.gain == 0
+    assert ("conv4", Kind.CLIPPED) not in kinds[0] | kinds[1]
+
+
 def test_numbers_of_tensors_and_layers(network):
     model = prepared(network, bits=3)
     data = batches()

@@ -13,7 +13,7 @@ from lowbit.diagnosis.records import TensorRecord
 from lowbit.errors import LowbitError
 from lowbit.grid import Grid
 from lowbit.quantizer import functional
-from lowbit.quantizer.initialization import INITS, Statistics, find_initial
+from lowbit.quantizer.initialization import INITS, Statistics, find_initial, unit_init
 from lowbit.quantizer.module import Quantizer
 
 SAMPLE = 4096
@@ -142,6 +142,8 @@ class Measured:
         sample = torch.cat(self.samples, 1)
         best_ratio, best_noise, sampled_noise, sampled = _best_ratio(sample, quantizer)
         sqnr = decibels(squares, noise)
+        if quantizer.method.init is unit_init and quantizer.method.step_gradient is None:
+            best_ratio, best_noise = 1.0, sampled_noise  # DoReFa's range: neither data nor training has a say in it
         ratio, at_bound = _trajectory(quantizer)
         expected, expected_signed = self._expected(sample)
         dead = _dead(self.alive, float_alive)
