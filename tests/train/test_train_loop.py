@@ -377,7 +377,7 @@ def test_checkpoints_of_someone_else_are_left_alone(config: TrainConfig) -> None
     theirs = Path(config.output) / "checkpoints" / "epoch-7" / "model.pt"
     theirs.parent.mkdir(parents=True)
     theirs.touch()
-    with pytest.raises(LowbitError, match="checkpoints: is there already, and of no run"):
+    with pytest.raises(LowbitError, match="checkpoints: exists already and belongs to no run"):
         run(config)
     assert theirs.exists()
 
