@@ -421,10 +421,9 @@ def test_a_fractional_offset_says_how_to_snap():
         lowbit.to_integer(prepared, x)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "efficientnet_b0"])
-def test_a_pickled_network_is_the_same_network(name, tmp_path):
+def test_a_pickled_network_is_the_same_network(tmp_path):
     """timm's batch-norms with an activation inside are taken apart once, not again by whoever loads the network."""
-    model = pytest.importorskip("timm").create_model(name, num_classes=5)
+    model = pytest.importorskip("timm").create_model("mobilenetv3_small_050", num_classes=5)
     x = images(2, 3, 32, 32)
     prepared = trained(model, x)
     torch.save(prepared, tmp_path / "network.pt")
