@@ -6,29 +6,22 @@ What changes from step to step (images, labels, learning rate, what a method ann
 The kernels are those of a step that is not compiled, and so are the losses: on an H200 those of three epochs of ResNet-8 at W2A2 were the
 same to every digit printed, by LSQ and by LG-LSQ, in 1.1 instead of 3.0 s for 93 steps. Nothing is looked at during training (`lowbit.diagnosis.watch`).
 
-It is for campaigns alone: a run that is stopped within an epoch goes on from the epoch's beginning.
+It is for campaigns alone.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import lowbit
-from lowbit.data import Loader
-from lowbit.inputs import each
-from lowbit.train.machine import arranged
-from lowbit.train.trainer import Report, Trainer, _check_finite
+from lowbit.inputs import Inputs
+from lowbit.train.trainer import Trainer
 
 _WARM = 3
 """Steps that are run before one is recorded: they compile the quantizers' kernels and make the optimizer's state."""
-_LOOK = 2.0
-"""Seconds between two looks at the loss."""
 
 
 class ReplayedTrainer(Trainer):
@@ -51,7 +44,6 @@ class ReplayedTrainer(Trainer):
         for group in self.raw.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
             group |= {"fused": True, "foreach": False} | ({"capturable": True} if "capturable" in group else {})
-        self._anneals = any(_anneals(quantizer) for _, quantizer in lowbit.quantizers(self.model))
         self._warmed = 0
         self._replay: Callable[[], None] | None = None
         self._side = self.side_stream()
@@ -78,18 +70,6 @@ class ReplayedTrainer(Trainer):
             step()
         return graph.replay
 
-    def _set_progress(self, epochs_done: float) -> None:
-        if not self.replayed:
-            super()._set_progress(epochs_done)
-            return
-        factor = self.config.schedule.factor(epochs_done, self.config.epochs)
-        for group, lr in zip(self.raw.param_groups, self.initial_lr):
-            group["lr"].fill_(lr * factor)
-        fraction = epochs_done / self.config.epochs
-        if self._anneals:
-            lowbit.set_progress(self.model, fraction)
-        self.task.set_progress(fraction)
-
     def _whole_step(self) -> None:
         self.raw.zero_grad(set_to_none=True)
         loss, self._count = self._step(self._inputs, self._targets)
@@ -97,38 +77,9 @@ class ReplayedTrainer(Trainer):
         self.raw.step()
         self._loss = loss.detach()
 
-    def train_epoch(
-        self,
-        epoch: int,
-        loader: Loader,
-        report: Report,
-        *,
-        first: int = 0,
-        pause: Callable[[int], None] = lambda _: None,
-    ) -> dict[str, float]:
+    def _learn(self, inputs: Inputs, targets: Any) -> tuple[Tensor, Tensor | None]:
         if not self.replayed:
-            return super().train_epoch(epoch, loader, report, first=first, pause=pause)
-        device, steps = self.accelerator.device, len(loader)
-        losses = torch.zeros(steps, device=device)
-        right = torch.zeros((), dtype=torch.int64, device=device)
-        seen, checked, looked = 0, 0, time.monotonic()
-        loader.set_epoch(epoch, 0)
-        self.wrapped.train()
-        for i, (inputs, targets) in enumerate(loader):
-            self._set_progress(epoch + i / steps)
-            inputs = each(partial(arranged, layout=self.config.memory_format), inputs)
-            self._one(inputs, targets)
-            losses[i] = self._loss
-            right += self._count
-            seen += len(targets)
-            if time.monotonic() - looked > _LOOK or i + 1 == steps:
-                _check_finite(losses[checked : i + 1], epoch, checked)
-                report(epoch, i + 1, steps, float(losses[: i + 1].mean()), 100 * int(right) / seen)
-                checked, looked = i + 1, time.monotonic()
-        numbers = {"train_loss": float(losses.mean()), "train_accuracy": 100 * float(right) / seen}
-        return numbers | {"lr": float(self.raw.param_groups[0]["lr"])}
-
-    def _one(self, inputs: Tensor, targets: Tensor) -> None:
+            return super()._learn(inputs, targets)
         if self._replay is not None:
             self._inputs.copy_(inputs)
             self._targets.copy_(targets)
@@ -141,11 +92,4 @@ class ReplayedTrainer(Trainer):
             self._inputs, self._targets = inputs.clone(), targets.clone()
             self._replay = self.record(self._whole_step)
             self._replay()
-
-
-def _anneals(quantizer: Any) -> bool:
-    method, balance = quantizer.method, quantizer.balance
-    functions = (method.surrogate_gradient, method.gradient_scaling)
-    return any(each is not None and each.final is not None for each in functions) or (
-        balance is not None and balance.final is not None
-    )
+        return self._loss, self._count

@@ -185,17 +185,10 @@ class Trainer:
                 self.on_step(self, epoch + i / steps)
             self._set_progress(epoch + i / steps)
             inputs = each(partial(arranged, layout=config.memory_format), inputs)
-            with self.parallel.batch(self.wrapped):
-                with accelerator.autocast():
-                    loss, count = self.step(inputs, targets)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    self.parallel.finish_gradients(self.model.parameters(), config.grad_clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+            loss, count = self._learn(inputs, targets)
             if self.average is not None and accelerator.sync_gradients:
                 self.average.update_parameters(self.model)
-            losses[i] = loss.detach()
+            losses[i] = loss
             counted = counted and count is not None
             right += 0 if count is None else count
             seen += batch_size(inputs)
@@ -211,13 +204,29 @@ class Trainer:
         self._average_statistics()
         accuracy = {"train_accuracy": 100 * float(accelerator.reduce(right / seen, "mean"))} if counted else {}
         loss = float(accelerator.reduce(losses.mean(), "mean"))
-        return {"train_loss": loss, **accuracy, "lr": self.optimizer.param_groups[0]["lr"]}
+        return {"train_loss": loss, **accuracy, "lr": float(self.optimizer.param_groups[0]["lr"])}
+
+    def _learn(self, inputs: Inputs, targets: Any) -> tuple[Tensor, Tensor | None]:
+        """The passes of one batch and, with its last batch, a step of the optimizer; what `_step` returns, detached."""
+        accelerator = self.accelerator
+        with self.parallel.batch(self.wrapped):
+            with accelerator.autocast():
+                loss, count = self.step(inputs, targets)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                self.parallel.finish_gradients(self.model.parameters(), self.config.grad_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss.detach(), count
 
     def _set_progress(self, epochs_done: float) -> None:
         """Set what changes over training: learning rates, rounding parameters, the task's factors."""
         factor = self.config.schedule.factor(epochs_done, self.config.epochs)
         for group, lr in zip(self.optimizer.param_groups, self.initial_lr):
-            group["lr"] = lr * factor
+            if isinstance(group["lr"], Tensor):  # which something else reads, a recorded step
+                group["lr"].fill_(lr * factor)
+            else:
+                group["lr"] = lr * factor
         fraction = epochs_done / self.config.epochs
         lowbit.set_progress(self.model, fraction)
         self.task.set_progress(fraction)
