@@ -9,7 +9,6 @@ network. Run it in an environment that has aimet-torch beside lowbit's own needs
 from __future__ import annotations
 
 import copy
-import csv
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -119,13 +118,8 @@ def main() -> None:
                     }
                 )
                 print(*rows[-1].values(), sep="  ", flush=True)
-    with (
-        atomic_write(RESULTS / "diagnosis-peers.csv") as temporary,
-        open(temporary, "w", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with atomic_write(RESULTS / "diagnosis-peers.csv") as temporary:
+        harness.write_csv(rows, temporary)
     print(harness.machine())
 
 

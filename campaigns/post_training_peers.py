@@ -9,7 +9,6 @@ Rows go to docs/results/post-training-peers.csv; what is there is not run again.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import tempfile
 import time
@@ -190,10 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "machine": harness.machine(),
             }
         )
-        with atomic_write(options.results) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        with atomic_write(options.results) as temporary:
+            harness.write_csv(rows, temporary)
         print(*rows[-1].values(), sep="  ", flush=True)
 
 
