@@ -116,6 +116,16 @@ def test_contestants_take_turns():
     assert [len(timing.seconds) for timing in times.values()] == [3, 3]
 
 
+def test_seconds_are_the_clocks():
+    now = [0.0]
+
+    def run():
+        now[0] += 2.0
+
+    times = harness.interleave({"a": run}, repetitions=2, clock=lambda: now[0])
+    assert times["a"].seconds == (2.0, 2.0)
+
+
 def test_step_and_memory(tmp_path):
     arguments = [
         "--networks",
@@ -201,10 +211,14 @@ def test_growth_and_the_chain(monkeypatch):
 def test_inference(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    main(["inference", "--network", "resnet8", "--repetitions", "2", "--output", str(tmp_path)])
+    options = ["--networks", "resnet8", "--widths", "W4A4", "W8A8", "--repetitions", "2", "--output", str(tmp_path)]
+    main(["inference", *options])
     rows = read(tmp_path, "inference-resnet8")
-    assert [row["contestant"] for row in rows][1:] == [f"ONNX Runtime {k}" for k in ("float32", "W4A4", "W4A4 packed")]
-    assert float(rows[3]["file kB"]) < float(rows[1]["file kB"])
+    kinds = ("float32", "W4A4", "W4A4 packed", "W8A8")
+    assert [row["contestant"] for row in rows][1:] == [f"ONNX Runtime {kind}" for kind in kinds]
+    assert float(rows[3]["file kB"]) < float(rows[2]["file kB"]) < float(rows[1]["file kB"])
+    with pytest.raises(SystemExit):
+        main(["inference", "--widths", "4"])
 
 
 @pytest.mark.parametrize("channel", [False, True])
