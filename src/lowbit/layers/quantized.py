@@ -47,6 +47,8 @@ class QuantizedLayer(nn.Module):
         batched = input.dim() >= self.weight.dim()
         x_hat = self.input_quantizer(input if batched else input[None])
         w_hat = self.weight_quantizer(self.quantized_from())
+        if w_hat is self.weight:  # an alias, which `layers.reading` does not take for the weight that an owner reads
+            w_hat = w_hat.view_as(w_hat)
         y = product(self.compute, x_hat, w_hat, self.used_bias(), *options)
         return y if batched else y[0]
 

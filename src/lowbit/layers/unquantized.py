@@ -88,7 +88,7 @@ def unquantized(model: nn.Module) -> Iterator[Unquantized]:
 def _multiplied(module: nn.Module) -> dict[str, Tensor]:
     """The parameters, of at least two dimensions, that the methods of a module multiply with."""
     weights = {}
-    for path in _operands(type(module)):
+    for path in operands(type(module)):
         value = module
         for attribute in path.split("."):
             value = getattr(value, attribute, None)
@@ -100,7 +100,7 @@ def _multiplied(module: nn.Module) -> dict[str, Tensor]:
 
 
 @cache
-def _operands(kind: type[nn.Module]) -> tuple[str, ...]:
+def operands(kind: type[nn.Module]) -> tuple[str, ...]:
     """Attributes of self, as dotted paths, of which an operand of a product in the class's methods is made.
 
     Only operands that do not depend on a method's arguments count: an operand made of data and a parameter, as

@@ -13,6 +13,7 @@ from lowbit.errors import LowbitError
 from lowbit.layers.attention import is_attention, quantize_attention
 from lowbit.layers.computed import check_not_computed, copied
 from lowbit.layers.quantized import QuantizedLayer, add_quantizers, check_layer, float_class
+from lowbit.layers.reading import quantize_reads
 from lowbit.layers.rules import INSERTED, Rule, Rules, Setting, check_bits
 from lowbit.layers.sites import input_sites, quantizers, upgrade_names
 from lowbit.layers.unquantized import UnquantizedWarning, unquantized, warning_text
@@ -133,6 +134,8 @@ def prepare(
     for name, setting in attentions.items():
         if not setting.skip:
             quantize_attention(name, prepared.get_submodule(name), setting)
+    if not integer_only:  # which records such calls
+        quantize_reads(prepared)
     if integer_only:
         method_between = replace(get_method("lsq"), power_of_two=method.for_activations.power_of_two)
         between = Setting(None, 8, method_between, "tensor", narrow)

@@ -1,0 +1,84 @@
+"""Layers whose owner reads their weight: `F.linear(x, self.qkv.weight, bias)` in its forward, not `self.qkv(x)`.
+
+Nothing calls such a layer, so its quantizers would never run. The owner's class is swapped for one whose forward
+recognizes these calls by their weight and computes y = function(x̂, ŵ, …) with the layer's quantizers. Only the weight
+as it is can be recognized: one that is transposed, masked or added to first makes another tensor, and a layer that
+nothing else reaches is named by `lowbit.calibrate` then.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lowbit.layers.product import product
+from lowbit.layers.quantized import QuantizedLayer
+from lowbit.layers.unquantized import operands
+
+_FUNCTIONS = frozenset({
+    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+})  # fmt: skip
+
+
+class _Reads(TorchFunctionMode):
+    """Within: calls of functions with the weight of one of the layers are quantized as the layer is."""
+
+    def __init__(self, layers: Sequence[QuantizedLayer]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _FUNCTIONS:
+            given = dict(zip(("input", "weight"), args)) | dict(kwargs or {})
+            x, weight = given.pop("input"), given.pop("weight")
+            for layer in self.layers:
+                if weight is layer.weight:
+                    x_hat, w_hat = layer.input_quantizer(x), layer.weight_quantizer(layer.quantized_from())
+                    return product(lambda x, w: func(x, w, *args[2:], **given), x_hat, w_hat)
+        return func(*args, **(kwargs or {}))
+
+
+def quantize_reads(model: nn.Module) -> None:
+    """Let every module that reads weights of prepared layers quantize what it computes with them, in place."""
+    for module in list(model.modules()):
+        paths = [path for path in operands(type(module)) if _layers_at(module, path)]
+        if paths and not isinstance(module, QuantizedLayer):
+            module.__class__ = _reading_class(type(module))
+            vars(module)["reads_layers_at"] = paths
+
+
+def _layers_at(module: nn.Module, path: str) -> list[QuantizedLayer]:
+    """The prepared layers in what the path leads to: a layer, or a list of some."""
+    value: Any = module
+    for attribute in path.split("."):
+        value = getattr(value, attribute, None)
+    return (
+        [each for each in value.modules() if isinstance(each, QuantizedLayer)] if isinstance(value, nn.Module) else []
+    )
+
+
+@functools.cache
+def _reading_class(kind: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _Reads([layer for path in self.reads_layers_at for layer in _layers_at(self, path)]):
+            return kind.forward(self, *args, **kwargs)
+
+    members = {"__module__": __name__, "__reduce__": _reduce, "_made_of": kind, "forward": forward}
+    return type(f"Reading{kind.__name__}", (kind,), members)
+
+
+def _reduce(module: Any) -> tuple:
+    # The class is made when needed, so that pickle finds it under no name.
+    return _empty, (module._made_of,), module.__dict__
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    return _reading_class(kind).__new__(_reading_class(kind))
