@@ -399,3 +399,34 @@ def test_a_shared_quantizer_is_saved_by_formats_that_refuse_shared_memory(tmp_pa
     for again in (by_file, by_model):
         assert again.left.input_quantizer is again.right.input_quantizer
         assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+class OneChannel(nn.Module):
+    """A layer-norm over one channel gives its bias, whatever it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Linear(4, 1), nn.LayerNorm(1)
+        self.fc1, self.fc2 = nn.Linear(1, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(self.norm(self.stem(x))))
+
+
+def test_a_normalized_channel_that_is_its_bias_alone_is_calibrated_as_training_makes_it():
+    torch.manual_seed(0)
+    model, x = OneChannel(), batch(3, 4)
+    prepared = lowbit.calibrate(lowbit.prepare(model, first_last=4), [x])
+    assert not prepared.norm.bias.any() and not prepared.norm._forward_hooks
+    nn.init.constant_(model.norm.bias, -0.04)  # as every parameter that is 0 at first
+    trained = lowbit.calibrate(lowbit.prepare(model, first_last=4), [x])
+    assert torch.equal(prepared.fc1.input_quantizer.step, trained.fc1.input_quantizer.step)
+    # The zeros of dead layers and of empty data stay what they are.
+    nn.init.zeros_(model.norm.bias)
+    nn.init.zeros_(model.stem.bias)
+    with pytest.raises(LowbitError, match="input of layer 'stem' is all zero"):
+        lowbit.calibrate(lowbit.prepare(model), [0 * x])
+    model.stem = nn.Sequential(nn.Linear(4, 1), nn.ReLU())
+    nn.init.constant_(model.stem[0].bias, -100.0)
+    with pytest.raises(LowbitError, match="input of layer 'fc1' is all zero"):
+        lowbit.calibrate(lowbit.prepare(model), [x])

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from lowbit.batches import parts_of, required_inputs
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
+from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.sites import Site, input_sites, quantized_layers, replaced
 from lowbit.lowering.checks import check_norms
 from lowbit.lowering.ties import apart, averages
@@ -99,14 +100,14 @@ def _observe(
 ) -> dict[Quantizer, Observer]:
     """Run the float network on the batches; an observer with the statistics of each waiting quantizer."""
     device = next(model.parameters()).device
-    with observed(model, waiting) as observers:
+    with observed(model, waiting) as observers, _biases_alone(model) as biases:
         last = None
         for batch in batches:
             run_batch(model, batch, device)
             last = batch
         if last is None:
             raise LowbitError("no batches to calibrate with: pass at least one batch of the network's inputs")
-        if _with_started_parameters(observers):
+        if _with_started_parameters(observers, biases):
             run_batch(model, last, device)
         unreached = _unreached(observers)
         if unreached and iter(batches) is not batches:  # else they are used up
@@ -150,17 +151,60 @@ def _in_training(model: nn.Module, sites: Sequence[Site], observers: Mapping[Qua
         observer.waits = id(observer) in missing
 
 
-def _with_started_parameters(observers: Mapping[Quantizer, Observer]) -> bool:
+def _with_started_parameters(observers: Mapping[Quantizer, Observer], biases: _Biases) -> bool:
     """Let parameters that are 0 have values as in training, and observe what was all 0; False where nothing was."""
     zero = [each for each in observers.values() if each.statistics.count and not bool(each.statistics.max_abs.any())]
     starting = [each for each in observers.values() if each.zero_parameter]
-    if not zero or not starting:
+    if not zero or not (starting or any(biases.alone.values())):
         return False
     for observer in observers.values():
-        observer.waits = observer in zero
+        observer.waits = observer.anew = observer in zero
     for observer in starting:
         observer.starts = True
+    biases.start()
     return True
+
+
+class _Biases:
+    """The biases that are still 0 and all that their module gives, as that of a layer-norm over a single channel is.
+
+    What such a module takes is not 0: where it is, its zeros are the data's and no parameter would mend them.
+    """
+
+    def __init__(self) -> None:
+        self.alone: dict[nn.Module, bool] = {}
+        self.zeros: list[tuple[nn.Parameter, Tensor]] = []
+
+    def look(self, module: nn.Module, inputs: tuple, output: object) -> None:
+        """A forward hook."""
+        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+            alone = not bool(output.any()) and bool(inputs[0].any())
+            self.alone[module] = alone and self.alone.get(module, True)
+
+    def start(self) -> None:
+        """Give them values as in training."""
+        for bias in (module.bias for module, alone in self.alone.items() if alone):
+            assert isinstance(bias, nn.Parameter)
+            self.zeros.append((bias, bias.data))
+            bias.data = _as_parameters_start(bias.data)
+
+
+@contextmanager
+def _biases_alone(model: nn.Module) -> Iterator[_Biases]:
+    """Within: looks for such biases; what has been started is 0 again behind it."""
+    biases, hooks = _Biases(), []
+    for module in model.modules():
+        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+        scaled = weight is None or bool(weight.any())  # by other numbers than 0
+        if bias is not None and not isinstance(module, QuantizedLayer) and scaled and not bool(bias.any()):
+            hooks.append(module.register_forward_hook(biases.look))
+    try:
+        yield biases
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for bias, zeros in biases.zeros:
+            bias.data = zeros
 
 
 class Observer(nn.Module):
@@ -174,6 +218,7 @@ class Observer(nn.Module):
         self.tokens = tokens
         self.seen: list[int] = []
         self.waits = True
+        self.anew = False  # forgets at the next tensor those before it
         self.zero_parameter = False
         self.starts = False  # gives a parameter that is 0 other values
 
@@ -190,6 +235,8 @@ class Observer(nn.Module):
         self.seen.append(self.tokens.of(x))
         if x.numel() == 0:  # what a detector without detections gives its second stage
             return x
+        if self.anew:
+            self.statistics, self.anew = Statistics(self.quantizer.raw_step.shape), False
         self.zero_parameter = self.quantizer.batch_dim is None and not bool(x.any())
         self.statistics.update(_as_parameters_start(x) if self.zero_parameter else self.quantizer.transform(x))
         if not bool(torch.isfinite(self.statistics.low).all() and torch.isfinite(self.statistics.high).all()):
