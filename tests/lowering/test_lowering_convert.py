@@ -274,7 +274,7 @@ def test_a_batch_norm_with_a_forward_of_its_own():
             return 2 * super().forward(x)
 
     model = Forward(lambda self, x: finish(self, start(self, x)), norm=Doubled(8))
-    with pytest.raises(LowbitError, match="batch_norm in 'norm'"):
+    with pytest.raises(LowbitError, match=r"batch_norm in 'norm' \(Doubled\)"):
         lowbit.prepare(model, integer_only=True, example_input=images(4, 3, 9, 7))
 
 

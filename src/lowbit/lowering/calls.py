@@ -127,14 +127,19 @@ def describe(node: fx.Node, modules: Modules) -> str:
     if node.op == "call_module":
         return describe_layer(str(node.target), modules[str(node.target)])
     stack = node.meta.get("nn_module_stack")
-    place = next(reversed(stack.values()))[0] if stack else ""
+    place, kind = next(reversed(stack.values())) if stack else ("", "")
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{name} in {place!r}" if place else f"{name} in the network's forward"
+    return f"{name} in {place!r} ({_class_name(kind)})" if place else f"{name} in the network's forward"
 
 
 def describe_layer(name: str, layer: nn.Module) -> str:
     """A layer's name and class, the class it had before it was prepared."""
     return f"layer {name!r} ({class_of(layer).__name__})"
+
+
+def _class_name(kind: type | str) -> str:
+    """Of a class as torch.fx keeps it in a graph: itself, or spelled out."""
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 
 def class_of(layer: nn.Module) -> type[nn.Module]:
