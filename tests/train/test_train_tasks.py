@@ -10,8 +10,19 @@ from torch import nn
 import lowbit
 from lowbit.errors import LowbitError
 from lowbit.qat.oscillation import dampening_loss
+from lowbit.recipes.recipe import training_macs
 from lowbit.train import ModelConfig, TrainConfig
-from lowbit.train.tasks import Classify, Dampen, Distill, make_task
+from lowbit.train.tasks import (
+    TASKS,
+    Autoencode,
+    Classify,
+    Dampen,
+    Distill,
+    TaskKind,
+    evaluation_task,
+    kind_of,
+    make_task,
+)
 
 CPU = torch.device("cpu")
 
@@ -83,3 +94,18 @@ def test_dampening_rises_along_a_half_cosine() -> None:
         loss, _ = task(model, images, labels)
         assert loss.item() == pytest.approx(plain.item() + factor * dampening_loss(model).item(), rel=1e-5)
     assert dampening_loss(model).item() > 0
+
+
+def test_a_task_of_ones_own_says_what_it_asks_of_a_run() -> None:
+    try:
+        TASKS["teacherly"] = TaskKind(
+            lambda config, original, device: Distill(original), has_teacher=True, evaluated_by="autoencode"
+        )
+        config = TrainConfig(model=ModelConfig(name="digits-cnn"), task="teacherly", epochs=2)
+        assert isinstance(make_task(config, nn.Linear(2, 2), CPU), Distill)
+        assert isinstance(evaluation_task(config), Autoencode)
+        assert training_macs(config, 10, 7) == 4 * 7 * 10 * 2
+        TASKS["plain"] = lambda config, original, device: Classify()
+        assert kind_of("plain") == TaskKind(TASKS["plain"])
+    finally:
+        TASKS.pop("teacherly", None), TASKS.pop("plain", None)

@@ -21,6 +21,7 @@ from lowbit.train.config import TrainConfig
 from lowbit.train.estimate import StepCost, measure_step
 from lowbit.train.resolve import resolve
 from lowbit.train.shapes import example_inputs
+from lowbit.train.tasks import kind_of
 
 
 def show(config: TrainConfig) -> None:
@@ -102,7 +103,7 @@ def _estimate(config: TrainConfig, data: DataSet, rows: list[LayerRow], cost: St
     if images is not None:
         lines["training"] = (
             f"{config.epochs} epochs of {images:,} images ({known}), {training_macs(config, images, macs):.2g} MACs: "
-            f"{4 if config.task == 'distill' else 3} x the forward pass of each image"
+            f"{4 if kind_of(config.task).has_teacher else 3} x the forward pass of each image"
         )
     lines["memory"] = (
         f"{_bytes(cost.memory(batch))} at least in a step with all {batch} images of a batch: {_bytes(cost.weights)} weights, "
@@ -121,7 +122,7 @@ def _estimate(config: TrainConfig, data: DataSet, rows: list[LayerRow], cost: St
 
 def _images(config: TrainConfig, data: DataSet) -> tuple[int | None, str]:
     """Training images of an epoch, and from where that is known."""
-    if config.task == "reconstruct":  # each block takes its share of the network's work
+    if kind_of(config.task).blockwise:  # each block takes its share of the network's work
         steps, batch = config.reconstruction.steps, config.reconstruction.batch_size
         return steps * batch, f"{steps:,} steps of {batch} images in each block"
     if config.data.path:

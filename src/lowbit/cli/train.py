@@ -116,6 +116,8 @@ def _whole(recipe: str, given: dict[str, Any], rest: list[str], p: Parser) -> Tr
 
 def default_output(config: TrainConfig) -> str:
     """`runs/` and the recipe, with the network, bits and method where its name doesn't have them."""
+    from lowbit.train.tasks import kind_of
+
     name = config.recipe
     if name in ("own", "own-fp"):
         network = re.sub(r"[^\w.+-]", "-", config.model.name.rpartition(":")[2])
@@ -123,7 +125,7 @@ def default_output(config: TrainConfig) -> str:
     if config.quantization is None:
         return f"runs/{name}" if name.endswith("-fp") else f"runs/{name}-fp"
     widths = f"-w{config.quantization.weights or 32}a{config.quantization.activations or 32}"
-    how = "-reconstructed" if config.task == "reconstruct" else ""
+    how = "-reconstructed" if kind_of(config.task).blockwise else ""
     return f"runs/{name}{'' if widths in name else widths}-{config.quantization.method}{how}"
 
 

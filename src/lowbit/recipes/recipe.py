@@ -9,6 +9,7 @@ from typing import Any
 
 from lowbit.errors import LowbitError
 from lowbit.train.config import TrainConfig
+from lowbit.train.tasks import kind_of
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,5 @@ def training_macs(config: TrainConfig, images: int, macs: int) -> float:
     A step takes three times those of the forward pass: the output, the gradient of the input and the gradient of the
     weights are products of the same size. A teacher adds one forward pass. Evaluation is not counted.
     """
-    passes = 4 if config.task == "distill" else 3
+    passes = 4 if kind_of(config.task).has_teacher else 3
     return float(passes * macs * images * config.epochs)

@@ -13,7 +13,7 @@ from lowbit.train.evaluation import evaluate_network, evaluate_run
 from lowbit.train.loop import run
 from lowbit.train.reconstruction import ReconstructionConfig
 from lowbit.train.state import Result
-from lowbit.train.tasks import TASKS, Task
+from lowbit.train.tasks import TASKS, Task, TaskKind
 
 __all__ = [
     "TASKS",
@@ -25,6 +25,7 @@ __all__ = [
     "Result",
     "ScheduleConfig",
     "Task",
+    "TaskKind",
     "TrainConfig",
     "about",
     "evaluate_network",

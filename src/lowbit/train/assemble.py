@@ -21,7 +21,7 @@ from lowbit.train.checks import check_classes, check_shape, check_start
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import loader_place, move
 from lowbit.train.state import Origin, Saved
-from lowbit.train.tasks import make_task
+from lowbit.train.tasks import kind_of, make_task
 from lowbit.train.tracking import versions
 from lowbit.train.trainer import OnStep, Trainer
 
@@ -49,7 +49,7 @@ def assemble(
     with agreed():
         check_start(config)
         # A checkpoint has all weights; only a teacher still needs those that training started from.
-        own = config.model.without_weights() if saved and config.task != "distill" else config.model
+        own = config.model.without_weights() if saved and not kind_of(config.task).has_teacher else config.model
         original = build_float(own)
         task = make_task(config, original, accelerator.device)
         model = prepare(original, config.quantization)
@@ -73,7 +73,7 @@ def assemble(
         if config.quantization.integer_only:
             lowbit.round_zero_points(model)
             _warn_unless_integer(model, train.example, say)
-    kind = BlockwiseTrainer if config.task == "reconstruct" else Trainer
+    kind = BlockwiseTrainer if kind_of(config.task).blockwise else Trainer
     trainer = kind(config, model, task, accelerator, say, saved.trainer if saved else None, on_step)
     return trainer, splits, origin
 
@@ -81,7 +81,7 @@ def assemble(
 def _origin(config: TrainConfig, original: nn.Module, splits: Splits, accelerator: Accelerator) -> Origin:
     return Origin(
         data=splits.digests,
-        teacher=checksum("", original.state_dict()) if config.task == "distill" else None,
+        teacher=checksum("", original.state_dict()) if kind_of(config.task).has_teacher else None,
         versions={**versions(), "processes": str(accelerator.num_processes)},
         settings=record(config, may_change=True),
     )

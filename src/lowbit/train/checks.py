@@ -13,6 +13,7 @@ from lowbit.errors import LowbitError
 from lowbit.inputs import Inputs, call, each, shapes
 from lowbit.layers.modes import evaluation
 from lowbit.train.config import TrainConfig
+from lowbit.train.tasks import kind_of
 
 
 def with_data(config: TrainConfig, path: str | None, *, allow_remote: bool) -> TrainConfig:
@@ -48,7 +49,7 @@ def check_classes(config: TrainConfig, num_classes: int | None, *, fewer: bool =
         LowbitError: the numbers don't fit.
     """
     wanted = config.model.num_classes
-    if wanted is None or num_classes is None or config.task == "autoencode":
+    if wanted is None or num_classes is None or not kind_of(config.task).takes_classes:
         return
     if num_classes > wanted or (num_classes < wanted and not fewer):
         raise LowbitError(
@@ -79,7 +80,7 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
             else f"{config.model.name} does not take inputs of {shapes(example)} ({reason}), which {config.data.path} gives"
         ) from error
     classes = config.model.num_classes
-    if config.task not in ("classify", "distill", "reconstruct") or classes is None:
+    if classes is None or not kind_of(config.task).gives_classes:
         return
     found = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
     if found != (classes,):

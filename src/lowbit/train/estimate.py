@@ -17,7 +17,7 @@ from lowbit.saved import saved_bytes
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import arranged, move
 from lowbit.train.recompute import recompute_activations
-from lowbit.train.tasks import make_task
+from lowbit.train.tasks import kind_of, make_task
 from lowbit.train.trainer import make_optimizer
 
 _FEW = 2  # images; batch-norm needs two
@@ -116,7 +116,7 @@ def measure_step(
         device=str(device),
         images=count,
         weights=weights * (1 if config.ema is None else 2)
-        + (_bytes([*original.parameters(), *original.buffers()]) if config.task == "distill" else 0),
+        + (_bytes([*original.parameters(), *original.buffers()]) if kind_of(config.task).has_teacher else 0),
         gradients=_bytes(parameter.grad for parameter in model.parameters() if parameter.grad is not None),
         optimizer=_bytes(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)),
         kept=few - _FEW * kept_per_image,

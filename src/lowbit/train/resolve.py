@@ -12,6 +12,7 @@ from lowbit.errors import LowbitError
 from lowbit.models import NETWORKS
 from lowbit.models.create import is_own, published_settings
 from lowbit.train.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from lowbit.train.tasks import kind_of
 
 _IMAGES, _FEWEST, _MOST = 500_000, 5, 60
 _SMALL = 96  # pixels; smaller images are kept in memory as they are
@@ -28,25 +29,25 @@ def resolve(config: TrainConfig, data: DataSet) -> TrainConfig:
     The number of classes is the data's. Where `epochs` is 0, `epochs_for` says it. Where `data.augment` is "auto", or
     `data.mean` and `data.std` are empty (own data is taken as it is), images are read as in the run that `model.init` is the folder of; else with the mean and
     standard deviation that the network's published weights were trained with (else ImageNet's), small ones as they are
-    stored with "cifar", larger ones at the network's own size with "imagenet". Task "reconstruct" is one epoch, without what belongs to
-    training, from steps by least squares.
+    stored with "cifar", larger ones at the network's own size with "imagenet". A blockwise task ("reconstruct")
+    is one epoch, without what belongs to training, from steps by least squares.
 
     Raises:
-        LowbitError: as `DataSet` does; no network is named.
+        LowbitError: as `DataSet` does; no network is named, or no such task.
     """
     if not config.model.name:
         raise LowbitError(
             "model.name: name a network (--model): a short name, timm's, torchvision's, or your own, package.module:name"
         )
-    model = config.model
-    if model.num_classes is None and config.task != "autoencode" and _has_classes(model.name):
+    model, task = config.model, kind_of(config.task)
+    if model.num_classes is None and task.takes_classes and _has_classes(model.name):
         model = replace(model, num_classes=data.train.num_classes)
     settings = config.data
     if settings.augment == "auto" or not settings.mean or not settings.std:
         settings = data.config = _as_read(config.model, data)
     epochs = config.epochs or epochs_for(min(len(data.train), settings.limit or len(data.train)))
     config = replace(config, model=model, data=settings, epochs=epochs)
-    return _in_one_pass(config) if config.task == "reconstruct" else config
+    return _in_one_pass(config) if task.blockwise else config
 
 
 def _in_one_pass(config: TrainConfig) -> TrainConfig:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -128,6 +128,27 @@ class Dampen(Task):
         self.current.fill_(self.factor * 0.5 * (1 - math.cos(math.pi * fraction)))
 
 
+@dataclass(frozen=True)
+class TaskKind:
+    """How a task is made, and what it asks of a run.
+
+    Attributes:
+        make: the task, from the config, the full-precision network with the weights that training starts from, and the device.
+        takes_classes: the network is built for the data's number of classes.
+        gives_classes: its output is [B, classes]; another one is refused before work.
+        has_teacher: the full-precision network runs beside the trained one, and a run resumes only with the same.
+        blockwise: one pass without labels, block by block, takes the place of the epochs (`lowbit.reconstruct`).
+        evaluated_by: the task whose loss a trained network is evaluated by; None: its own.
+    """
+
+    make: Callable[[TrainConfig, nn.Module, torch.device], Task]
+    takes_classes: bool = True
+    gives_classes: bool = False
+    has_teacher: bool = False
+    blockwise: bool = False
+    evaluated_by: str | None = None
+
+
 def _distill(config: TrainConfig, original: nn.Module, device: torch.device) -> Task:
     if not config.model.trained:
         raise LowbitError("task distill: the teacher needs trained weights; give model.init (--init)")
@@ -146,14 +167,31 @@ def _reconstruct(config: TrainConfig, original: nn.Module, device: torch.device)
     return Classify()
 
 
-TASKS: dict[str, Callable[[TrainConfig, nn.Module, torch.device], Task]] = {
-    "classify": lambda config, original, device: Classify(),
-    "distill": _distill,
-    "autoencode": lambda config, original, device: Autoencode(),
-    "reconstruct": _reconstruct,
+TASKS: dict[str, TaskKind | Callable[[TrainConfig, nn.Module, torch.device], Task]] = {
+    "classify": TaskKind(lambda config, original, device: Classify(), gives_classes=True),
+    "distill": TaskKind(_distill, gives_classes=True, has_teacher=True, evaluated_by="classify"),
+    "autoencode": TaskKind(lambda config, original, device: Autoencode(), takes_classes=False),
+    "reconstruct": TaskKind(_reconstruct, gives_classes=True, blockwise=True, evaluated_by="classify"),
 }
-"""Every task by the name that a config has: a function of the config, the full-precision network and the device. One of your own
-is an entry here, made before training, or is named as `package.module:name` without any."""
+"""Every task by the name that a config has. One of your own is an entry here, made before training: a `TaskKind`, or only the
+function that makes the task; or it is named as `package.module:name` without any."""
+
+
+def kind_of(task: str) -> TaskKind:
+    """What a task asks of a run, by its name or the reference to it.
+
+    Raises:
+        LowbitError: no such task.
+    """
+    if task in TASKS:
+        found = TASKS[task]
+        return found if isinstance(found, TaskKind) else TaskKind(found)
+    if is_reference(task):
+        return TaskKind(lambda config, original, device: _own(task, config=config, original=original, device=device))
+    raise LowbitError(
+        f"task: no task {task!r}.{did_you_mean(task, TASKS)} Known are {', '.join(TASKS)}; your own loss "
+        "or task is package.module:name"
+    )
 
 
 def make_task(config: TrainConfig, original: nn.Module, device: torch.device) -> Task:
@@ -162,15 +200,7 @@ def make_task(config: TrainConfig, original: nn.Module, device: torch.device) ->
     Raises:
         LowbitError: no such task, or distillation from a network that has no trained weights.
     """
-    if config.task in TASKS:
-        task = TASKS[config.task](config, original, device)
-    elif is_reference(config.task):
-        task = _own(config.task, config=config, original=original, device=device)
-    else:
-        raise LowbitError(
-            f"task: no task {config.task!r}.{did_you_mean(config.task, TASKS)} Known are {', '.join(TASKS)}; your own loss "
-            "or task is package.module:name"
-        )
+    task = kind_of(config.task).make(config, original, device)
     if config.quantization is not None and config.quantization.dampening:
         task = Dampen(task, config.quantization.dampening, device)
     return task
@@ -178,13 +208,8 @@ def make_task(config: TrainConfig, original: nn.Module, device: torch.device) ->
 
 def evaluation_task(config: TrainConfig) -> Task:
     """What a trained network is evaluated by, for which no teacher is needed."""
-    return make_task(_without_teacher(config), nn.Identity(), torch.device("cpu"))
-
-
-def _without_teacher(config: TrainConfig) -> TrainConfig:
-    return replace(
-        config, quantization=None, task="classify" if config.task in ("distill", "reconstruct") else config.task
-    )
+    plain = replace(config, quantization=None, task=kind_of(config.task).evaluated_by or config.task)
+    return make_task(plain, nn.Identity(), torch.device("cpu"))
 
 
 def _own(reference: str, **offered: Any) -> Task:
