@@ -318,6 +318,24 @@ def test_integer_kernels_throughout(path, network, packed):
     assert set(operators) <= integer | moves | {"QuantizeLinear"}
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "operator"), [(-16, 15, None), (-16, 9, "Clip"), (-3, 15, "Clip"), (2, 2, "Clip")]
+)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_tables_that_only_cut_off_need_no_table(path, low, high, operator, shift):
+    """What a product with a number, a ReLU or a change of grid often is: bytes stay, or are cut off."""
+    b = GraphBuilder((3, 40), 0)
+    x = b.append(Quantize, "image", type=TensorType(f32(0.1), 0, 5, True))
+    table = (torch.arange(-16, 16, dtype=torch.int16) + shift).clamp(low, high)
+    y = TensorType(f32(0.2), 0, 5, True)
+    b.append(Lookup, x, type=y, table=table)
+    check(b, path)
+    operators = optimized(b.graph(), path)
+    table_made = "GatherElements" in operators
+    assert table_made == (shift == 1 and low < high)
+    assert table_made or operators == ["QuantizeLinear", *["Clip"] * (1 + (operator is not None)), "DequantizeLinear"]
+
+
 def test_float_convolution_at_the_end_is_an_integer_kernel(path):
     b = GraphBuilder((3, 8, 8), 0)
     b.conv(b.quantize(8), 5, float_output=True)

@@ -248,11 +248,19 @@ def _lookup(builder: Builder, node: Lookup) -> None:
 
 
 def _write_table(builder: Builder, node: Node, x: TensorType, codes: Tensor) -> None:
-    """From a table of bytes, by the input's byte."""
-    table, low = codes.numpy().astype(np.int32), x.qn + x.carrier_offset
-    values = np.concatenate([np.repeat(table[:1], low), table])  # a narrow grid's bytes start at 1
-    values = (values + node.codes_of().carrier_offset).astype(carrier(node.codes_of()))
-    looked_up(builder, node, node.inputs[0], values, node.name)
+    """From a table of bytes, by the input's byte; without one where it leaves bytes as they are or cuts them off."""
+    y, low = node.codes_of(), x.qn + x.carrier_offset
+    values = codes.numpy().astype(np.int32) + y.carrier_offset
+    places, first, last = np.arange(low, low + len(values)), int(values.min()), int(values.max())
+    if carrier(x) is carrier(y) is np.uint8 and np.array_equal(values, places.clip(first, last)):
+        if len(values) == last - first + 1:
+            builder.add("Identity", list(node.inputs), node.name)  # a product with a number moves the scale alone
+        else:
+            ends = [builder.constant(f"{node.name}:{end}", np.uint8(value)) for end, value in zip("ab", (first, last))]
+            builder.add("Clip", [*node.inputs, *ends], node.name)
+        return
+    values = np.concatenate([np.repeat(values[:1], low), values])  # a narrow grid's bytes start at 1
+    looked_up(builder, node, node.inputs[0], values.astype(carrier(y)), node.name)
 
 
 @LOWERINGS(LookupPerChannel)
