@@ -57,6 +57,7 @@ from lowbit.integer.ops import (
     Lookup,
     MaxPool,
     Multiply,
+    Normalize,
     PadChannels,
     Quantize,
     Requantize,
@@ -334,6 +335,20 @@ def test_tables_that_only_cut_off_need_no_table(path, low, high, operator, shift
     table_made = "GatherElements" in operators
     assert table_made == (shift == 1 and low < high)
     assert table_made or operators == ["QuantizeLinear", *["Clip"] * (1 + (operator is not None)), "DequantizeLinear"]
+
+
+@pytest.mark.parametrize(("count", "centered"), [(192, True), (384, True), (1009, True), (192, False)])
+def test_norms_make_their_numbers_once(path, count, centered):
+    """ONNX Runtime copies a DequantizeLinear for everything that takes it, and repeats constants of fewer dimensions slowly."""
+    b = GraphBuilder((4, count), 0)
+    x = b.append(Quantize, "image", type=TensorType(f32(0.05), 17, 8, True))
+    b.append(Normalize, x, type=TensorType(f32(0.02), 0, 8, True), count=count, centered=centered, eps=1e-5)
+    check(b, path)
+    operators = optimized(b.graph(), path)
+    assert operators.count("DequantizeLinear") == 1  # the output's
+    assert operators.count("Cast") <= 5
+    wide = [t for t in build(b.graph()).graph.initializer if t.data_type == onnx.TensorProto.DOUBLE]
+    assert wide and all(len(tensor.dims) == 3 for tensor in wide)
 
 
 def test_float_convolution_at_the_end_is_an_integer_kernel(path):

@@ -12,13 +12,15 @@ import numpy as np
 from onnx import TensorProto
 
 from lowbit.formats.onnx.builder import Builder, looked_up, operands
-from lowbit.formats.onnx.codes import LOWERINGS, accumulated, clip, grid, quantize_steps, steps
-from lowbit.integer.graph import FloatType, Shape, TensorType, reach
+from lowbit.formats.onnx.codes import LOWERINGS, accumulated, clip, grid, quantize_steps, steps, zero_byte
+from lowbit.integer.graph import FloatType, Shape, reach
 from lowbit.integer.ops import MaskedSoftmax, MatMul, Normalize, Reduce, Softmax
 from lowbit.integer.ops.softmax import Exponentials
 
 _EXACT = 1 << 24
 """Whole numbers of smaller magnitude are float32 values, in whatever order they are summed."""
+_FEW_PARTS = 16
+"""Parts of a block whose sums take less time than another pass over its elements."""
 
 
 @LOWERINGS(MatMul)
@@ -109,12 +111,25 @@ def softmax(builder: Builder, node: Exponentials, difference: str, shown: str | 
 
 @LOWERINGS(Normalize)
 def _normalize(builder: Builder, node: Normalize) -> None:
-    """On bytes in blocks; C·n is a DequantizeLinear of its own, with the scale C."""
+    """On bytes in blocks, as floats: as they are where a norm is centered, since V and d don't depend on z, else q − z.
+
+    No DequantizeLinear makes them: ONNX Runtime would give every operator that takes its output one of its own.
+    """
     (source,), (x,) = node.inputs, builder.graph.input_types(node)
-    blocks = in_blocks(builder, node)
-    n = steps(builder, source, blocks)
-    multiples = steps(builder, source, blocks, float(node.count)) if node.centered else n
-    quantize_steps(builder, normalized(builder, node, n, multiples, x), node)
+    blocks, zero, largest = in_blocks(builder, node), zero_byte(x), x.qp + x.carrier_offset
+    n = _once(builder, "Cast", [blocks], f"{blocks}:numbers", to=TensorProto.FLOAT)
+    as_they_are = node.centered and node.count * largest < _EXACT and _parts(node.count, largest**2) <= _FEW_PARTS
+    if zero != 0 and not as_they_are:
+        n = _once(builder, "Sub", [n, builder.constant(f"{source}:zero", np.float32(zero))], f"{blocks}:signed_numbers")
+        largest = reach(x)
+    quantize_steps(builder, normalized(builder, node, n, largest), node)
+
+
+def _once(builder: Builder, operator: str, inputs: list[str], output: str, **attributes) -> str:
+    """`Builder.add`, for an output that several nodes take."""
+    if output not in builder.dequantized:
+        builder.dequantized[output] = builder.add(operator, inputs, output, **attributes)
+    return output
 
 
 def in_blocks(builder: Builder, node: Normalize) -> str:
@@ -129,59 +144,75 @@ def in_blocks(builder: Builder, node: Normalize) -> str:
     return blocks
 
 
-def normalized(builder: Builder, node: Normalize, n: str, multiples: str, x: TensorType) -> str:
+def normalized(builder: Builder, node: Normalize, n: str, largest: int) -> str:
     """The float tensor of a normalization in steps of its output.
 
     Args:
-        n: the steps q − z, float32, the last dimension a block.
-        multiples: f(C · n) for a centered one.
+        n: the steps q − z, float32, the last dimension a block; of a centered one less any whole number.
+        largest: their magnitude at most.
     """
-    name = node.name
+    name, rank, (x,) = node.name, len(_blocks(node)) + 1, builder.graph.input_types(node)
 
     def add(operator: str, what: str, *inputs: str, **attributes) -> str:
         return builder.add(operator, list(inputs), f"{name}:{what}", **attributes)
 
     def number(what: str, value: float) -> str:
-        return builder.constant(f"{name}:{what}64", np.float64(value))
+        return _of_rank(builder, rank, f"{name}:{what}64", np.float64(value))
 
-    squares = _sums(builder, node, add("Mul", "squares", n, n), reach(x) ** 2, "second")
-    variance = add("Mul", "variance", squares, number("count", node.count))
+    squares, _ = _sums(builder, node, add("Mul", "squares", n, n), largest**2, "second")
+    variance, d = add("Mul", "variance", squares, number("count", node.count)), n
     if node.centered:
-        first = _sums(builder, node, n, reach(x), "first")
+        first, single = _sums(builder, node, n, largest, "first")
         variance = add("Sub", "centered", variance, add("Mul", "first_squared", first, first))
-        single = add("Cast", "mean_of_multiples", first, to=TensorProto.FLOAT)
-        multiples = add("Sub", "differences", multiples, single)
+        single = single or add("Cast", "first_float", first, to=TensorProto.FLOAT)
+        multiples = add("Mul", "multiples", n, _of_rank(builder, rank, f"{name}:block", np.float32(node.count)))
+        d = add("Sub", "differences", multiples, single)
     root = add("Sqrt", "root", add("Add", "with_eps", variance, number("extra", node.extra(x))))
     root = add("Mul", "root_in_steps", root, number("scale", node.codes_of().scale))
     factor = add(
         "Div", "factor64", number("one" if node.centered else "count", 1 if node.centered else node.count), root
     )
-    p = add("Mul", "normalized", multiples, add("Cast", "factor", factor, to=TensorProto.FLOAT))
+    p = add("Mul", "normalized", d, add("Cast", "factor", factor, to=TensorProto.FLOAT))
     if _blocks(node) != node.shape_of():
         p = builder.reshape(p, node.shape_of(), f"{name}:whole")
+    rank = len(node.shape_of()) + 1
     if node.gain is not None:
-        p = add("Mul", "with_gain", p, builder.constant(f"{name}:gain", node.gain.numpy()))
+        p = add("Mul", "with_gain", p, _of_rank(builder, rank, f"{name}:gain", node.gain.numpy()))
     shift = node.steps_of_shift()
     if shift is not None:
-        p = add("Add", "with_shift", p, builder.constant(f"{name}:shift", shift.numpy()))
+        p = add("Add", "with_shift", p, _of_rank(builder, rank, f"{name}:shift", shift.numpy()))
     return p
 
 
-def _sums(builder: Builder, node: Normalize, values: str, largest: int, what: str) -> str:
-    """Sums over blocks of whole numbers, float64.
+def _of_rank(builder: Builder, rank: int, name: str, value: np.ndarray | np.generic) -> str:
+    """A constant of as many dimensions as what it meets.
+
+    With fewer, ONNX Runtime takes six times as long where the last dimension is 1: it broadcasts element by element.
+    """
+    array = np.asarray(value)
+    return builder.constant(name, array.reshape((1,) * (rank - array.ndim) + array.shape))
+
+
+def _sums(builder: Builder, node: Normalize, values: str, largest: int, what: str) -> tuple[str, str | None]:
+    """Sums over blocks of whole numbers, in float64, and in float32 where they are made in it.
 
     In float32 over parts of a block that are short enough, then of the parts.
     """
     name, last, count = f"{node.name}:{what}", builder.integers(":last", [-1]), node.count
-    parts = next(parts for parts in range(1, count + 1) if count % parts == 0 and count // parts * largest <= _EXACT)
+    parts = _parts(count, largest)
     if parts == 1:
         total = builder.add("ReduceSum", [values, last], f"{name}_single", keepdims=1)
-        return builder.add("Cast", [total], name, to=TensorProto.DOUBLE)
+        return builder.add("Cast", [total], name, to=TensorProto.DOUBLE), total
     *leading, _ = _blocks(node)
     values = builder.reshape(values, (*leading, parts, count // parts), f"{name}_parts")
     total = builder.add("ReduceSum", [values, last], f"{name}_single", keepdims=0)
     total = builder.add("Cast", [total], f"{name}_double", to=TensorProto.DOUBLE)
-    return builder.add("ReduceSum", [total, last], name, keepdims=1)
+    return builder.add("ReduceSum", [total, last], name, keepdims=1), None
+
+
+def _parts(count: int, largest: int) -> int:
+    """The fewest equal parts of a block whose sums of whole numbers up to `largest` float32 holds."""
+    return next(parts for parts in range(1, count + 1) if count % parts == 0 and count // parts * largest <= _EXACT)
 
 
 def _blocks(node: Normalize) -> Shape:

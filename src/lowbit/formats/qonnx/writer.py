@@ -35,7 +35,7 @@ from lowbit.formats.onnx.sequences import in_blocks, masked_softmax, normalized,
 from lowbit.formats.qonnx import DOMAIN
 from lowbit.formats.registry import Lowerings
 from lowbit.formats.xnnpack import check_exact
-from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape
+from lowbit.integer.graph import FloatType, Graph, Node, TensorType, known_shape, reach
 from lowbit.integer.ops import (
     Add,
     AveragePool,
@@ -216,11 +216,7 @@ def _masked_softmax(builder: Builder, node: MaskedSoftmax) -> None:
 @LOWERINGS(Normalize)
 def _normalize(builder: Builder, node: Normalize) -> None:
     (x,), n = builder.graph.input_types(node), in_blocks(builder, node)
-    multiples = n
-    if node.centered:
-        count = builder.constant(f"{node.name}:block", np.float32(node.count))
-        multiples = builder.add("Mul", [n, count], f"{node.name}:multiples")
-    _rounded_quant(builder, normalized(builder, node, n, multiples, x), node)
+    _rounded_quant(builder, normalized(builder, node, n, reach(x)), node)
 
 
 @LOWERINGS(Constant)
