@@ -123,6 +123,34 @@ def test_ties_are_no_faults():
     assert network.proof(dict.fromkeys(network.graph.inputs, x)) == {}
 
 
+def test_a_tie_of_what_two_layers_take_in_two_layouts_is_no_fault():
+    """Thirds of sums, with a step of two thirds: what float32 rounds, the quantizer behind a transposition rounds too."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.image, self.head = nn.Linear(4, 4), nn.Conv2d(16, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = F.avg_pool2d(x, (1, 3))
+            y = self.image(x.transpose(1, 2))
+            return self.head(self.tokens(x).mean((1, 2)) + y.mean((2, 3)))
+
+    torch.manual_seed(0)
+    x = 0.01 * torch.randint(0, 10, (4, 4, 16, 12))
+    prepared = lowbit.calibrate(lowbit.prepare(Two(), integer_only=True, first_last=4), [x]).eval()
+    first, behind = next(prepared.activation_quantizers.children()), prepared.tokens.input_quantizer
+    assert behind is prepared.image.input_quantizer
+    with torch.no_grad():
+        first.raw_step.mul_(0.01 / first.step)
+        behind.raw_step.mul_(0.02 / 3 / behind.step)
+    proof = lowbit.to_integer(prepared, x).proof
+    codes, exact = proof.expected({"x": x}, scrambled=False)
+    away = (codes["avg_pool2d"] - exact["avg_pool2d"] / behind.step.double()).abs()
+    assert 0.5 + 1e-7 < away.max() < 0.5 + 1e-5  # float32 has rounded to the code that is farther off
+    assert proof({"x": x}) == {}
+
+
 def test_the_trained_network_stays_as_it_is(various):
     model, x, _, _ = various
     before = copy.deepcopy(model.state_dict())

@@ -127,20 +127,26 @@ class Proof:
         graph, rounding = self.graph, get_rounding("float")
         samples = len(next(iter(inputs.values())))
         values: dict[str, Tensor] = dict(inputs)
+        # How far the arithmetic that the trained network repeats may be from real numbers: since the last codes that
+        # are given, and, for what only moves these, in them too. A quantizer behind the move rounds the same value.
         slack: dict[str, float] = dict.fromkeys(inputs, 0.0)
+        slack_if_moved = dict(slack)
         last_use = {name: node.name for node in graph.nodes for name in node.inputs}
         found = []
         for node in graph.nodes:
             types = graph.input_types(node)
             value = executed(node, [values[name] for name in node.inputs], types, rounding, samples)
-            tolerance = node.tolerance(types) + sum(slack[name] for name in node.inputs)
+            tolerance = node.tolerance(types) + sum(
+                (slack_if_moved if node.moves_codes else slack)[name] for name in node.inputs
+            )
             if node.name in exact:
                 mismatch = _mismatch(node, value, exact[node.name], self._exact.grids.get(node.name), tolerance)
                 if mismatch is not None:
                     found.append(mismatch)
-            if node.name in codes:
-                value, tolerance = codes[node.name].to(value.dtype), 0.0
-            values[node.name], slack[node.name] = value, tolerance
+            given = node.name in codes
+            values[node.name] = codes[node.name].to(value.dtype) if given else value
+            slack_if_moved[node.name] = tolerance
+            slack[node.name] = 0.0 if given else node.tolerance(types) + sum(slack[name] for name in node.inputs)
             for name in node.inputs:
                 if last_use[name] == node.name:
                     values.pop(name, None)
