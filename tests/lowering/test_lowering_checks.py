@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import lowbit
 from lowbit import LowbitError
@@ -122,6 +123,30 @@ def test_steps_around_an_average_make_no_ties(pool, method):
     if method == "lsq" and pool is not None:
         ratios = [a / b for a in pairs for b in pairs if 1 < a / b < 1.001]
         assert ratios == [pytest.approx(1 + 2**-12, abs=1e-6)]
+
+
+class Selected(nn.Module):
+    """Two branches on one grid, which are summed: as a selective kernel's are, and as their halves' sum is."""
+
+    def __init__(self, stack: bool) -> None:
+        super().__init__()
+        self.stack = stack
+        self.left, self.right, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        pair = [F.relu(self.left(x)), F.relu(self.right(x))]
+        if self.stack:
+            return self.last(torch.stack(pair, 1).sum(1))
+        a, b = torch.cat(pair, 1).chunk(2, 1)
+        return self.last(a + b)
+
+
+@pytest.mark.parametrize("stack", [True, False], ids=["stack", "parts"])
+def test_steps_around_a_sum_on_one_grid_make_no_ties(stack):
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    prepared = lowbit.prepare(Selected(stack), integer_only=True, example_input=x, first_last=8)
+    assert differing(lowbit.calibrate(prepared, [x]).eval(), x) == 0
 
 
 def test_other_networks_are_initialized_as_before():

@@ -1,9 +1,10 @@
-"""Where steps that are equal would make ties: around averages.
+"""Where steps in a whole ratio would make ties: around averages, and sums of tensors on one grid.
 
 The average of whole numbers often lies half-way between two of them: of four, one in four does. If both sides have one
 step, that is a tie of the rounding behind it, which the integer network decides exactly and float32 by the last bit of
 its sum; training and integers then differ in as many codes. LSQ's rule initializes the two steps alike, because
-averaging non-negative values keeps their mean. Steps a little apart make no ties.
+averaging non-negative values keeps their mean. So it is with sums of them: of two, the step behind is twice the step
+before, and half of all codes lie half-way. Steps a little apart make no ties.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ APART = 2.0**-12
 
 
 def averages(model: fx.GraphModule) -> Iterator[tuple[Quantizer, Quantizer]]:
-    """The quantizers before and behind every average of an integer-only network, in the order of computation."""
+    """The quantizers before and behind every average and sum of an integer-only network, in the order of computation.
+
+    A sum of two tensors counts where both are on one grid.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds: Kinds = {node: kind for node, kind in k.kinds_of(model.graph, modules).items() if kind is not None}
     for node in model.graph.nodes:
-        if kinds.get(node) not in (k.AVERAGE, k.LINEAR_RESIZE):
+        if kinds.get(node) not in (k.AVERAGE, k.LINEAR_RESIZE, k.REDUCE, k.ADD):
             continue
         end = node
         while (follower := folds_into(end, kinds)) is not None:
@@ -37,6 +41,8 @@ def averages(model: fx.GraphModule) -> Iterator[tuple[Quantizer, Quantizer]]:
         before = _quantizers(
             [source for tensor in node.all_input_nodes for source in sources_of(tensor, kinds)], kinds, modules
         )
+        if kinds[node] is k.ADD and (len(before) < 2 or len(set(before)) > 1):
+            continue
         for first in before:
             for second in _quantizers([*behind.layers, *behind.others], kinds, modules):
                 yield first, second
@@ -53,6 +59,7 @@ def _quantizers(nodes: list[fx.Node], kinds: Kinds, modules: dict[str, nn.Module
 
 
 def apart(step: Tensor, from_step: Tensor) -> Tensor:
-    """The step, or one that is `APART` larger than the other where they are nearer to one another than that."""
-    near = (step / from_step - 1).abs() < APART
-    return torch.where(near, from_step * (1 + APART), step)
+    """The step, or one that is `APART` larger than a multiple of the other where it is nearer to that."""
+    multiple = (step / from_step).round().clamp(min=1) * from_step
+    near = (step / multiple - 1).abs() < APART
+    return torch.where(near, multiple * (1 + APART), step)
