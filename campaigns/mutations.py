@@ -70,7 +70,7 @@ from lowbit.integer.ops import (
 from lowbit.integer.result import Mismatch
 from lowbit.integer.validate import validate
 from lowbit.lowering.convert import convert
-from lowbit.lowering.proof import Proof, random_inputs, trial, trial_inputs
+from lowbit.lowering.proof import Exact, Proof, random_inputs, trial, trial_inputs
 
 OUTCOMES = ("caught", "missed", "same", "invalid")
 
@@ -385,22 +385,28 @@ class OneBatch(Proof):
     def __init__(self, *network: Any) -> None:
         super().__init__(*network)
         self.original = self.graph
-        self.found: dict[bool, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
+        self.found: dict[bool, tuple[Mapping[str, Tensor], Mapping[str, Tensor | None]]] = {}
 
     def expected(
-        self, inputs: Mapping[str, Tensor], scrambled: bool
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        self, inputs: Mapping[str, Tensor], given: Mapping[str, Tensor] | None, scrambled: bool
+    ) -> tuple[Mapping[str, Tensor], Exact]:
         if scrambled not in self.found:
-            self.found[scrambled] = super().expected(inputs, scrambled)
-        return self.found[scrambled]
+            codes, exact = super().expected(inputs, given, scrambled)
+            self.found[scrambled] = codes, dict(exact)
+        codes, values = self.found[scrambled]
+        return codes, iter(values.items())
 
     def _compare_nodes(
-        self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+        self,
+        inputs: Mapping[str, Tensor],
+        codes: Mapping[str, Tensor],
+        exact: Exact,
+        local_differ: Counter[str] | None = None,
     ) -> list[Mismatch]:
         """Only what differs from the original graph, and what computes with it until the next codes that are given."""
         whole = self.graph
         if whole is self.original:
-            return super()._compare_nodes(inputs, codes, exact)
+            return super()._compare_nodes(inputs, codes, exact, local_differ)
         before = self.original.by_name
         reached: set[str] = set()
         retyped: set[str] = set()
@@ -418,7 +424,7 @@ class OneBatch(Proof):
             given[name] = codes[name].to(code_dtype(whole.by_name[name].codes_of()))
         self.graph = cast(Graph, _Part(tuple(n for n in whole.nodes if n.name in reached), whole.input_types))
         try:
-            return super()._compare_nodes(given, codes, exact)
+            return super()._compare_nodes(given, codes, exact, local_differ)
         finally:
             self.graph = whole
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,12 +15,16 @@ import lowbit
 from campaigns import mutations
 from lowbit import LowbitError
 from lowbit.integer.ops import Convolution, Lookup
+from lowbit.integer.result import Result
 from lowbit.lowering import convert as conversion
 from lowbit.lowering import kinds as k
+from lowbit.lowering import proof as proofs
 from lowbit.lowering.codes import type_of
 from lowbit.lowering.convert import Converter, convert
+from lowbit.lowering.exact import ExactNetwork
 from lowbit.lowering.handlers import HANDLERS
 from lowbit.lowering.proof import Proof, random_inputs, trial, trial_inputs
+from lowbit.verification.compare import compare
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +150,8 @@ def test_a_tie_of_what_two_layers_take_in_two_layouts_is_no_fault():
         first.raw_step.mul_(0.01 / first.step)
         behind.raw_step.mul_(0.02 / 3 / behind.step)
     proof = lowbit.to_integer(prepared, x).proof
-    codes, exact = proof.expected({"x": x}, scrambled=False)
+    codes, values = proof.expected({"x": x}, None, scrambled=False)
+    exact = dict(values)
     away = (codes["avg_pool2d"] - exact["avg_pool2d"] / behind.step.double()).abs()
     assert 0.5 + 1e-7 < away.max() < 0.5 + 1e-5  # float32 has rounded to the code that is farther off
     assert proof({"x": x}) == {}
@@ -168,6 +174,54 @@ def test_one_sample_and_many_chunks(various, monkeypatch):
     assert proof._samples == 2
     alone, several = proof({"x": x[:1]}), proof({"x": x[:3]})
     assert alone and set(alone) == set(several) and all(several[name].count > alone[name].count for name in alone)
+
+
+def test_both_networks_run_side_by_side(various, monkeypatch):
+    """Of the exact values, eight bytes an element, a few are there at once, not those of the whole network."""
+    model, x, graph, places = various
+    proof = Proof(model, graph, places)
+    exact, mismatch, made, most, done = ExactNetwork.__call__, proofs._mismatch, 0, 0, 0
+
+    def values(*arguments):
+        nonlocal made, most
+        for each in exact(*arguments):
+            made, most = made + 1, max(most, made + 1 - done)
+            yield each
+
+    def compared(*arguments):
+        nonlocal done
+        done += 1
+        return mismatch(*arguments)
+
+    monkeypatch.setattr(proofs, "_mismatch", compared)
+    monkeypatch.setattr(ExactNetwork, "__call__", values)
+    assert proof({"x": x}) == {}
+    assert done == made == len(proof._exact.names) > 10 and most <= 3
+
+
+def test_codes_that_differ_from_the_same_codes_before_them_are_counted_apart(various):
+    """One code of the trained network is moved: there it differs by itself, and whatever else does is behind it."""
+    model, x, graph, places = various
+    proof = Proof(model, graph, places)
+    codes, plain, moved = dict(proof.trained({"x": x}).codes), Counter(), Counter()
+    assert proof({"x": x}, codes, local_differ=plain) == {}
+    at = [node.name for node in graph.nodes if node.name in codes][1]  # behind the input
+    codes[at] = codes[at].clone()
+    codes[at].view(-1)[:1] ^= 1
+    assert proof({"x": x}, codes, local_differ=moved) == {}
+    behind = {at}
+    for node in graph.nodes:
+        behind |= {node.name} if behind & set(node.inputs) else set()
+    differ = {name for name in plain | moved if plain[name] != moved[name]}
+    assert moved[at] - plain[at] == 1 and len(differ) > 1 and differ <= behind
+
+    outputs = proof.trained({"x": x}).outputs
+    report = compare(
+        lowbit.IntegerNetwork(graph), proof.trained, [x], trained=lambda _: Result(codes, outputs), proof=proof
+    )
+    (row,) = (row for row in report.rows if row.name == at)
+    assert row.local_differ == row.trained_differ == moved[at] and report.local_differ == moved.total()
+    assert f"trained: {moved.total()} differ from the same codes before them" in report.text()
 
 
 def test_a_layer_that_shares_the_quantizer_before_it():

@@ -104,7 +104,7 @@ def dequantize(value: Tensor, y: TensorType | FloatType | None) -> Tensor:
     """f(scale · (code − zero point)) for codes; float values as they are."""
     if not isinstance(y, TensorType):
         return value
-    return (value.to(torch.float32) - y.zero_point) * f32(y.scale)
+    return torch.sub(value.to(torch.float32), y.zero_point).mul_(f32(y.scale))
 
 
 def dequantized(graph: Graph, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -48,5 +50,21 @@ class Mismatch:
         return f"{self.count:,} of its values differ, the first is {first}"
 
 
-Prove = Callable[[Mapping[str, Tensor]], dict[str, Mismatch]]
-"""From the float32 inputs of a graph, by name, to the tensors that the trained network does not compute, by name."""
+class Prove(Protocol):
+    """Finds the tensors that the trained network does not compute."""
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Tensor],
+        codes: Mapping[str, Tensor] | None = None,
+        *,
+        local_differ: Counter[str] | None = None,
+    ) -> dict[str, Mismatch]:
+        """Those tensors by name.
+
+        Args:
+            inputs: float32 inputs of the graph, by name.
+            codes: what the trained network gives of these inputs, where it has been run.
+            local_differ: to be added to: of each tensor, how many codes differ though those before them are the same.
+        """
+        ...

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from lowbit.integer.arithmetic import code_dtype
 from lowbit.integer.graph import Graph
 from lowbit.integer.result import Result, Runner
-from lowbit.lowering.codes import activation_codes
+from lowbit.lowering.codes import activation_codes, type_of
 from lowbit.lowering.layouts import Layout
 from lowbit.quantizer.module import Quantizer, as_quantizer
 
@@ -64,7 +65,8 @@ def trained_runner(model: fx.GraphModule, graph: Graph, places: Places) -> Runne
             def run_node(self, n: fx.Node) -> Any:
                 for name, place in wanted.get(n.name, ()):
                     tensor = self.env[n.all_input_nodes[0]]
-                    codes = activation_codes(place.quantizer(modules[str(n.target)]), tensor)
+                    quantizer = place.quantizer(modules[str(n.target)])
+                    codes = activation_codes(quantizer, tensor).to(code_dtype(type_of(quantizer)))
                     found[name] = place.layout.to_samples(codes, batch)
                 return super().run_node(n)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowbit.batches import parts_of
@@ -42,7 +42,8 @@ def compare(
         batches: as `inputs_and_labels` takes them; the top-1 is counted where there are labels.
         trained: the trained model. Tensors it leaves out are not compared.
         fixed: also run the reference with the other rounding ("fixed", for a file in "fixed" "float"), for its top-1.
-        proof: compares every node of the reference with the trained network's own operations.
+        proof: compares every node of the reference with the trained network's own operations; of the network that
+            `trained` is.
 
     Raises:
         LowbitError: the file is not one of this network, its runtime is not installed, or there is no batch.
@@ -67,8 +68,12 @@ def compare(
                 _count(
                     row, "file", reference.outputs[name], others["file"].outputs.get(name)
                 )  # shown, but not as codes
-        for name, mismatch in (proof(x) if proof else {}).items():
+        trained_codes = others["trained"].codes if trained else None
+        local_differ: Counter[str] = Counter()
+        for name, mismatch in (proof(x, trained_codes, local_differ=local_differ) if proof else {}).items():
             rows[name].conversion_differ = (rows[name].conversion_differ or 0) + mismatch.count
+        for name, count in local_differ.items():
+            rows[name].local_differ = (rows[name].local_differ or 0) + count
         outputs = {"reference": reference.outputs} | {column: found.outputs for column, found in others.items()}
         if fixed:
             outputs[other] = network.outputs(x, other)
@@ -162,13 +167,11 @@ def _count(row: Row, column: str, codes: Tensor, found: Tensor | None) -> None:
         return
     if found.shape != codes.shape:
         raise LowbitError(f"{row.name}: the {column}'s tensor has shape {tuple(found.shape)}, not {tuple(codes.shape)}")
-    floats = codes.is_floating_point() or found.is_floating_point()
-    wide = torch.int32 if max(codes.element_size(), found.element_size()) > 1 else torch.int16
-    exact = torch.float64 if floats else wide
-    a, b = codes.to(exact), found.to(exact)
-    differ, largest = int((a != b).sum()), 0.0
+    apart = codes != found
+    differ, largest = int(apart.sum()), 0.0
     if differ:
-        gaps = (a - b).abs()
+        floats = codes.is_floating_point() or found.is_floating_point()
+        gaps = (codes[apart].double() - found[apart]).abs()
         largest = float(gaps.nan_to_num(nan=float("inf")).max()) if floats else int(gaps.max())
     so_far = getattr(row, f"{column}_differ") or 0, getattr(row, f"{column}_largest") or 0.0
     setattr(row, f"{column}_differ", so_far[0] + differ)

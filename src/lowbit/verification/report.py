@@ -23,6 +23,9 @@ class Row:
         trained_largest: the largest difference; None likewise.
         conversion_differ: how many elements the trained network's own operations would not give, from the same codes
             before them; None where there are none, or no proof was asked for.
+        local_differ: how many codes of the trained model are others than the reference computes from the trained
+            model's codes before them: ties, which the two round apart; None likewise. The rest of `trained_differ` is
+            what follows from these.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Row:
     trained_differ: int | None = None
     trained_largest: float | None = None
     conversion_differ: int | None = None
+    local_differ: int | None = None
 
 
 @dataclass
@@ -68,6 +72,11 @@ class Report:
     def conversion_differ(self) -> int:
         """How many elements the trained network's own operations would not give, from the same codes before them."""
         return sum(row.conversion_differ or 0 for row in self.rows)
+
+    @property
+    def local_differ(self) -> int:
+        """How many codes of the trained model the reference does not compute from the same codes before them."""
+        return sum(row.local_differ or 0 for row in self.rows)
 
     @property
     def compared(self) -> int:
@@ -121,6 +130,8 @@ class Report:
             rows = [row for row in self.rows if row.trained_differ is not None and not row.is_float]
             compared, differ = sum(row.compared for row in rows), sum(row.trained_differ or 0 for row in rows)
             out.append(f"trained: {differ:,} of {compared:,} codes differ from the integer reference")
+            if differ and self.proved:
+                out.append(f"trained: {self.local_differ:,} differ from the same codes before them, the others behind")
             if self.first_trained_difference is not None:
                 out.append(f"trained: first differs at {self.first_trained_difference}")
         if self.proved:

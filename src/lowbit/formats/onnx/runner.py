@@ -70,7 +70,7 @@ class OnnxRunner:
 
     def codes(self, value: Tensor, kind: TensorType) -> Tensor:
         """The codes that a tensor of the file stands for."""
-        return value.to(torch.int16 if kind.bits <= 8 else torch.int32) - kind.carrier_offset
+        return value.to(torch.int16 if kind.bits <= 8 else torch.int32).sub_(kind.carrier_offset)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Result:
         """Every tensor of codes (int16, wider ones int32), and the float32 outputs.
