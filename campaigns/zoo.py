@@ -1,8 +1,8 @@
-"""`python -m campaigns.zoo RESULTS.jsonl ...`: the table of networks that nobody here wrote, from records of trying them.
+"""`python -m campaigns.zoo RECORDS ...`: the table of networks that nobody here wrote, from records of trying them.
 
 Each network is prepared at W4A4, calibrated and trained for one step, in ordinary form ("step") and for integers alone; that is
 converted, exported to ONNX and verified in ONNX Runtime against the trained network ("integers"). The records are lines of
-JSON with the fields of `FIELDS`.
+JSON with the fields of `FIELDS`, or a table that this wrote before: of a network that several have, the last counts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ RESULTS = Path("docs/results")
 
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The records, the last one of each network."""
+    """The records, the last one of each network; groups stay together, in the order in which they are first met."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in paths:
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            found[record["group"], record["name"]] = {field: record.get(field, "") for field in FIELDS}
-    return list(found.values())
+        with open(path, newline="") as file:
+            for record in csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file):
+                found[record["group"], record["name"]] = {field: record.get(field, "") for field in FIELDS}
+    groups = list(dict.fromkeys(group for group, _ in found))
+    return sorted(found.values(), key=lambda record: groups.index(record["group"]))
 
 
 def page(rows: Sequence[dict[str, Any]], conditions: str) -> str:
@@ -42,7 +43,7 @@ def page(rows: Sequence[dict[str, Any]], conditions: str) -> str:
     lines = [
         "# Networks that nobody here wrote",
         "",
-        "    python -m campaigns.zoo RESULTS.jsonl ...",
+        "    python -m campaigns.zoo docs/results/zoo.csv RECORDS.jsonl",
         "",
         "timm's and torchvision's networks with random weights and typical networks of microcontrollers, each through prepare, calibrate and a",
         'training step at W4A4 ("step"), and with `integer_only=True` through a training step, `to_integer`, ONNX and `verify` ("integers"). '
@@ -69,7 +70,7 @@ def page(rows: Sequence[dict[str, Any]], conditions: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m campaigns.zoo", description=__doc__)
-    parser.add_argument("records", type=Path, nargs="+", metavar="RESULTS.jsonl")
+    parser.add_argument("records", type=Path, nargs="+", metavar="RECORDS")
     parser.add_argument("--conditions", default="", help="a sentence for the page: of the machine, of limits")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
