@@ -65,6 +65,7 @@ from lowbit.integer.ops import (
     Slice,
     Subtract,
 )
+from lowbit.integer.ops.lookup import lookup_table
 from lowbit.verification.compare import compare
 
 SETTINGS = settings(max_examples=20, deadline=None, derandomize=True)
@@ -335,6 +336,25 @@ def test_tables_that_only_cut_off_need_no_table(path, low, high, operator, shift
     table_made = "GatherElements" in operators
     assert table_made == (shift == 1 and low < high)
     assert table_made or operators == ["QuantizeLinear", *["Clip"] * (1 + (operator is not None)), "DequantizeLinear"]
+
+
+@pytest.mark.parametrize("shape", [(256,), (4, 64, 1), (8, 8, 4)])
+@pytest.mark.parametrize(("bits", "factor", "sums"), [(8, 0.176, 2), (8, 1.004, 2), (3, 0.13, 2), (8, -0.3, 1)])
+def test_products_with_numbers_and_changes_of_grid_are_sums(path, shape, bits, factor, sums):
+    """Every byte once. A product with a negative number takes its table."""
+    b = GraphBuilder(shape, 0)
+    x = b.append(Quantize, "image", type=TensorType(1.0, 19, 8, True))
+    y = TensorType(f32(abs(factor) * 2 ** (8 - bits) * 1.003), -1, bits, True)
+    y = b.append(Lookup, x, type=y, table=lookup_table(lambda v: v * factor, b.type_of(x), y))
+    b.append(Requantize, y, type=TensorType(b.type_of(y).scale * 2, 2, 8, False))
+    network = IntegerNetwork(b.graph())
+    plain.write(network.graph, path)
+    image = torch.arange(-147.0, 109.0).reshape(1, *shape)
+    for optimize in (True, False):
+        report = compare(network, OnnxRunner(path, network.graph, optimize=optimize), [image])
+        assert report.ok, report.text()
+    operators = optimized(b.graph(), path)
+    assert [operators.count(each) for each in ("QLinearAdd", "GatherElements", "QLinearConv")] == [sums, 2 - sums, 0]
 
 
 @pytest.mark.parametrize(("count", "centered"), [(192, True), (384, True), (1009, True), (192, False)])

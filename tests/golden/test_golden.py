@@ -14,7 +14,8 @@ from tests.golden.record import NETWORKS, codes, digest, inputs, versions, writt
 
 FOLDER = Path(__file__).parent / "0.1.0"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text())
-# What later versions write in another way, on purpose: ONNX looks tables up by GatherElements, twenty times as fast as by Gather.
+# What later versions write in another way, on purpose: ONNX looks tables up by GatherElements, twenty times as fast as by Gather, and
+# changes grids and cuts off without a table.
 CHANGED = json.loads((FOLDER.parent / "changed.json").read_text())
 # What a format's bytes depend on beside our own code.
 WRITTEN_BY = {

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto
-from torch import Tensor
 
 from lowbit.errors import LowbitError
 from lowbit.formats.onnx import sequences  # noqa: F401  # registers its operations
@@ -24,7 +23,6 @@ from lowbit.formats.onnx.builder import (
     Builder,
     FloatOperators,
     conv_attributes,
-    looked_up,
     operands,
     pads,
     register_moves,
@@ -43,6 +41,7 @@ from lowbit.formats.onnx.codes import (
     steps,
     zero_byte,
 )
+from lowbit.formats.onnx.tables import computed, write_table
 from lowbit.integer.graph import FloatType, Graph, Node, TensorType, Weight, known_shape
 from lowbit.integer.ops import (
     Add,
@@ -53,7 +52,6 @@ from lowbit.integer.ops import (
     GlobalAveragePool,
     Linear,
     Lookup,
-    LookupPerChannel,
     Multiply,
     Quantize,
     Requantize,
@@ -236,44 +234,14 @@ def _requantize(builder: Builder, node: Requantize) -> None:
     (x,) = builder.graph.input_types(node)
     if x.bits > 8 or node.codes_of().bits > 8:
         accumulated(builder, steps(builder, node.inputs[0]), node.multipliers([x])[0].single, node)
-    elif len(node.shape_of()) > 1:
+        return
+    table = node.table(x, ROUNDINGS["float"])
+    if computed(builder, node, x, table):
+        return
+    if len(node.shape_of()) > 1:
         _write_ones(builder, node, [1] * (len(node.shape_of()) - 1), {})
     else:  # flat features have no convolution
-        _write_table(builder, node, x, node.table(x, ROUNDINGS["float"]))
-
-
-@LOWERINGS(Lookup)
-def _lookup(builder: Builder, node: Lookup) -> None:
-    _write_table(builder, node, builder.graph.input_types(node)[0], node.table)
-
-
-def _write_table(builder: Builder, node: Node, x: TensorType, codes: Tensor) -> None:
-    """From a table of bytes, by the input's byte; without one where it leaves bytes as they are or cuts them off."""
-    y, low = node.codes_of(), x.qn + x.carrier_offset
-    values = codes.numpy().astype(np.int32) + y.carrier_offset
-    places, first, last = np.arange(low, low + len(values)), int(values.min()), int(values.max())
-    if carrier(x) is carrier(y) is np.uint8 and np.array_equal(values, places.clip(first, last)):
-        if len(values) == last - first + 1:
-            builder.add("Identity", list(node.inputs), node.name)  # a product with a number moves the scale alone
-        else:
-            ends = [builder.constant(f"{node.name}:{end}", np.uint8(value)) for end, value in zip("ab", (first, last))]
-            builder.add("Clip", [*node.inputs, *ends], node.name)
-        return
-    values = np.concatenate([np.repeat(values[:1], low), values])  # a narrow grid's bytes start at 1
-    looked_up(builder, node, node.inputs[0], values.astype(carrier(y)), node.name)
-
-
-@LOWERINGS(LookupPerChannel)
-def _lookup_per_channel(builder: Builder, node: LookupPerChannel) -> None:
-    """From all tables one after the other: a channel's begins at 256 times its number."""
-    (x,), space = builder.graph.input_types(node), len(node.shape_of()) - 1
-    low = x.qn + x.carrier_offset
-    rows = np.zeros((len(node.tables), 256), np.int16)
-    rows[:, low : low + node.tables.shape[1]] = node.tables.numpy() + node.codes_of().carrier_offset
-    first = np.arange(len(rows), dtype=np.int32).reshape(1, -1, *[1] * space) * 256
-    code = builder.add("Cast", [node.inputs[0]], f"{node.name}:code", to=TensorProto.INT32)
-    place = builder.add("Add", [code, builder.constant(f"{node.name}:first", first)], f"{node.name}:place")
-    looked_up(builder, node, place, rows.astype(np.uint8).flatten(), node.name)
+        write_table(builder, node, x, table)
 
 
 @LOWERINGS(Quantize)
