@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 import lowbit
 from benchmarks import harness
+from campaigns.accuracy.report import spread
 from campaigns.zero_points import accuracy
 from lowbit import models
 from lowbit.data import Loader, loaders
@@ -156,18 +157,12 @@ def table(path: Path) -> list[dict[str, str]]:
             "start": f"reconstructed, {steps} steps" if steps else "rounded",
             "epochs with labels": str(epochs),
             "seeds": str(len(found)),
-            "test %": mean_of(found),
+            "test %": spread(found),
         }
         for (bits, steps, epochs), found in sorted(
             groups.items(), key=lambda each: (-each[0][0], each[0][2], each[0][1])
         )
     ]
-
-
-def mean_of(found: Sequence[float]) -> str:
-    """Mean ± standard deviation."""
-    values = torch.tensor(found, dtype=torch.float64)
-    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(found) > 1 else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

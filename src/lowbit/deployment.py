@@ -193,7 +193,7 @@ def verify(
     """Run trained network, integer reference and exported file on the same data, and compare code by code.
 
     Args:
-        model: the trained network (converted anew, so that a change after the export shows), or an integer network.
+        model: the trained network (converted again, so that a change after the export shows), or an integer network.
         file: what `export` wrote, in any format; of an "executorch" file the output alone is compared.
         batches: inputs, or (input, label) pairs, or tuples of all inputs; gone through once, one at a
             time in memory.

@@ -134,7 +134,7 @@ def test_bad_input(tmp_path, diagnosis):
         write_report([folder], tmp_path / "r.html")
     folder = write_run(tmp_path / "b")
     (folder / "diagnosis.json").write_text('{"layers": []}')
-    with pytest.raises(LowbitError, match=r"is no diagnosis; delete it"):
+    with pytest.raises(LowbitError, match=r"is not a diagnosis; delete it"):
         write_report([folder], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 

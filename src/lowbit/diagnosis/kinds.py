@@ -36,11 +36,11 @@ class Kind(StrEnum):
 
 REMEDIES: dict[Kind, str] = {
     Kind.STEP_AT_BOUND: (
-        "Training has diverged: train anew with a lower learning rate (`optimizer.lr`, or `step_lr` of "
+        "Training has diverged: train again with a lower learning rate (`optimizer.lr`, or `step_lr` of "
         "`lowbit.parameter_groups`), `schedule.warmup_epochs` or `grad_clip`."
     ),
     Kind.CALIBRATION_DATA: (
-        "Calibrate on batches that went through the same normalization as in training: `lowbit.prepare` anew, then "
+        "Calibrate on batches that went through the same normalization as in training: `lowbit.prepare` again, then "
         "`lowbit.calibrate(model, batches)`; in a run, check `data.mean` and `data.std`."
     ),
     Kind.SIGNED_GRID: (
@@ -53,7 +53,7 @@ REMEDIES: dict[Kind, str] = {
         "or take "
         'method="lsq+", which learns an offset.'
     ),
-    Kind.ZERO_POINT: 'Calibrate anew (`lowbit.prepare`, `lowbit.calibrate`) with init_activations="least-squares".',
+    Kind.ZERO_POINT: 'Calibrate again (`lowbit.prepare`, `lowbit.calibrate`) with init_activations="least-squares".',
     Kind.CLIPPED: (
         'Start the step from the data: init_activations="least-squares" (or init_weights=) of `lowbit.prepare`, '
         "`quantization.init-activations` of a recipe; then train on, or give the layer more bits by a rule."

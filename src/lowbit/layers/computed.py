@@ -1,4 +1,4 @@
-"""Weights that are computed anew before each call of their layer: by torch's hooks, or by its parametrizations.
+"""Weights that are computed before each call of their layer: by torch's hooks, or by its parametrizations.
 
 Weight normalization, spectral normalization and pruning keep what is learned under another name (`weight_g`,
 `weight_orig`) and put the weight in its place as a plain attribute. A quantizer would be initialized from whatever
@@ -47,7 +47,7 @@ def check_not_computed(name: str, module: nn.Module) -> None:
     """
     for attribute, by, remedy in computed(module):
         raise LowbitError(
-            f"layer {name!r} ({plain_class(module).__name__}): its {attribute} is computed anew before each call, by "
+            f"layer {name!r} ({plain_class(module).__name__}): its {attribute} is computed before each call, by "
             f"{by}: make it a parameter again with {remedy}(layer, {attribute!r})"
         )
 

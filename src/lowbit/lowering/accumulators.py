@@ -48,7 +48,7 @@ def weight_and_bias(
             f"{where}: its bias does not fit 32 bits on the accumulator's grid (largest "
             f"{float(bias.abs().max()):.3g}): what "
             "its input and weight give is next to nothing beside its bias, or its batch-norm's statistics; train the "
-            "network, or calibrate it anew on data like the training's"
+            "network, or calibrate it again on data like the training's"
         )
     bits = max(bits, 2) if bool((codes == 0).any()) else bits  # 1-bit codes have no 0
     scale = scale[:1].reshape(()) if bool((scale == scale[0]).all()) else scale

@@ -154,7 +154,7 @@ class Converter:
         if isinstance(value, Codes):
             return value.name
         if not isinstance(value, Computation) or not value.may_be_float or value.moves:
-            raise LowbitError("the network's output has no quantizer: prepare the network anew")
+            raise LowbitError("the network's output has no quantizer: prepare the network again")
         return self._add(value.node(self._unique(value.name), FloatType()))
 
     def _named(self, graph: Graph, names: Sequence[str | None]) -> Graph:
@@ -257,7 +257,7 @@ class Converter:
         if isinstance(value, Masked):
             raise self.refusal(node, " takes scores behind a mask, where only a softmax has an integer form")
         if not isinstance(value, Codes):
-            raise LowbitError(f"{self.describe(node)} takes a tensor without a quantizer: prepare the network anew")
+            raise LowbitError(f"{self.describe(node)} takes a tensor without a quantizer: prepare the network again")
         return value
 
     def describe(self, node: fx.Node) -> str:

@@ -81,7 +81,7 @@ def with_first_batch(model: nn.Module, batches: Iterable[Any]) -> Iterable[Any]:
         The same batches.
 
     Raises:
-        LowbitError: no batch, or what `Recording.of` raises; a model that waited is to be prepared anew then.
+        LowbitError: no batch, or what `Recording.of` raises; a model that waited must be prepared again.
     """
     waiting = getattr(model, "recording", None)
     if waiting is None and not (isinstance(model, fx.GraphModule) and hasattr(model, INSERTED)):

@@ -170,7 +170,7 @@ def _check_attention(model: nn.Module, chosen: dict[str, Setting]) -> None:
 
 
 def _forget_with_float_weights(model: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Before loading: where a checkpoint has a layer's weights but not its quantizers, those are initialized anew.
+    """Before loading: where a checkpoint has a layer's weights but not its quantizers, those are initialized again.
 
     A part of a checkpoint (strict=False) leaves the quantizers of layers that it does not have as they are.
     """

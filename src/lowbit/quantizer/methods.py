@@ -56,7 +56,7 @@ class Method:
         init: the initialization of step and offset.
         signed: the activation grid; None decides from data (unsigned where nothing is negative, or with an offset).
         offset: when an activation quantizer learns an offset: "never", where activations go "negative", or "always".
-        range: None, or a function (x, grid, step_shape) -> step that sets the step anew from x at every call.
+        range: None, or a function (x, grid, step_shape) -> step that computes the step from x at every call.
         transform: None, or a differentiable map applied to the tensor before it is quantized.
         activations: the method that activations use instead of this one.
         power_of_two: compute with the power of two nearest to the step, in the logarithm; the step is learned through

@@ -5,8 +5,8 @@ weights) therefore copies the quantizer; nothing beside them has to be brought i
 stand in the buffer `configuration`. Python needs them as numbers, and reading a buffer may wait for the device, so they
 are read again only where the buffer is another one or its version has changed. Two things change no version:
 `DistributedDataParallel` at the beginning of a forward pass, so that all processes have to round zero points, not the
-first alone; and `.data`. And a compiled network is compiled anew after a change by the methods below or by loading, but
-does not notice that somebody else wrote into the buffer.
+first alone; and `.data`. And a compiled network is compiled again after a change by the methods below or by loading,
+but does not notice that somebody else wrote into the buffer.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class QuantizerState(nn.Module):
 
     def _current(self) -> Configuration:
         self._read()
-        return self._configuration  # what a compiler guards: it compiles anew when this has changed
+        return self._configuration  # what a compiler guards: it compiles again when this has changed
 
     @torch.no_grad()
     def _configure(self, configuration: Configuration) -> None:

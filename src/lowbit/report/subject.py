@@ -39,7 +39,7 @@ def read_diagnosis(path: Path) -> dict[str, Any] | None:
         return None
     found = read_json(path)
     if not isinstance(found, dict) or not {"tensors", "layers", "norms", "findings"} <= found.keys():
-        raise LowbitError(f"{path}: is no diagnosis; delete it, and write it anew with `lowbit report {path.parent}`")
+        raise LowbitError(f"{path}: is not a diagnosis; delete it and run `lowbit report {path.parent}` again")
     return found
 
 
