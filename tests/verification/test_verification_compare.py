@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -19,7 +20,8 @@ from lowbit.formats.onnx.runner import OnnxRunner
 from lowbit.integer.network import IntegerNetwork
 from lowbit.integer.result import Result
 from lowbit.lowering.proof import random_inputs
-from lowbit.verification.compare import compare
+from lowbit.verification.compare import _count, compare
+from lowbit.verification.report import Row
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,23 @@ def test_nan_differs(exported):
     report = compare(network, path, [x], trained=lambda b: Result({}, {"n15.Linear": network(b) * float("nan")}))
     assert report.rows[-1].trained_differ == 40
     assert report.rows[-1].trained_largest == float("inf")
+
+
+@pytest.mark.parametrize("elements", [7, 1000])
+def test_differences_are_counted_block_by_block(monkeypatch, elements):
+    monkeypatch.setattr("lowbit.verification.compare._ELEMENTS_OF_A_BLOCK", elements)
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 255, (5, 4, 3), dtype=np.uint8)
+    found = codes.astype(np.int16)
+    found[4, 3, 1:] -= (300, 2)
+    found[0, 2, 2] += 255
+    row = Row("tensor")
+    for _ in range(2):  # two batches
+        _count(
+            row, "file", torch.from_numpy(codes), torch.from_numpy(found).transpose(0, 2).contiguous().transpose(0, 2)
+        )
+    apart = codes.astype(int) - found
+    assert (row.file_differ, row.file_largest) == (2 * np.count_nonzero(apart), abs(apart).max()) == (6, 300)
 
 
 def test_wrong_shape_of_trained_codes(exported):

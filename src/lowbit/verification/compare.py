@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowbit.batches import parts_of
@@ -18,6 +19,7 @@ from lowbit.integer.result import Prove, Result, Runner
 from lowbit.integer.run import checked_inputs
 from lowbit.verification.report import Report, Row
 
+_ELEMENTS_OF_A_BLOCK = 1 << 17  # of a tensor that is compared: it fits a cache
 _ELEMENTS_AT_ONCE = 1 << 28
 """Of all tensors of the samples that are run together: each is there several times, in up to four bytes."""
 
@@ -167,12 +169,15 @@ def _count(row: Row, column: str, codes: Tensor, found: Tensor | None) -> None:
         return
     if found.shape != codes.shape:
         raise LowbitError(f"{row.name}: the {column}'s tensor has shape {tuple(found.shape)}, not {tuple(codes.shape)}")
-    apart = codes != found
-    differ, largest = int(apart.sum()), 0.0
-    if differ:
-        floats = codes.is_floating_point() or found.is_floating_point()
-        gaps = (codes[apart].double() - found[apart]).abs()
-        largest = float(gaps.nan_to_num(nan=float("inf")).max()) if floats else int(gaps.max())
+    floats = codes.is_floating_point() or found.is_floating_point()
+    exact = torch.float64 if floats else torch.int32
+    differ, largest = 0, 0.0
+    for a, b in zip(*(x.reshape(-1).split(_ELEMENTS_OF_A_BLOCK) for x in (codes, found)), strict=True):
+        apart = int((a != b).sum())
+        if apart:
+            gap = (a.to(exact) - b.to(exact)).abs_().max()  # NaN where there is one
+            largest = max(largest, float(gap.nan_to_num(nan=float("inf"))) if floats else int(gap))
+            differ += apart
     so_far = getattr(row, f"{column}_differ") or 0, getattr(row, f"{column}_largest") or 0.0
     setattr(row, f"{column}_differ", so_far[0] + differ)
     setattr(row, f"{column}_largest", max(so_far[1], largest))
