@@ -70,7 +70,23 @@ def test_a_weight_that_is_read_is_quantized_as_its_layer_is_called(options):
         each.square().sum().backward()
     gradients = [{name: p.grad for name, p in model.named_parameters()} for model in (called, read)]
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
-    assert "0.qkv" in {row.name for row in lowbit.layer_table(read)}
+    tables = [lowbit.layer_table(model, data()) for model in (called, read)]
+    assert tables[0] == tables[1] and all(row.macs for row in tables[1])
+
+
+def test_a_transposed_convolution_whose_weight_is_read():
+    class Up(nn.Module):
+        def __init__(self, read: bool) -> None:
+            super().__init__()
+            self.read, self.up = read, nn.ConvTranspose1d(5, 4, 2, stride=2)
+
+        def forward(self, x):
+            return F.conv_transpose1d(x, self.up.weight, self.up.bias, stride=2) if self.read else self.up(x)
+
+    called, read = Up(False), Up(True)
+    read.load_state_dict(called.state_dict())
+    one, two = (lowbit.calibrate(lowbit.prepare(model, first_last=4), [data()]) for model in (called, read))
+    assert torch.equal(one(data(1)), two(data(1))) and not torch.equal(one(data(1)), called(data(1)))
 
 
 def test_the_owner_stays_what_it_was():
@@ -102,6 +118,7 @@ def test_a_skipped_layer_stays_in_full_precision_and_a_changed_weight_is_named()
 def test_blocks_of_such_a_network_compute_what_it_does():
     _, read = both()
     blocks = Blocks(read, data())
+    assert sorted(name for block in blocks.blocks for name in block.layers) == ["0.mix.0", "0.proj", "0.qkv", "1"]
     values = {node: data() for node in blocks.starts}
     for block in blocks.blocks:
         values |= blocks.through(block, values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,9 +24,15 @@ from lowbit.layers.product import product
 from lowbit.layers.rules import Setting
 from lowbit.quantizer.module import Quantizer
 
+Call = tuple[str, tuple, dict[str, Any]]
+"""A call of one of torch.nn.functional's functions: its name, and what it is given behind input and weight."""
+
 
 class QuantizedLayer(nn.Module):
-    """y = layer(x̂, ŵ): the layer's own computation on the quantized input and weight."""
+    """y = layer(x̂, ŵ): the layer's own computation on the quantized input and weight.
+
+    An owner that reads the weight computes something with it: then y is that `call` (see `layers.reading`).
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -42,14 +48,18 @@ class QuantizedLayer(nn.Module):
     # The batch-norm that is folded into it, for each place that it is called in; None where there is none.
     followed_by: tuple[Any, ...] = ()
 
-    def forward(self, input: Tensor, *options: Any) -> Tensor:
+    def forward(self, input: Tensor, *options: Any, call: Call | None = None) -> Tensor:
         # One sample without a batch dimension gets one, which the quantizer expects.
         batched = input.dim() >= self.weight.dim()
         x_hat = self.input_quantizer(input if batched else input[None])
         w_hat = self.weight_quantizer(self.quantized_from())
         if w_hat is self.weight:  # an alias, which `layers.reading` does not take for the weight that an owner reads
             w_hat = w_hat.view_as(w_hat)
-        y = product(self.compute, x_hat, w_hat, self.used_bias(), *options)
+        if call is None:
+            y = product(self.compute, x_hat, w_hat, self.used_bias(), *options)
+        else:
+            name, others, named = call
+            y = product(partial(getattr(F, name), **named), x_hat, w_hat, *others)
         return y if batched else y[0]
 
     # `**_` says to type checkers that layers take options of their own.
@@ -83,7 +93,9 @@ class _Convolution(QuantizedLayer, _ConvNd):
 
 class _TransposedConvolution(QuantizedLayer, _ConvTransposeNd):
     # pyrefly: ignore[bad-override]  # the one option of this layer, which can be given by name too
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None, call: Call | None = None) -> Tensor:
+        if call is not None:
+            return super().forward(input, call=call)
         sizes: Any = (self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation)
         return super().forward(input, self._output_padding(input, output_size, *sizes))
 

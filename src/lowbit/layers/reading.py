@@ -1,9 +1,9 @@
 """Layers whose owner reads their weight: `F.linear(x, self.qkv.weight, bias)` in its forward, not `self.qkv(x)`.
 
 Nothing calls such a layer, so its quantizers would never run. The owner's class is swapped for one whose forward
-recognizes these calls by their weight and computes y = function(x̂, ŵ, …) with the layer's quantizers. Only the weight
-as it is can be recognized: one that is transposed, masked or added to first makes another tensor, and a layer that
-nothing else reaches is named by `lowbit.calibrate` then.
+recognizes these calls by their weight and lets the layer compute y = function(x̂, ŵ, …), so that its hooks run too.
+Only the weight as it is can be recognized: one that is transposed, masked or added to first makes another tensor, and a
+layer that nothing else reaches is named by `lowbit.calibrate` then.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lowbit.layers.product import product
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.unquantized import operands
 
@@ -35,14 +34,14 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        named = dict(kwargs or {})
         if func in _FUNCTIONS:
-            given = dict(zip(("input", "weight"), args)) | dict(kwargs or {})
-            x, weight = given.pop("input"), given.pop("weight")
+            given = dict(zip(("input", "weight"), args)) | named
             for layer in self.layers:
-                if weight is layer.weight:
-                    x_hat, w_hat = layer.input_quantizer(x), layer.weight_quantizer(layer.quantized_from())
-                    return product(lambda x, w: func(x, w, *args[2:], **given), x_hat, w_hat)
-        return func(*args, **(kwargs or {}))
+                if given["weight"] is layer.weight:
+                    more = {name: value for name, value in named.items() if name not in ("input", "weight")}
+                    return layer(given["input"], call=(func.__name__, args[2:], more))
+        return func(*args, **named)
 
 
 def quantize_reads(model: nn.Module) -> None:
