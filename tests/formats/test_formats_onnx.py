@@ -447,6 +447,20 @@ def test_packed_weights_take_their_bits(path):
                 assert raw[f"{node.name}:weight.packed"] == -(-node.weight.codes.numel() * stored // 8)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda: transformer(0), lambda: resampling(2, False), lambda: every_operation(0), two_inputs_and_two_outputs],
+)
+def test_operands_have_equal_ranks(make):
+    """ONNX Runtime repeats a scalar element by element where the other tensor's last dimension is 1: 40 times as slowly."""
+    model = onnx.shape_inference.infer_shapes(build(make().graph()), data_prop=True)
+    known = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+    ranks |= {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type in ("Add", "Sub", "Mul", "Div", "Max", "Where")]
+    assert nodes and [node.name for node in nodes if len({ranks[name] for name in node.input}) > 1] == []
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("network", [resnet_like, every_operation])
 def test_without_optimizations(path, network, packed):

@@ -89,6 +89,9 @@ def clip(builder: Builder, node: Node, operator: str, inputs: list[str]) -> None
 
 
 def accumulated(builder: Builder, steps: str, multiplier: Tensor, node: Node) -> None:
-    """The node's codes from a float tensor of its accumulator."""
-    factor = builder.constant(f"{node.name}:multiplier", multiplier.numpy())
+    """The node's codes from a float tensor of its accumulator.
+
+    Its factor is no scalar, which ONNX Runtime would move into a MatMul that makes the accumulator.
+    """
+    factor = builder.factor(f"{node.name}:multiplier", multiplier.numpy(), len(node.shape_of()) + 1)
     quantize_steps(builder, builder.add("Mul", [steps, factor], f"{node.name}:scaled"), node)

@@ -66,7 +66,8 @@ def _softmax(builder: Builder, node: Softmax) -> None:
 def _masked_softmax(builder: Builder, node: MaskedSoftmax) -> None:
     """As `Softmax`, with the lowest byte in place of what is hidden, and 0 in place of its exponentials."""
     x = builder.graph.input_types(node)[0]
-    low = builder.constant(f"{node.name}:lowest", np.uint8(x.qn + x.carrier_offset))
+    lowest = np.uint8(x.qn + x.carrier_offset)
+    low = builder.factor(f"{node.name}:lowest", lowest, len(node.shape_of()) + 1)
     quantize_steps(builder, masked_softmax(builder, node, low), node)
 
 
@@ -105,9 +106,9 @@ def softmax(builder: Builder, node: Exponentials, difference: str, shown: str | 
         wide = builder.add("ReduceSum", [wide, axes], f"{name}:wide_sum", keepdims=1)
         total = builder.add("Cast", [wide], f"{name}:sum", to=TensorProto.FLOAT)
     if shown is not None:
-        least = _of_rank(builder, rank, f"{name}:least", np.float32(1))
+        least = builder.factor(f"{name}:least", np.float32(1), rank)
         total = builder.add("Max", [total, least], f"{name}:sum_of_shown")
-    one = _of_rank(builder, rank, f"{name}:factor", node.factor().numpy())
+    one = builder.factor(f"{name}:factor", node.factor().numpy(), rank)
     return builder.add("Mul", [e, builder.add("Div", [one, total], f"{name}:share")], f"{name}:scaled")
 
 
@@ -117,12 +118,13 @@ def _normalize(builder: Builder, node: Normalize) -> None:
 
     No DequantizeLinear makes them: ONNX Runtime would give every operator that takes its output one of its own.
     """
-    (source,), (x,) = node.inputs, builder.graph.input_types(node)
+    (x,) = builder.graph.input_types(node)
     blocks, zero, largest = in_blocks(builder, node), zero_byte(x), x.qp + x.carrier_offset
     n = _once(builder, "Cast", [blocks], f"{blocks}:numbers", to=TensorProto.FLOAT)
     as_they_are = node.centered and node.count * largest < _EXACT and _parts(node.count, largest**2) <= _FEW_PARTS
     if zero != 0 and not as_they_are:
-        n = _once(builder, "Sub", [n, builder.constant(f"{source}:zero", np.float32(zero))], f"{blocks}:signed_numbers")
+        origin = builder.factor(f"{blocks}:zero", np.float32(zero), len(_blocks(node)) + 1)
+        n = _once(builder, "Sub", [n, origin], f"{blocks}:signed_numbers")
         largest = reach(x)
     quantize_steps(builder, normalized(builder, node, n, largest), node)
 
@@ -159,7 +161,7 @@ def normalized(builder: Builder, node: Normalize, n: str, largest: int) -> str:
         return builder.add(operator, list(inputs), f"{name}:{what}", **attributes)
 
     def number(what: str, value: float) -> str:
-        return _of_rank(builder, rank, f"{name}:{what}64", np.float64(value))
+        return builder.factor(f"{name}:{what}64", np.float64(value), rank)
 
     squares, _ = _sums(builder, node, add("Mul", "squares", n, n), largest**2, "second")
     variance, d = add("Mul", "variance", squares, number("count", node.count)), n
@@ -167,7 +169,7 @@ def normalized(builder: Builder, node: Normalize, n: str, largest: int) -> str:
         first, single = _sums(builder, node, n, largest, "first")
         variance = add("Sub", "centered", variance, add("Mul", "first_squared", first, first))
         single = single or add("Cast", "first_float", first, to=TensorProto.FLOAT)
-        multiples = add("Mul", "multiples", n, _of_rank(builder, rank, f"{name}:block", np.float32(node.count)))
+        multiples = add("Mul", "multiples", n, builder.factor(f"{name}:block", np.float32(node.count), rank))
         d = add("Sub", "differences", multiples, single)
     root = add("Sqrt", "root", add("Add", "with_eps", variance, number("extra", node.extra(x))))
     root = add("Mul", "root_in_steps", root, number("scale", node.codes_of().scale))
@@ -179,20 +181,11 @@ def normalized(builder: Builder, node: Normalize, n: str, largest: int) -> str:
         p = builder.reshape(p, node.shape_of(), f"{name}:whole")
     rank = len(node.shape_of()) + 1
     if node.gain is not None:
-        p = add("Mul", "with_gain", p, _of_rank(builder, rank, f"{name}:gain", node.gain.numpy()))
+        p = add("Mul", "with_gain", p, builder.factor(f"{name}:gain", node.gain.numpy(), rank))
     shift = node.steps_of_shift()
     if shift is not None:
-        p = add("Add", "with_shift", p, _of_rank(builder, rank, f"{name}:shift", shift.numpy()))
+        p = add("Add", "with_shift", p, builder.factor(f"{name}:shift", shift.numpy(), rank))
     return p
-
-
-def _of_rank(builder: Builder, rank: int, name: str, value: np.ndarray | np.generic) -> str:
-    """A constant of as many dimensions as what it meets.
-
-    With fewer, ONNX Runtime takes six times as long where the last dimension is 1: it broadcasts element by element.
-    """
-    array = np.asarray(value)
-    return builder.constant(name, array.reshape((1,) * (rank - array.ndim) + array.shape))
 
 
 def _sums(builder: Builder, node: Normalize, values: str, largest: int, what: str) -> tuple[str, str | None]:

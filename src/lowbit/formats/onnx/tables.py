@@ -54,8 +54,8 @@ def computed(builder: Builder, node: Node, x: TensorType, codes: Tensor) -> bool
     if factor is None:
         return False
     name, one, none = node.name, builder.constant(":one", np.float32(1)), builder.constant(":no_byte", np.uint8(0))
-    # Of the rank of what it meets: a scalar is repeated element by element where the last dimension is 1.
-    zero = builder.constant(f":no_bytes{len(node.shape_of())}", np.zeros((1,) * (len(node.shape_of()) + 1), np.uint8))
+    rank = len(node.shape_of()) + 1
+    zero = builder.factor(f":no_bytes{rank}", np.uint8(0), rank)
     grid = [builder.constant(f"{name}:factor", factor), builder.constant(f"{name}:input_zero_point", zero_byte(x))]
     terms = [
         builder.add("DequantizeLinear", [*node.inputs, *grid], f"{name}:term"),

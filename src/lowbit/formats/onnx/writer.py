@@ -285,8 +285,7 @@ def _constant(builder: Builder, node: Constant) -> None:
 def _resample(builder: Builder, node: Resample) -> None:
     (x,), (multiplier,) = builder.graph.input_types(node), node.multipliers(builder.graph.input_types(node))
     total = resampled(builder, node, steps(builder, node.inputs[0]), x)
-    # Not of one dimension: ONNX Runtime would move a scalar into the MatMul before it.
-    accumulated(builder, total, multiplier.single.reshape(1, 1), node)
+    accumulated(builder, total, multiplier.single, node)
 
 
 @LOWERINGS(Embedding)
