@@ -50,8 +50,9 @@ def page(rows: Sequence[dict[str, Any]], conditions: str) -> str:
         + conditions,
         "",
         f"Of {ran} networks a training step works for {steps}; {integers} end as a verified ONNX file: {differ} of {codes:,} codes differ between file and "
-        'integer network. "Trained ≠" is the share of codes in which the trained network differs from the integers: ties of float32 and what '
-        "follows from them, or as far as `to_integer` proves each node.",
+        'integer network. "Trained ≠" is the share of codes in which the trained network differs from the integers: a few ties of float32 and '
+        "what random weights make of them ([with numbers](../integer.md#how-near-the-trained-network-is)); node by node, "
+        "from the same codes, nothing else differs, which `to_integer` and `verify` prove.",
         "",
         "| network | input | step | integers | nodes | trained ≠ | why not |",
         "|---|---|---|---|---|---|---|",
