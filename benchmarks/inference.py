@@ -2,7 +2,8 @@
 
 The same network in every contestant: PyTorch float32 (eager), ONNX Runtime float32, ONNX Runtime on lowbit's exported file
 of each width, and on the packed one where packing makes it smaller. Random weights: speed means something here, accuracy does
-not. All contestants in turn, one process; with one thread (the default) in time of the processor.
+not. All contestants in turn, one process; with one thread (the default) in time of the processor. A second table says which
+operators of ONNX Runtime take the time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import lowbit
-from benchmarks import harness
+from benchmarks import harness, operators
 from benchmarks.result import Bars, Table
 from benchmarks.workload import image_size, images
 from lowbit import models
@@ -102,11 +103,11 @@ def export(model: nn.Module, x: Tensor, widths: list[str], folder: Path) -> dict
 def run(options: argparse.Namespace) -> Iterator[Table]:
     torch.set_num_threads(options.threads)
     for name in options.networks:
-        yield table(name, options)
+        yield from tables(name, options)
 
 
-def table(name: str, options: argparse.Namespace) -> Table:
-    """One network's contestants."""
+def tables(name: str, options: argparse.Namespace) -> Iterator[Table]:
+    """One network's contestants, and what their operators take."""
     import onnxruntime
 
     torch.manual_seed(0)
@@ -127,6 +128,11 @@ def table(name: str, options: argparse.Namespace) -> Table:
         repetitions = options.repetitions or (10 if options.quick else 40)
         clock = time.process_time if options.threads == 1 else time.perf_counter
         times = harness.interleave(contestants, repetitions=repetitions, warmup=3, clock=clock)
+        profiles = {
+            label.removeprefix("ONNX Runtime "): operators.times_of(path, x, options.threads)
+            for label, path in paths.items()
+            if "packed" not in label  # the same operators: weights are unpacked on loading
+        }
 
     base = times["ONNX Runtime float32"]
     rows = []
@@ -147,7 +153,10 @@ def table(name: str, options: argparse.Namespace) -> Table:
     subject = f"Inference: {name}, batch {options.batch}, {size}x{size}, {threads}"
     machine = f"{harness.machine()}; onnxruntime {onnxruntime.__version__}"
     chart = Bars("speed-up over ONNX Runtime float32", "lower quartile", "upper quartile")
-    return Table(f"inference-{name.replace('_', '-')}", subject, machine, rows, chart)
+    slug = name.replace("_", "-")
+    yield Table(f"inference-{slug}", subject, machine, rows, chart)
+    subject = f"Operators of {name} in ONNX Runtime, batch {options.batch}, {size}x{size}, by its profiler"
+    yield Table(f"operators-{slug}", subject, machine, operators.rows(profiles))
 
 
 if __name__ == "__main__":  # `python -m benchmarks.inference` is `python -m benchmarks inference`

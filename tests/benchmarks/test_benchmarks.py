@@ -16,7 +16,7 @@ from benchmarks.workload import FULL_PRECISION, TrainingStep, compiled_alone
 from torch import nn
 
 import lowbit
-from benchmarks import gradients, harness, page, peers, scaling
+from benchmarks import gradients, harness, operators, page, peers, scaling
 from lowbit.saved import saved_bytes
 
 
@@ -217,8 +217,18 @@ def test_inference(tmp_path):
     kinds = ("float32", "W4A4", "W4A4 packed", "W8A8")
     assert [row["contestant"] for row in rows][1:] == [f"ONNX Runtime {kind}" for kind in kinds]
     assert float(rows[3]["file kB"]) < float(rows[2]["file kB"]) < float(rows[1]["file kB"])
+    found = {row["operator"]: row for row in read(tmp_path, "operators-resnet8")}
+    assert found["Conv"]["W4A4 ms"] == found["QLinearConv"]["float32 ms"] == "0.00"
+    assert float(found["QLinearConv"]["W4A4 ms"]) > 0 < float(found["Conv"]["float32 ms"])
     with pytest.raises(SystemExit):
         main(["inference", "--widths", "4"])
+
+
+def test_operators_are_sorted_and_small_ones_are_one_row():
+    rows = operators.rows({"one": {"A": 1.0, "B": 98.5, "C": 0.5}, "two": {"A": 50.0, "C": 0.2, "D": 0.1}})
+    assert [list(row.values()) for row in rows] == [
+        ["A", "1.00", "50.00"], ["B", "98.50", "0.00"], ["others", "0.50", "0.30"], ["all", "100.00", "50.30"]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("channel", [False, True])
