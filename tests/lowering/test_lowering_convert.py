@@ -13,6 +13,7 @@ import lowbit
 from lowbit import LowbitError, Rule, models
 from lowbit._torchvision import import_torchvision
 from lowbit.integer.ops import Add, ChannelShuffle, Concatenate, Convolution, Lookup, Multiply, Reshape
+from lowbit.lowering import foresee
 from lowbit.quantizer.methods import lsq_plus
 from tests.lowering.networks import Forward, agreement, finish, images, start, trained
 
@@ -430,3 +431,18 @@ def test_a_pickled_network_is_the_same_network(tmp_path):
     for other in (pickle.loads(pickle.dumps(prepared)), torch.load(tmp_path / "network.pt", weights_only=False)):
         assert torch.equal(other(x), prepared(x)) and len(other.graph.nodes) == len(prepared.graph.nodes)
     assert torch.equal(lowbit.to_integer(other, x)(x), lowbit.to_integer(prepared, x)(x))
+
+
+def test_the_trial_before_training_takes_the_networks_own_weights(monkeypatch):
+    """And initializes quantizers of its own: a copy of every weight would take as much memory again."""
+    tried = []
+    converter = foresee.Converter
+    monkeypatch.setattr(foresee, "Converter", lambda model, *others: tried.append(model) or converter(model, *others))
+    network = Forward(lambda self, x: finish(self, start(self, x)))
+    prepared = lowbit.prepare(network, integer_only=True, example_input=images(2, 3, 9, 7))
+    (trial,) = tried
+    assert trial.second is not prepared.second and trial.second.weight is prepared.second.weight
+    found = [
+        [quantizer.initialized for quantizer in dict(lowbit.quantizers(each)).values()] for each in (trial, prepared)
+    ]
+    assert all(found[0]) and not any(found[1])

@@ -16,6 +16,7 @@ from campaigns import mutations
 from lowbit import LowbitError
 from lowbit.integer.ops import Convolution, Lookup
 from lowbit.integer.result import Result
+from lowbit.layers.quantized import QuantizedLayer
 from lowbit.lowering import convert as conversion
 from lowbit.lowering import kinds as k
 from lowbit.lowering import proof as proofs
@@ -174,6 +175,15 @@ def test_one_sample_and_many_chunks(various, monkeypatch):
     assert proof._samples == 2
     alone, several = proof({"x": x[:1]}), proof({"x": x[:3]})
     assert alone and set(alone) == set(several) and all(several[name].count > alone[name].count for name in alone)
+
+
+def test_weights_are_kept_in_float64_once(various):
+    """The quantized ones, which the exact network computes with; not those that they are made from."""
+    model, _, graph, places = various
+    exact = ExactNetwork(model, graph, places)
+    layers = [each for each in exact.model.modules() if isinstance(each, QuantizedLayer)]
+    assert layers and all(layer.weight.dtype == torch.float32 for layer in layers)
+    assert all(layer.weight_quantizer(layer.weight).dtype == torch.float64 for layer in layers)
 
 
 def test_both_networks_run_side_by_side(various, monkeypatch):

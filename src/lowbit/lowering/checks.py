@@ -131,7 +131,7 @@ def check_parameters(model: nn.Module) -> None:
         may_be_infinite = not isinstance(value, nn.Parameter) and not isinstance(
             model.get_submodule(holder), _BatchNorm
         )
-        if bool(value.isnan().any()) or not (may_be_infinite or bool(torch.isfinite(value).all())):
+        if bool(value.isnan().any()) if may_be_infinite else not bool(torch.isfinite(value).all()):
             raise LowbitError(f"{layer}: its {what} holds NaN or infinity: {_DIVERGED}")
 
 

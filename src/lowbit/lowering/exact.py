@@ -66,7 +66,11 @@ class ExactNetwork:
                 with torch.no_grad():
                     weight = function.parameter_quantizer(constant(node.args[1], self._kinds, {}, modules))
                 self._weights[node.name] = weight.double()
+        layers = [each for each in self.model.modules() if isinstance(each, QuantizedLayer)]
+        kept = [(each, each._parameters.pop("weight")) for each in layers if "weight" in each._parameters]
         self.model.double()
+        for layer, weight in kept:  # which nothing is computed with: it takes no eight bytes a weight
+            layer._parameters["weight"] = weight
         for module, original in zip(self.model.modules(), model.modules()):
             if isinstance(module, Quantizer):
                 self._in_float32(module)

@@ -30,7 +30,8 @@ def check_convertible(model: fx.GraphModule, example_input: Any) -> None:
         LowbitError: naming every such operation, its class, its place and what to do.
     """
     shapes = shapes_of(model, named_examples(model, example_input))
-    trial = copy.deepcopy(model)
+    own = {id(each) for module in model.modules() if isinstance(module, Quantizer) for each in module.parameters()}
+    trial = copy.deepcopy(model, {id(each): each for each in model.parameters() if id(each) not in own})
     inputs = torch.tensor([0.0, 1.0], device=next(model.parameters()).device)
     for module in trial.modules():
         if isinstance(module, QuantizedLayer) and isinstance(module.weight_quantizer, Quantizer):
