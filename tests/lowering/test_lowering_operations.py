@@ -13,6 +13,7 @@ import lowbit
 from lowbit import LowbitError
 from lowbit.integer.ops import (
     AveragePool,
+    Constant,
     Extremum,
     GlobalAveragePool,
     IndexSelect,
@@ -311,3 +312,29 @@ def test_maxima_over_other_dimensions():
     compared, differ = agreement(prepared, X)
     assert differ <= 0.002 * compared
     assert any(isinstance(node, Extremum) for node in lowbit.to_integer(prepared, X).graph.nodes)
+
+
+NUMBERS = {
+    "product": lambda self, x: start(self, x) * self.size.weight,
+    "sum": lambda self, x: self.size.weight + start(self, x),
+    "difference": lambda self, x: self.size.weight - start(self, x),
+    "quotient": lambda self, x: start(self, x) / (self.size.weight.exp() + 1),
+    "part": lambda self, x: start(self, x) * self.size.several.softmax(0)[1],
+}
+
+
+@pytest.mark.parametrize("example", [True, False], ids=["shapes", "no shapes"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_parameter_without_dimensions(name, example, tmp_path):
+    """A learned temperature or gate, or one element of a parameter: it was refused once the network was trained."""
+    torch.manual_seed(0)
+    size = nn.Module()
+    size.weight, size.several = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.tensor([0.2, 0.9]))
+    model = Forward(lambda self, x: finish(self, NUMBERS[name](self, x)), size=size)
+    prepared = lowbit.prepare(model, integer_only=True, example_input=X if example else None)
+    lowbit.calibrate(prepared, [X]).eval()
+    network = lowbit.to_integer(prepared, X)
+    assert any(isinstance(node, Constant) and node.codes.shape == (1,) for node in network.graph.nodes)
+    assert lowbit.export(network, tmp_path / "network.onnx").ok
+    compared, differ = agreement(prepared, X)
+    assert compared > 1000 and differ <= 0.001 * compared

@@ -29,6 +29,7 @@ from lowbit.lowering import variation
 from lowbit.lowering.called import functions_as_modules, name_of
 from lowbit.lowering.calls import REMEDY, Modules, describe, outputs_of
 from lowbit.lowering.checks import check_float_layers
+from lowbit.lowering.constants import constant
 from lowbit.lowering.decompose import DECOMPOSED, EXTREMA, MODULES, NORMS, QUOTIENTS
 from lowbit.lowering.folding import (
     accumulator_bias,
@@ -143,9 +144,13 @@ def integer_form(
             bits_max=BITS_MAX,
         ).to(device)
         for end in group.ends:
-            takers = tensor_users(end, kinds)
-            with graph.inserting_after(end):
-                quantized = graph.call_module(f"{INSERTED}.{group.name}", (end,))
+            takers, value = tensor_users(end, kinds), end
+            if kinds[end] is k.CONSTANT and _is_number(end, kinds, modules):
+                with graph.inserting_after(end):
+                    value = graph.call_method("reshape", (end, 1))  # tensors of integers have dimensions
+                kinds[value] = k.CONSTANT
+            with graph.inserting_after(value):
+                quantized = graph.call_module(f"{INSERTED}.{group.name}", (value,))
             end.replace_all_uses_with(quantized, delete_user_cb=takers.__contains__)
     for node in graph.nodes:
         if kinds.get(node) is not k.NORM:
@@ -193,6 +198,18 @@ def _takes_shapes(graph: fx.Graph, modules: Modules) -> bool:
         or (node.target is F.pad and pads_by_number(node.args, node.kwargs))
         for node in calls
     )
+
+
+def _is_number(node: fx.Node, kinds: Kinds, modules: Modules) -> bool:
+    """Whether a constant has no dimensions."""
+
+    def of_constants(each: fx.Node) -> bool:
+        return kinds[each] is k.CONSTANT and all(map(of_constants, each.all_input_nodes))
+
+    value = node.meta.get("value")
+    if value is None and of_constants(node):
+        value = constant(node, kinds, {}, modules)
+    return isinstance(value, torch.Tensor) and value.ndim == 0
 
 
 def _layer(node: fx.Node, modules: Modules) -> QuantizedLayer:
