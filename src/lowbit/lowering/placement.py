@@ -11,7 +11,8 @@ them is as good as one before. All that a concatenation joins is on one grid, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,7 @@ from lowbit.lowering.kinds import Kind, Kinds
 from lowbit.lowering.masks import may_hide
 from lowbit.lowering.recurrent import SHARED, WIDE
 from lowbit.lowering.shapes import named_examples
-from lowbit.lowering.trace import trace
+from lowbit.lowering.trace import is_cast, trace
 from lowbit.lowering.windows import pads_by_number
 from lowbit.quantizer.initialization import spacious_init
 from lowbit.quantizer.methods import get_method
@@ -196,15 +197,28 @@ def _takes_shapes(graph: fx.Graph, modules: Modules) -> bool:
         node.target in (*DECOMPOSED, *FUNCTIONS, *NORMS, *EXTREMA)
         or (node.target in QUOTIENTS and of_tensors(node))
         or (node.target is F.pad and pads_by_number(node.args, node.kwargs))
+        or (kinds[node] is k.NORMALIZE and any(kinds[each] is k.SHAPE for each in node.all_input_nodes))
+        or (kinds[node] is None and (is_cast(node) or _of_sizes(node, kinds)))
+        or (kinds[node] in (k.STACK, k.CONCATENATE) and _parts_of_a_list(node))
         for node in calls
     )
+
+
+def _of_sizes(node: fx.Node, kinds: Mapping[fx.Node, Kind | None]) -> bool:
+    """Whether a call takes sizes alone, as torch.arange(x.shape[1]) does."""
+    return bool(node.all_input_nodes) and all(kinds[each] is k.SHAPE for each in node.all_input_nodes)
+
+
+def _parts_of_a_list(node: fx.Node) -> bool:
+    """Whether a call takes a slice of what another gives: of how many tensors shapes tell."""
+    return any(isinstance(each, fx.Node) and each.target is operator.getitem for each in node.args[:1])
 
 
 def _is_number(node: fx.Node, kinds: Kinds, modules: Modules) -> bool:
     """Whether a constant has no dimensions."""
 
     def of_constants(each: fx.Node) -> bool:
-        return kinds[each] is k.CONSTANT and all(map(of_constants, each.all_input_nodes))
+        return kinds.get(each) is k.CONSTANT and all(map(of_constants, each.all_input_nodes))
 
     value = node.meta.get("value")
     if value is None and of_constants(node):

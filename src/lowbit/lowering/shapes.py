@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
+from lowbit.lowering import tracer
 from lowbit.lowering.layouts import Shape
-from lowbit.lowering.tracer import values_of
 
 Shapes = dict[fx.Node, Any]
 """By node: a Shape, with a batch of `tracer.BATCH`; of a node that gives several tensors a list of them.
@@ -43,7 +43,7 @@ def shapes_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> Shapes:
         )
     try:
         with evaluation(model):
-            values = values_of(model, examples)
+            values = _values_of(model, examples)
     except LowbitError:
         raise
     except Exception as error:  # whatever the network's own operations raise
@@ -113,3 +113,22 @@ def _input_names(model: torch.nn.Module) -> list[str]:
         for each in parameters
         if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
     ]
+
+
+def _values_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+    """What every node of a recorded network gives: tensors without data (a batch of `tracer.BATCH`), numbers, tuples.
+
+    Args:
+        examples: a batch of each input, by name.
+    """
+    shapes, values = tracer.Shapes(model), {}
+    for node in model.graph.nodes:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "placeholder":
+            name = str(node.target)
+            values[node] = shapes.input(examples[name]) if name in examples else None
+        elif node.op == "output":
+            values[node] = args[0]
+        else:
+            values[node] = shapes.call(node.op, node.target, args, kwargs)
+    return values

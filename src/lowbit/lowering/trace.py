@@ -76,7 +76,7 @@ def trace(model: nn.Module, known: Mapping[str, Tensor] | None = None) -> fx.Gra
             graph.erase_node(node)  # what forward takes besides, with a default or as *args, and does not use
     for node in list(graph.nodes):
         # What stands between a layer and its activation must not hide that they belong together.
-        same = _same_as(node, modules) if kinds[node] in (ADD, UNCHANGED) or _is_cast(node) else None
+        same = _same_as(node, modules) if kinds[node] in (ADD, UNCHANGED) or is_cast(node) else None
         if same is not None:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
@@ -172,7 +172,7 @@ def _same_as(node: fx.Node, modules: Modules) -> fx.Node | None:
 
     It is that of an identity, of a cast to the type that it has, and of 0 + x, with which Python's sum() begins.
     """
-    if _is_cast(node):
+    if is_cast(node):
         source = node.args[0]
         assert isinstance(source, fx.Node)
         before, after = source.meta.get("value"), node.meta.get("value")
@@ -188,7 +188,7 @@ def _same_as(node: fx.Node, modules: Modules) -> fx.Node | None:
     return None
 
 
-def _is_cast(node: fx.Node) -> bool:
+def is_cast(node: fx.Node) -> bool:
     """Whether it is a call that gives a tensor in a type, on a device or in a memory format."""
     return node.op == "call_method" and node.target in ("to", "type_as", "float", "type", "cpu", "cuda")
 

@@ -294,6 +294,11 @@ class _Known(fx.Proxy):
             return _MADE_BY[name](self)
         return super().__getattr__(name)
 
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(self._value, (tuple, list)) and isinstance(key, slice):
+            return tuple(self[place] for place in range(len(self))[key])
+        return super().__getitem__(key)
+
     def __setitem__(self, key: Any, value: Any) -> None:
         new = self._tracer.assigned(self, key, value)
         self.node, self._value = new.node, new._value
@@ -381,22 +386,3 @@ def _number_of_parts(node: fx.Node) -> int | None:
     sizes = given.get("split_size_or_sections", given.get("split_size"))
     count = len(sizes) if isinstance(sizes, (tuple, list)) else given.get("chunks")
     return count if isinstance(count, int) else None
-
-
-def values_of(model: fx.GraphModule, examples: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
-    """What every node of a recorded network gives: tensors without data (a batch of `BATCH`), numbers, tuples.
-
-    Args:
-        examples: a batch of each input, by name.
-    """
-    shapes, values = Shapes(model), {}
-    for node in model.graph.nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        if node.op == "placeholder":
-            name = str(node.target)
-            values[node] = shapes.input(examples[name]) if name in examples else None
-        elif node.op == "output":
-            values[node] = args[0]
-        else:
-            values[node] = shapes.call(node.op, node.target, args, kwargs)
-    return values

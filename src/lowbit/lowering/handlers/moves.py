@@ -18,14 +18,8 @@ if TYPE_CHECKING:
 
 def concatenate(converter: Converter, node: fx.Node) -> Any:
     """One tensor after the other along a dimension."""
-    given = converter.input_of(node)
     (axis,) = converter.options(node, "dim")
-    # One node where the parts that chunk or split gave are passed on as they are.
-    if isinstance(given, fx.Node):
-        parts = converter.value(given, node)
-    else:
-        parts = [converter.value(tensor, node) for tensor in given]
-    return _concatenated(converter, node, parts, converter.place(axis, node, node))
+    return _concatenated(converter, node, _parts(converter, node), converter.place(axis, node, node))
 
 
 def stack(converter: Converter, node: fx.Node) -> Any:
@@ -33,9 +27,14 @@ def stack(converter: Converter, node: fx.Node) -> Any:
     (axis,) = converter.options(node, "dim")
     place, shape = converter.place(axis, node, node), converter.sample(node)
     shape = (*shape[: place - 1], 1, *shape[place:])
-    parts = [converter.value(tensor, node) for tensor in converter.arguments(node)["input"]]
-    parts = [converter.moved(part, [reshape_to(node.name, shape)]) for part in parts]
+    parts = [converter.moved(part, [reshape_to(node.name, shape)]) for part in _parts(converter, node)]
     return _concatenated(converter, node, parts, place)
+
+
+def _parts(converter: Converter, node: fx.Node) -> list[Any]:
+    """What is joined: a list, or one node where what chunk, split or unbind gave is passed on as it is."""
+    given = converter.input_of(node)
+    return converter.value(given, node) if isinstance(given, fx.Node) else [converter.value(x, node) for x in given]
 
 
 def _concatenated(converter: Converter, node: fx.Node, parts: list[Any], axis: int) -> Any:
