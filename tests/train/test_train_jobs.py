@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from launch import launch
+from launch import forked, launch
 from safetensors.torch import load_file, save_file
 
 import lowbit
@@ -107,7 +107,7 @@ def jobs(low_bits, killed: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "validation": (None, [*DIGITS, "--data.validation", "201", "--shard", "--output", str(folder / "validation")]),
     }
     (folder / "commands.json").write_text(json.dumps(list(commands.values())))
-    done = launch([str(Path(__file__).parent / "commands_job.py"), str(folder / "commands.json")])
+    done = forked(str(Path(__file__).parent / "commands_job.py"), str(folder / "commands.json"))
     assert done.returncode == 0, done.stderr
     said = re.split(r"^### (\d+)\n", done.stdout, flags=re.MULTILINE)
     assert said[1::2] == ["0", "0", "0", "0", "130", "0"], done.stdout + done.stderr
@@ -236,7 +236,7 @@ def test_bad_input_is_said_once_and_stops_every_process(tmp_path: Path) -> None:
     (tmp_path / "configs.json").write_text(json.dumps(plain))
     script = str(Path(__file__).parent / "bad_input_job.py")
     with locked(tmp_path / "locked"):
-        done = launch([script, str(tmp_path)], timeout=180, HF_HUB_OFFLINE="1")
+        done = forked(script, str(tmp_path), timeout=180, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"answers-{rank}.json").read_text()) for rank in (0, 1))
     assert list(first) == list(second) == list(cases)

@@ -10,7 +10,7 @@ from typing import Any
 import parallel_job
 import pytest
 import torch
-from launch import launch
+from launch import forked
 from torch import Tensor, nn
 
 import lowbit
@@ -30,7 +30,7 @@ DIFFERENT = ("bf16", "balanced", "sharded, balanced")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """What each of two processes came to, by variant."""
     folder = tmp_path_factory.mktemp("parallel")
-    done = launch([parallel_job.__file__, str(folder)])
+    done = forked(parallel_job.__file__, str(folder))
     assert done.returncode == 0, done.stderr
     return {
         name: [torch.load(folder / f"{number}.{rank}.pt") for rank in (0, 1)]
