@@ -89,6 +89,31 @@ def test_a_transposed_convolution_whose_weight_is_read():
     assert torch.equal(one(data(1)), two(data(1))) and not torch.equal(one(data(1)), called(data(1)))
 
 
+def attend(x, weight, bias):
+    return F.linear(x, weight, bias).softmax(-1)
+
+
+class HandedOn(nn.Module):
+    """An attention computed by a function that takes the layer's weight, as torchvision's Swin does."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.layers, self.read = nn.ModuleList([nn.Linear(6, 4)]), read
+
+    def forward(self, x):
+        return self.inner(x) if self.read else self.layers[0](x).softmax(-1)
+
+    def inner(self, x):
+        return attend(x, self.layers[0].weight, bias=self.layers[0].bias)
+
+
+def test_a_weight_that_is_handed_on_to_a_function():
+    called, read = HandedOn(False), HandedOn(True)
+    read.load_state_dict(called.state_dict())
+    one, two = (lowbit.calibrate(lowbit.prepare(model, first_last=4), [data()]) for model in (called, read))
+    assert torch.equal(one(data(1)), two(data(1))) and not torch.equal(one(data(1)), called(data(1)))
+
+
 def test_the_owner_stays_what_it_was():
     _, read = both()
     owner = read[0]

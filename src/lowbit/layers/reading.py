@@ -8,6 +8,7 @@ layer that nothing else reaches is named by `lowbit.calibrate` then.
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lowbit.layers.quantized import QuantizedLayer
-from lowbit.layers.unquantized import operands
+from lowbit.layers.unquantized import methods_of, operands
 
 _FUNCTIONS = frozenset({
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
@@ -47,10 +48,39 @@ class _Reads(TorchFunctionMode):
 def quantize_reads(model: nn.Module) -> None:
     """Let every module that reads weights of prepared layers quantize what it computes with them, in place."""
     for module in list(model.modules()):
-        paths = [path for path in operands(type(module)) if _layers_at(module, path)]
+        paths = dict.fromkeys((*operands(type(module)), *_handed_on(type(module))))
+        paths = [path for path in paths if _layers_at(module, path)]
         if paths and not isinstance(module, QuantizedLayer):
             module.__class__ = _reading_class(type(module))
             vars(module)["reads_layers_at"] = paths
+
+
+@functools.cache
+def _handed_on(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Paths of what forward, or a method that it calls, hands the weight of to a function: f(x, self.qkv.weight)."""
+    methods, found = methods_of(kind), []
+    waiting, seen = ["forward"], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in methods:
+            continue
+        seen.add(name)
+        own = methods[name].args.args[0].arg
+        for call in (each for each in ast.walk(methods[name]) if isinstance(each, ast.Call)):
+            waiting += _path(call.func, own)
+            for given in (*call.args, *(keyword.value for keyword in call.keywords)):
+                if isinstance(given, ast.Attribute) and given.attr == "weight":
+                    found += _path(given.value, own)
+    return tuple(found)
+
+
+def _path(node: ast.expr, own: str) -> list[str]:
+    """The path "a.b" for self.a.b, and "a" for self.a[0]; nothing for anything else."""
+    parts: list[str] = []
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        parts = [node.attr, *parts] if isinstance(node, ast.Attribute) else []
+        node = node.value
+    return [".".join(parts)] if parts and isinstance(node, ast.Name) and node.id == own else []
 
 
 def _layers_at(module: nn.Module, path: str) -> list[QuantizedLayer]:

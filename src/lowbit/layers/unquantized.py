@@ -107,7 +107,7 @@ def operands(kind: type[nn.Module]) -> tuple[str, ...]:
     attention scores with a position's bias added are, holds no weights. Empty for a class whose source cannot be read.
     """
     found: dict[str, None] = {}
-    methods = _methods(kind)
+    methods = methods_of(kind)
     returned: dict[str, set[str] | None] = {}
     for _ in range(2):  # the second time with what methods return that are defined later
         for name, definition in methods.items():
@@ -117,7 +117,7 @@ def operands(kind: type[nn.Module]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _methods(kind: type[nn.Module]) -> dict[str, ast.FunctionDef]:
+def methods_of(kind: type[nn.Module]) -> dict[str, ast.FunctionDef]:
     """The source of each method that the class does not have from torch."""
     methods: dict[str, ast.FunctionDef] = {}
     for each in kind.__mro__:
