@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from lowbit.batches import parts_of, required_inputs
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write, check_writable
+from lowbit.inputs import batch_size
 from lowbit.layers.modes import evaluation
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.sites import Site, input_sites, quantizers
+from lowbit.qat.batchnorm import reestimate_batchnorm
 from lowbit.qat.blocks import Block, Blocks, Values, chosen, gathered, stacked
 from lowbit.qat.calibrate import observed
 from lowbit.qat.soft_rounding import SoftRounding
@@ -64,8 +66,8 @@ def reconstruct(
     ICLR 2021, arXiv 2102.05426). Its weights are rounded up or down as is learned by AdaRound (`SoftRounding`), while
     each activation stays in full precision with probability `drop` (QDrop: Wei et al., ICLR 2022, arXiv 2203.05740), so
     that the block gives what it gives in full precision. Afterwards each weight is moved just as far as its quantizer
-    needs to round it to that level. The network stays what `lowbit.prepare` made: training, integers and export go on
-    from it.
+    needs to round it to that level, and batch-norm's running statistics are taken again, from all samples. The network
+    stays what `lowbit.prepare` made: training, integers and export go on from it.
 
     Args:
         model: a network from `lowbit.prepare`, calibrated, with the weights of the trained network in full precision.
@@ -107,6 +109,7 @@ def reconstruct(
                 _keep(checkpoint, model, learning, done)
                 if on_block is not None:
                     on_block(len(done), len(blocks.blocks), done[-1])
+        learning.reestimate(model)
     except BaseException:
         model.load_state_dict(before)
         raise
@@ -157,6 +160,14 @@ class _Learning:
         for values in (self.exact, self.quantized):
             for node in [node for node in values if node not in needed]:
                 del values[node]
+
+    def reestimate(self, model: nn.Module) -> None:
+        """Batch-norm's running statistics from the samples; of a single one they would be none."""
+        named = {str(node.target): values for node, values in self.samples.items()}
+        count = batch_size(named)
+        if count > 1:
+            parts = {name: values.chunk(-(-count // _CHUNK)) for name, values in named.items()}
+            reestimate_batchnorm(model, [dict(zip(parts, chunk)) for chunk in zip(*parts.values())])
 
     def learn(self, block: Block, number: int) -> Reconstructed:
         """Let the block learn its rounding and its steps."""
