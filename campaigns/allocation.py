@@ -2,7 +2,8 @@
 
 For each network and budget, the rules that `lowbit.allocate` finds from 256 training images without their labels, and the frontier
 over the bytes of weights. Inputs of layers have 4 bits, so that weights alone are compared. What networks of those bits
-reach by training is table "bits" of `campaigns.accuracy`, which reads the rules.
+reach by training is table "bits" of `campaigns.accuracy`, which reads the rules. With `--rounded`, what they reach without:
+test accuracy of the rules that are there and of uniform bits, every weight rounded to its nearest level.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 import lowbit
 from benchmarks import harness
 from campaigns.accuracy.tables.bits import CHOICES, FOLDER, NETWORKS, budgets, rules_file
+from campaigns.zero_points import accuracy
 from lowbit import models
-from lowbit.data import loaders
+from lowbit.data import Loader, loaders
 from lowbit.files import atomic_write
 from lowbit.recipes import get_recipe
 
@@ -34,15 +37,55 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--given", type=Path, required=True, help="the folder with trained weights of the CIFAR ResNet-20"
     )
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--rounded", action="store_true", help="evaluate the rules that are there, without training")
     options = parser.parse_args(arguments)
     config = replace(get_recipe("cifar10-resnet20")().data, path=str(options.data), batch_size=64)
-    train, _ = loaders(config, seed=0)
+    train, test = loaders(config, seed=0)
     batches = [images for _, (images, _) in zip(range(options.images // 64), train)]
     FOLDER.mkdir(parents=True, exist_ok=True)
+    networks = {name: models.create(name) for name in NETWORKS}
+    for name, network in networks.items():
+        models.load_weights(network, NETWORKS[name](options.given))
+    rows = rounded(networks, batches, test) if options.rounded else allocated(networks, batches)
+    with (
+        atomic_write(FOLDER / ("rounded.csv" if options.rounded else "allocation.csv")) as path,
+        open(path, "w", newline="") as file,
+    ):
+        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    print(harness.machine(), f"torch {torch.__version__}")
+    harness.print_table(rows)
+
+
+def rounded(networks: dict[str, nn.Module], batches: Sequence[Tensor], test: Loader) -> list[dict[str, str]]:
+    """A row for each network and choice of bits, by steps of least squares, before and after batch-norm is re-estimated."""
     rows = []
-    for name, start in NETWORKS.items():
-        network = models.create(name)
-        models.load_weights(network, start(options.given))
+    for name, network in networks.items():
+        uniform = {f"uniform-{bits}": {"weights": bits} for bits in (2, 3, 4)}
+        chosen = {
+            f"allocated-{budget}": {
+                "rules": [lowbit.Rule(**rule) for rule in json.loads(rules_file(name, budget).read_text())]
+            }
+            for budget in budgets(name)
+        }
+        for row, bits in {**uniform, **chosen}.items():
+            model = lowbit.prepare(
+                network, activations=4, init_weights="least-squares", init_activations="least-squares", **bits
+            )
+            lowbit.calibrate(model.eval(), batches)
+            size = sum(-(-each.size_bits // 8) for each in lowbit.layer_table(model))
+            found = {"network": name, "row": row, "bytes": str(size), "test %": f"{accuracy(model, test):.2f}"}
+            lowbit.reestimate_batchnorm(model, batches)
+            rows.append({**found, "batch-norm again, test %": f"{accuracy(model, test):.2f}"})
+            print(rows[-1], flush=True)
+    return sorted(rows, key=lambda each: (each["network"], int(each["bytes"])))
+
+
+def allocated(networks: dict[str, nn.Module], batches: Sequence[Tensor]) -> list[dict[str, str]]:
+    """A row for each network and budget; rules and frontiers go to their files."""
+    rows = []
+    for name, network in networks.items():
         for budget, limit in budgets(name).items():
             began = time.monotonic()
             with warnings.catch_warnings():
@@ -72,12 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             writer = csv.writer(file)
             writer.writerow(["bytes", "expected loss", "uniform"])
             writer.writerows([f"{p.cost:.0f}", f"{p.loss:.6g}", p.uniform or ""] for p in points)
-    with atomic_write(FOLDER / "allocation.csv") as path, open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    print(harness.machine(), f"torch {torch.__version__}")
-    harness.print_table(rows)
+    return rows
 
 
 if __name__ == "__main__":
