@@ -210,3 +210,27 @@ def test_uniform_bits_that_do_as_well_are_said(network: nn.Module) -> None:
 def test_bad_arguments(network: nn.Module, batches: list, budget: str, options: dict, message: str) -> None:
     with pytest.raises(LowbitError, match=message):
         lowbit.allocate(network, batches, budget, **options)
+
+
+def test_what_batchnorm_takes_out_is_not_measured() -> None:
+    """A weight at two bits that is its grid times a factor: batch-norm divides by the factor, if its statistics are taken again."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
+    x = torch.randn(512, 6)
+    lowbit.reestimate_batchnorm(network, [x])
+    model = lowbit.calibrate(lowbit.prepare(network, weights=4, activations=8, first_last=4), [x])
+    layer = model.get_submodule("0")
+    side = Side("weight of 0", ("0",), (Member(layer.weight_quantizer, layer.weight.detach()),), (2, 8))
+
+    class Halved(nn.Module):
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            return w / 2
+
+    def losses(how: nn.Module) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Member, "of", lambda self, bits: how)
+            return by_measurement(model, [side], x.split(128), None)["weight of 0"][2]
+
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert losses(Halved()) < 1e-5 < losses(nn.Hardtanh(-0.1, 0.1))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lowbit.errors import LowbitError
 from lowbit.layers.modes import evaluation
 from lowbit.layers.sites import replaced
+from lowbit.qat.batchnorm import kept_statistics, reestimate_batchnorm
 from lowbit.quantizer.initialization import Statistics
 from lowbit.quantizer.methods import get_method
 from lowbit.quantizer.module import Quantizer
@@ -121,7 +122,9 @@ def by_measurement(model: nn.Module, sides: Sequence[Side], batches: Sequence[An
     """What the loss grows by where one tensor alone is quantized.
 
     Without a `loss`: the divergence from what the network in full precision predicts, for scores of classes, else half
-    the squared difference of outputs. A growth below zero, which is noise, counts as none.
+    the squared difference of outputs. A growth below zero, which is noise, counts as none. Batch-norm's running
+    statistics are taken again each time, from the batches: what a shift of means and variances loses comes back for
+    nothing, by `lowbit.reestimate_batchnorm` or in training. Batches of one sample have none to take.
 
     Args:
         model: prepared; nothing of it is quantized but the one tensor.
@@ -129,20 +132,23 @@ def by_measurement(model: nn.Module, sides: Sequence[Side], batches: Sequence[An
         loss: its value in full precision is subtracted.
     """
     nothing = nn.Identity()
-    with evaluation(model), torch.no_grad():
+    with evaluation(model), kept_statistics(model) as shifts, torch.no_grad():
         with replaced(model, lambda _: nothing):
-            exact = [run(model, batch)[0] for batch in batches]
+            exact, _, sizes = zip(*[run(model, batch) for batch in batches])
+        shifts = shifts and min(sizes) > 1
 
         def measured(by: Mapping[Quantizer, nn.Module]) -> float:
             total = count = 0.0
             with replaced(model, lambda q: by.get(q, nothing)):
+                if shifts:
+                    reestimate_batchnorm(model, batches)
                 for batch, wanted in zip(batches, exact):
                     output, beside, size = run(model, batch)
                     value = _divergence(output, wanted) if loss is None else _own(loss, output, beside) * size
                     total, count = total + float(value), count + size
             return total / count
 
-        least = 0.0 if loss is None else measured({})
+        least = 0.0 if loss is None and not shifts else measured({})
         return {
             side.name: {
                 bits: max(0.0, measured({member.quantizer: member.of(bits) for member in side.members}) - least)

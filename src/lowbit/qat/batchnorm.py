@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
     Raises:
         LowbitError: no batches.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = _tracking(model)
     if not norms:
         return
     before = [([each.clone() for each in _statistics(norm)], norm.momentum) for norm in norms]
@@ -48,6 +49,22 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
         finally:
             for norm, (_, momentum) in zip(norms, before):
                 norm.momentum = momentum
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[bool]:
+    """Within, running statistics may change, and are put back at the end; yields whether there are any."""
+    kept = [(each, each.clone()) for norm in _tracking(model) for each in _statistics(norm)]
+    try:
+        yield bool(kept)
+    finally:
+        with torch.no_grad():
+            for each, value in kept:
+                each.copy_(value)
+
+
+def _tracking(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
