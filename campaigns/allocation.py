@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import lowbit
 from benchmarks import harness
-from campaigns.accuracy.tables.bits import CHOICES, FOLDER, NETWORKS, budgets, rules_file
+from campaigns.accuracy.tables.bits import CHOICES, FOLDER, NETWORKS, budgets, bytes_of, rules_file
 from campaigns.zero_points import accuracy
 from lowbit import models
 from lowbit.data import Loader, loaders
@@ -47,13 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, network in networks.items():
         models.load_weights(network, NETWORKS[name](options.given))
     rows = rounded(networks, batches, test) if options.rounded else allocated(networks, batches)
-    with (
-        atomic_write(FOLDER / ("rounded.csv" if options.rounded else "allocation.csv")) as path,
-        open(path, "w", newline="") as file,
-    ):
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    with atomic_write(FOLDER / ("rounded.csv" if options.rounded else "allocation.csv")) as path:
+        harness.write_csv(rows, Path(path))
     print(harness.machine(), f"torch {torch.__version__}")
     harness.print_table(rows)
 
@@ -74,8 +69,12 @@ def rounded(networks: dict[str, nn.Module], batches: Sequence[Tensor], test: Loa
                 network, activations=4, init_weights="least-squares", init_activations="least-squares", **bits
             )
             lowbit.calibrate(model.eval(), batches)
-            size = sum(-(-each.size_bits // 8) for each in lowbit.layer_table(model))
-            found = {"network": name, "row": row, "bytes": str(size), "test %": f"{accuracy(model, test):.2f}"}
+            found = {
+                "network": name,
+                "row": row,
+                "bytes": str(bytes_of(model)),
+                "test %": f"{accuracy(model, test):.2f}",
+            }
             lowbit.reestimate_batchnorm(model, batches)
             rows.append({**found, "batch-norm again, test %": f"{accuracy(model, test):.2f}"})
             print(rows[-1], flush=True)

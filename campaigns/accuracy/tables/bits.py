@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from torch import nn
+
 import lowbit
 from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables.full_precision import RESNET8
@@ -32,8 +34,12 @@ NETWORKS: dict[str, Callable[[Path], Path]] = {
 @cache
 def weight_bytes(network: str, bits: int) -> int:
     """Bytes of the weights at one width, the first and the last layer at 8 bits."""
-    rows = lowbit.layer_table(lowbit.prepare(models.create(network), weights=bits, activations=4))
-    return sum(-(-row.size_bits // 8) for row in rows)
+    return bytes_of(lowbit.prepare(models.create(network), weights=bits, activations=4))
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Bytes of a prepared network's quantized weights."""
+    return sum(-(-row.size_bits // 8) for row in lowbit.layer_table(model))
 
 
 def budgets(network: str) -> dict[str, float]:

@@ -103,7 +103,7 @@ def _estimate(config: TrainConfig, data: DataSet, rows: list[LayerRow], cost: St
     if images is not None:
         lines["training"] = (
             f"{config.epochs} epochs of {images:,} images ({known}), {training_macs(config, images, macs):.2g} MACs: "
-            f"{4 if kind_of(config.task).has_teacher else 3} x the forward pass of each image"
+            f"{kind_of(config.task).passes} x the forward pass of each image"
         )
     lines["memory"] = (
         f"{_bytes(cost.memory(batch))} at least in a step with all {batch} images of a batch: {_bytes(cost.weights)} weights, "

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lowbit.layers.quantized import QuantizedLayer
-from lowbit.layers.unquantized import methods_of, operands
+from lowbit.layers.unquantized import attribute_at, methods_of, operands
 
 _FUNCTIONS = frozenset({
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
@@ -85,9 +85,7 @@ def _path(node: ast.expr, own: str) -> list[str]:
 
 def _layers_at(module: nn.Module, path: str) -> list[QuantizedLayer]:
     """The prepared layers in what the path leads to: a layer, or a list of some."""
-    value: Any = module
-    for attribute in path.split("."):
-        value = getattr(value, attribute, None)
+    value = attribute_at(module, path)
     return (
         [each for each in value.modules() if isinstance(each, QuantizedLayer)] if isinstance(value, nn.Module) else []
     )

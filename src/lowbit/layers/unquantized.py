@@ -14,6 +14,7 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,14 +90,20 @@ def _multiplied(module: nn.Module) -> dict[str, Tensor]:
     """The parameters, of at least two dimensions, that the methods of a module multiply with."""
     weights = {}
     for path in operands(type(module)):
-        value = module
-        for attribute in path.split("."):
-            value = getattr(value, attribute, None)
+        value = attribute_at(module, path)
         if isinstance(value, nn.Parameter) and value.dim() >= 2:
             weights[path] = value
         elif isinstance(value, (nn.ParameterList, nn.ParameterDict)):
             weights |= {f"{path}.{key}": p for key, p in value.named_parameters() if p.dim() >= 2}
     return weights
+
+
+def attribute_at(module: nn.Module, path: str) -> Any:
+    """What a dotted path of attributes leads to; None where there is nothing."""
+    value: Any = module
+    for attribute in path.split("."):
+        value = getattr(value, attribute, None)
+    return value
 
 
 @cache

@@ -53,11 +53,9 @@ class ExactNetwork:
         self.grids: dict[str, TensorType] = {}
         for place, name in places.items():
             self.grids[name] = type_of(place.quantizer(modules[str(nodes[place.node].target)]))
-        weights = {}
-        for module in self.model.modules():
-            if isinstance(module, QuantizedLayer):
-                with torch.no_grad():
-                    weights[module] = module.weight_quantizer(module.quantized_from()).double()
+        layers = [each for each in self.model.modules() if isinstance(each, QuantizedLayer)]
+        with torch.no_grad():
+            weights = {each: each.weight_quantizer(each.quantized_from()).double() for each in layers}
         self._kinds = k.kinds_of(self.model.graph, modules)
         self._weights: dict[str, Tensor] = {}
         for node in self.model.graph.nodes:
@@ -66,7 +64,6 @@ class ExactNetwork:
                 with torch.no_grad():
                     weight = function.parameter_quantizer(constant(node.args[1], self._kinds, {}, modules))
                 self._weights[node.name] = weight.double()
-        layers = [each for each in self.model.modules() if isinstance(each, QuantizedLayer)]
         kept = [(each, each._parameters.pop("weight")) for each in layers if "weight" in each._parameters]
         self.model.double()
         for layer, weight in kept:  # which nothing is computed with: it takes no eight bytes a weight

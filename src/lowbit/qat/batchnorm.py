@@ -27,7 +27,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
     norms = _tracking(model)
     if not norms:
         return
-    before = [([each.clone() for each in _statistics(norm)], norm.momentum) for norm in norms]
+    before, momenta = _kept(norms), [norm.momentum for norm in norms]
     device = _statistics(norms[0])[0].device
     done = False
     with evaluation(model):
@@ -42,25 +42,32 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
             if not done:
                 raise LowbitError("no batches to re-estimate batch-norm with")
         except BaseException:
-            for norm, (saved, _) in zip(norms, before):
-                for each, value in zip(_statistics(norm), saved):
-                    each.copy_(value)
+            _put_back(before)
             raise
         finally:
-            for norm, (_, momentum) in zip(norms, before):
+            for norm, momentum in zip(norms, momenta):
                 norm.momentum = momentum
 
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[bool]:
     """Within, running statistics may change, and are put back at the end; yields whether there are any."""
-    kept = [(each, each.clone()) for norm in _tracking(model) for each in _statistics(norm)]
+    kept = _kept(_tracking(model))
     try:
         yield bool(kept)
     finally:
-        with torch.no_grad():
-            for each, value in kept:
-                each.copy_(value)
+        _put_back(kept)
+
+
+def _kept(norms: Iterable[_BatchNorm]) -> list[tuple[Tensor, Tensor]]:
+    """Running statistics, each with a copy."""
+    return [(each, each.clone()) for norm in norms for each in _statistics(norm)]
+
+
+def _put_back(kept: Iterable[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for each, value in kept:
+            each.copy_(value)
 
 
 def _tracking(model: nn.Module) -> list[_BatchNorm]:

@@ -78,5 +78,4 @@ def training_macs(config: TrainConfig, images: int, macs: int) -> float:
     A step takes three times those of the forward pass: the output, the gradient of the input and the gradient of the
     weights are products of the same size. A teacher adds one forward pass. Evaluation is not counted.
     """
-    passes = 4 if kind_of(config.task).has_teacher else 3
-    return float(passes * macs * images * config.epochs)
+    return float(kind_of(config.task).passes * macs * images * config.epochs)

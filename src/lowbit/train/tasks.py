@@ -148,6 +148,11 @@ class TaskKind:
     blockwise: bool = False
     evaluated_by: str | None = None
 
+    @property
+    def passes(self) -> int:
+        """How many times a forward pass's multiply-accumulates a step takes: for outputs, both gradients, and the teacher."""
+        return 4 if self.has_teacher else 3
+
 
 def _distill(config: TrainConfig, original: nn.Module, device: torch.device) -> Task:
     if not config.model.trained:
