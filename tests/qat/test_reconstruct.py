@@ -26,9 +26,10 @@ class Residual(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm = nn.BatchNorm2d(channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last_norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.second(F.relu(self.norm(self.first(x)))))
+        return F.relu(x + self.last_norm(self.second(F.relu(self.norm(self.first(x))))))
 
 
 def residual_network() -> nn.Module:
@@ -178,12 +179,15 @@ def test_two_bits_without_labels_are_nearer_to_full_precision() -> None:
     assert [block.layers for block in found] == [("0",), ("3.first", "3.second"), ("6",)]
     assert found[1].after < 0.7 * found[1].before
     for name, value in model.state_dict().items():
-        if ("norm" in name or name.endswith("bias")) and "running" not in name and "tracked" not in name:
+        if name.endswith(("bias", "norm.weight")):
             assert torch.equal(value, state[name]), name
     for name, layer in model.named_modules():
         if isinstance(layer, QuantizedLayer):
-            distance = (layer.weight - state[f"{name}.weight"]).abs() / layer.weight_quantizer.step
-            assert 0 < float(distance.max()) < 0.56  # to the other side of the nearest edge, and the margin behind it
+            before, grid = state[f"{name}.weight"] / layer.weight_quantizer.step, layer.weight_quantizer.grid
+            distance = (layer.weight / layer.weight_quantizer.step - before).abs()
+            inside = (before >= grid.qn) & (before <= grid.qp)
+            # To the other side of the nearest edge, and the margin behind it.
+            assert 0 < float(distance[inside].max()) < 0.56
     full = accuracy(network, x[1500:], y[1500:])
     learned = accuracy(model, x[1500:], y[1500:])
     assert learned >= rounded + 0.5 * (full - rounded)
@@ -279,6 +283,43 @@ def test_batchnorm_has_the_statistics_of_what_the_quantized_network_gives() -> N
     model(images)
     torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert not model.training and not norm.training
+
+
+def test_each_block_learns_what_the_network_of_before_gives() -> None:
+    """Not what a network gives whose weights and statistics are those that have been learned."""
+    from lowbit.qat import reconstruct
+
+    x, network, seen = images(), residual_network(), []
+    model = quantized(network, [x], 2)
+    blocks = {"2.first": 2, "3.first": 3, "6": 6}  # what stands before "6" goes with the block of 3
+    full_precision = reconstruct._Learning._full_precision
+
+    def looked_at(learning, block):
+        found = full_precision(learning, block)
+        seen.append((block.layers[0], *found.values()))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruct._Learning, "_full_precision", looked_at)
+        lowbit.reconstruct(model, [x], steps=5)
+    with torch.no_grad():
+        for first, *values in seen:
+            if first in blocks:
+                wanted = network[: blocks[first] + 1](x) if first != "3.first" else network[:6](x)
+                torch.testing.assert_close(values, [wanted])
+    assert [first for first, *_ in seen] == [
+        each for first in ("0", "2.first", "3.first", "6") for each in (first, first)
+    ]
+
+
+def test_batchnorm_is_taken_again_before_the_next_block_learns() -> None:
+    x, network, seen = images(), residual_network(), []
+    model = quantized(network, [x], 2)
+    before = model[2].norm.running_mean.clone()
+    lowbit.reconstruct(model, [x], steps=5, on_block=lambda *_: seen.append(model[2].norm.running_mean.clone()))
+    assert torch.equal(seen[0], before)
+    assert not torch.equal(seen[1], before)
+    assert torch.equal(seen[1], seen[3])
 
 
 def test_of_one_sample_batchnorm_keeps_its_statistics() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,54 +24,81 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
     Raises:
         LowbitError: no batches.
     """
-    norms = _tracking(model)
+    norms = tracking(model.modules())
     if not norms:
         return
-    before, momenta = _kept(norms), [norm.momentum for norm in norms]
+    before = kept(_running(norms))
     device = _statistics(norms[0])[0].device
     done = False
-    with evaluation(model):
-        try:
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # torch's cumulative average
-                norm.training = True
+    try:
+        with evaluation(model), averaging(norms):
             for batch in batches:
                 run_batch(model, batch, device)
                 done = True
             if not done:
                 raise LowbitError("no batches to re-estimate batch-norm with")
-        except BaseException:
-            _put_back(before)
-            raise
-        finally:
-            for norm, momentum in zip(norms, momenta):
-                norm.momentum = momentum
+    except BaseException:
+        put_back(before)
+        raise
+
+
+def tracking(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
+    """Those of the modules that are batch-norms with running statistics, each once."""
+    return list(dict.fromkeys(m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats))
+
+
+@contextmanager
+def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Within, running statistics begin anew and are the plain average over what is run."""
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with by_batches(norms):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's cumulative average
+            yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+
+
+@contextmanager
+def by_batches(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Within, batch-norms normalize by the statistics of each batch, as in training."""
+    modes = {norm: norm.training for norm in norms}
+    try:
+        for norm in modes:
+            norm.training = True
+        yield
+    finally:
+        for norm, training in modes.items():
+            norm.training = training
 
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[bool]:
     """Within, running statistics may change, and are put back at the end; yields whether there are any."""
-    kept = _kept(_tracking(model))
+    before = kept(_running(tracking(model.modules())))
     try:
-        yield bool(kept)
+        yield bool(before)
     finally:
-        _put_back(kept)
+        put_back(before)
 
 
-def _kept(norms: Iterable[_BatchNorm]) -> list[tuple[Tensor, Tensor]]:
-    """Running statistics, each with a copy."""
-    return [(each, each.clone()) for norm in norms for each in _statistics(norm)]
+def kept(tensors: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Tensors, each with a copy of what it holds."""
+    return {tensor: tensor.detach().clone() for tensor in tensors}
 
 
-def _put_back(kept: Iterable[tuple[Tensor, Tensor]]) -> None:
-    with torch.no_grad():
-        for each, value in kept:
-            each.copy_(value)
+@torch.no_grad()
+def put_back(before: Mapping[Tensor, Tensor]) -> None:
+    """Into each tensor what it held."""
+    for tensor, value in before.items():
+        tensor.copy_(value)
 
 
-def _tracking(model: nn.Module) -> list[_BatchNorm]:
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+def _running(norms: Iterable[_BatchNorm]) -> list[Tensor]:
+    return [each for norm in norms for each in _statistics(norm)]
 
 
 def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:

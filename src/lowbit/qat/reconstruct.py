@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowbit.batches import parts_of, required_inputs
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write, check_writable
-from lowbit.inputs import batch_size
 from lowbit.layers.modes import evaluation
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.sites import Site, input_sites, quantizers
-from lowbit.qat.batchnorm import reestimate_batchnorm
+from lowbit.qat.batchnorm import averaging, by_batches, kept, put_back, tracking
 from lowbit.qat.blocks import Block, Blocks, Values, chosen, gathered, stacked
 from lowbit.qat.calibrate import observed
 from lowbit.qat.soft_rounding import SoftRounding
@@ -65,9 +65,10 @@ def reconstruct(
     A block is what lies between two places where one tensor alone goes on, such as a residual block (BRECQ: Li et al.,
     ICLR 2021, arXiv 2102.05426). Its weights are rounded up or down as is learned by AdaRound (`SoftRounding`), while
     each activation stays in full precision with probability `drop` (QDrop: Wei et al., ICLR 2022, arXiv 2203.05740), so
-    that the block gives what it gives in full precision. Afterwards each weight is moved just as far as its quantizer
-    needs to round it to that level, and batch-norm's running statistics are taken again, from all samples. The network
-    stays what `lowbit.prepare` made: training, integers and export go on from it.
+    that the block gives what it gives in full precision. Batch-norms normalize by the statistics of each batch
+    meanwhile, so that nothing is learned for what they take out. Afterwards each weight is moved just as far as its
+    quantizer needs to round it to that level, and the running statistics are taken again, from all samples, before the
+    next block learns. The network stays what `lowbit.prepare` made: training, integers and export go on from it.
 
     Args:
         model: a network from `lowbit.prepare`, calibrated, with the weights of the trained network in full precision.
@@ -109,7 +110,6 @@ def reconstruct(
                 _keep(checkpoint, model, learning, done)
                 if on_block is not None:
                     on_block(len(done), len(blocks.blocks), done[-1])
-        learning.reestimate(model)
     except BaseException:
         model.load_state_dict(before)
         raise
@@ -137,9 +137,10 @@ class _Learning:
     """The values between blocks, and how a block learns.
 
     Attributes:
-        exact: what the network in full precision gives there.
+        exact: what the network in full precision gives there, as it was before anything was learned.
         quantized: what the quantized network gives, of which the blocks so far have learned.
         samples: the network's inputs.
+        before: of each block, what learning changes.
         settings: those of `reconstruct`.
     """
 
@@ -147,6 +148,7 @@ class _Learning:
         self.blocks, self.samples, self.settings = blocks, samples, settings
         self.exact, self.quantized = dict(samples), dict(samples)
         self.learned: set[nn.Module] = set()
+        self.before = {block: kept(self._changed(block)) for block in blocks.blocks}
         self.sites = [site for site in input_sites(blocks.model) if site.attribute != "parameter_quantizer"]
 
     def pass_on(self, block: Block) -> None:
@@ -161,21 +163,15 @@ class _Learning:
             for node in [node for node in values if node not in needed]:
                 del values[node]
 
-    def reestimate(self, model: nn.Module) -> None:
-        """Batch-norm's running statistics from the samples; of a single one they would be none."""
-        named = {str(node.target): values for node, values in self.samples.items()}
-        count = batch_size(named)
-        if count > 1:
-            parts = {name: values.chunk(-(-count // _CHUNK)) for name, values in named.items()}
-            reestimate_batchnorm(model, [dict(zip(parts, chunk)) for chunk in zip(*parts.values())])
-
     def learn(self, block: Block, number: int) -> Reconstructed:
         """Let the block learn its rounding and its steps."""
         target = {node: value for node, value in self._full_precision(block).items() if value.is_floating_point()}
         size = {node: float(value.square().mean().clamp_min(1e-20)) for node, value in target.items()}
         before = self._difference(block, target, size)
         generator = torch.Generator().manual_seed(self.settings.seed * 100003 + number)
-        with self._soft(block, generator) as (soft, quantizers):
+        norms, samples = self._norms(block), len(next(iter(self.samples.values())))
+        learning = by_batches(norms if min(samples, self.settings.batch_size) > 1 else ())
+        with self._soft(block, generator) as (soft, quantizers), learning:
             groups: list[dict[str, Any]] = [
                 {"params": [each.v for each in soft.values()], "lr": _ROUNDING / self.settings.steps}
             ]
@@ -201,6 +197,9 @@ class _Learning:
             with torch.no_grad():
                 for layer, each in soft.items():
                     layer.weight.copy_(each.decided(layer.weight))
+        if samples > 1:
+            with torch.no_grad(), averaging(norms):
+                self._chunks(block, self.quantized)
         return Reconstructed(block.layers, before, self._difference(block, target, size))
 
     def _loss(self, block: Block, target: Values, size: dict[Any, float], generator: torch.Generator) -> Tensor:
@@ -229,14 +228,39 @@ class _Learning:
         return sum(each) / max(len(each), 1)
 
     def _full_precision(self, block: Block) -> Values:
-        with observed(self.blocks.model):
+        with observed(self.blocks.model), self._as_before(block):
             return self._chunks(block, self.exact)
+
+    @contextmanager
+    def _as_before(self, block: Block) -> Iterator[None]:
+        """Within: the block as it was before it learned."""
+        now = kept(self.before[block])
+        try:
+            put_back(self.before[block])
+            yield
+        finally:
+            put_back(now)
+
+    def _modules(self, block: Block) -> set[nn.Module]:
+        called = [self.blocks.model.get_submodule(str(n.target)) for n in block.nodes if n.op == "call_module"]
+        return {each for module in called for each in module.modules()}
+
+    def _norms(self, block: Block) -> list[_BatchNorm]:
+        return tracking(self._modules(block))
+
+    def _changed(self, block: Block) -> list[Tensor]:
+        """Weights of its layers, and running statistics."""
+        layers = [self.blocks.model.get_submodule(name) for name in block.layers]
+        norms = [tensor for norm in self._norms(block) for tensor in (norm.running_mean, norm.running_var)]
+        return [tensor for tensor in [*(layer.weight for layer in layers), *norms] if isinstance(tensor, Tensor)]
 
     def _chunks(self, block: Block, values: Values) -> Values:
         count = len(next(iter(values.values())))
+        # Of one size, since batch-norm's average counts each alike.
+        size = -(-count // -(-count // _CHUNK))
         inputs = {node: values[node] for node in block.inputs}
         return stacked(
-            [self.blocks.through(block, chosen(inputs, slice(at, at + _CHUNK))) for at in range(0, count, _CHUNK)]
+            [self.blocks.through(block, chosen(inputs, slice(at, at + size))) for at in range(0, count, size)]
         )
 
     @contextmanager
@@ -244,8 +268,7 @@ class _Learning:
         self, block: Block, generator: torch.Generator
     ) -> Iterator[tuple[dict[Any, SoftRounding], list[Quantizer]]]:
         """Within: soft rounding replaces the block's weight quantizers, and activations are dropped at random."""
-        called = [self.blocks.model.get_submodule(str(n.target)) for n in block.nodes if n.op == "call_module"]
-        inside = {each for module in called for each in module.modules()}
+        inside = self._modules(block)
         layers = [each for each in inside if isinstance(each, QuantizedLayer) and each not in self.learned]
         soft = {
             layer: SoftRounding(as_quantizer(layer.weight_quantizer), layer.weight)
