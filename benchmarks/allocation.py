@@ -15,6 +15,7 @@ import torch
 import lowbit
 from benchmarks import harness
 from lowbit import models
+from lowbit.allocation.allocate import SENSITIVITIES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--size", type=int, default=64, help="of an image, in pixels")
     parser.add_argument("--bits", type=float, default=4, help="the mean of all weights, which is the budget")
-    parser.add_argument("--sensitivity", choices=("gradients", "measured"), default="gradients")
+    parser.add_argument("--sensitivity", choices=SENSITIVITIES, default="gradients")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     network = models.create(options.network).eval()

@@ -1,33 +1,39 @@
 """`python -m campaigns.allocation --data PATH --given FOLDER`: bits within a budget, chosen for CIFAR's ResNet-8 and ResNet-20.
 
-For each network and budget, the rules that `lowbit.allocate` finds from 256 training images without their labels, and the frontier
-over the bytes of weights. Inputs of layers have 4 bits, so that weights alone are compared. What networks of those bits
-reach by training is table "bits" of `campaigns.accuracy`, which reads the rules. With `--rounded`, what they reach without:
-test accuracy of the rules that are there and of uniform bits, every weight rounded to its nearest level.
+For each network, budget and sensitivity, the rules that `lowbit.allocate` finds from training images without their labels, and
+the frontier over the bytes of weights (by gradients). What is there is not looked for again. Inputs of layers have 4 bits, so that
+weights alone are compared. What networks of those bits reach by training is table "bits" of `campaigns.accuracy`, which reads
+the rules. With `--rounded`, what they reach without: test accuracy of the rules that are there and of uniform bits, every weight
+rounded to its nearest level.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import lowbit
 from benchmarks import harness
-from campaigns.accuracy.tables.bits import CHOICES, FOLDER, NETWORKS, budgets, bytes_of, rules_file
+from campaigns.accuracy.tables.bits import CHOICES, FOLDER, NETWORKS, ROWS, budgets, bytes_of, rules_file
 from campaigns.zero_points import accuracy
 from lowbit import models
 from lowbit.data import Loader, loaders
 from lowbit.files import atomic_write
 from lowbit.recipes import get_recipe
+
+IMAGES = {"gradients": 256, "measured": 512, "learned": 1024}
+"""That bits are chosen from, by sensitivity: in batches of 64."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,85 +42,99 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--given", type=Path, required=True, help="the folder with trained weights of the CIFAR ResNet-20"
     )
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS))
+    parser.add_argument("--sensitivities", nargs="+", choices=tuple(IMAGES), default=tuple(IMAGES))
     parser.add_argument("--rounded", action="store_true", help="evaluate the rules that are there, without training")
     options = parser.parse_args(arguments)
     config = replace(get_recipe("cifar10-resnet20")().data, path=str(options.data), batch_size=64)
     train, test = loaders(config, seed=0)
-    batches = [images for _, (images, _) in zip(range(options.images // 64), train)]
+    batches = [images for _, (images, _) in zip(range(max(IMAGES.values()) // 64), train)]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    networks = {name: models.create(name) for name in NETWORKS}
+    networks = {name: models.create(name).eval() for name in options.networks}
     for name, network in networks.items():
         models.load_weights(network, NETWORKS[name](options.given))
-    rows = rounded(networks, batches, test) if options.rounded else allocated(networks, batches)
-    with atomic_write(FOLDER / ("rounded.csv" if options.rounded else "allocation.csv")) as path:
-        harness.write_csv(rows, Path(path))
+    file = FOLDER / ("rounded.csv" if options.rounded else "allocation.csv")
+    rows = harness.read_csv(file) if file.exists() else []
     print(harness.machine(), f"torch {torch.__version__}")
-    harness.print_table(rows)
-
-
-def rounded(networks: dict[str, nn.Module], batches: Sequence[Tensor], test: Loader) -> list[dict[str, str]]:
-    """A row for each network and choice of bits, by steps of least squares, before and after batch-norm is re-estimated."""
-    rows = []
     for name, network in networks.items():
-        uniform = {f"uniform-{bits}": {"weights": bits} for bits in (2, 3, 4)}
-        chosen = {
-            f"allocated-{budget}": {
-                "rules": [lowbit.Rule(**rule) for rule in json.loads(rules_file(name, budget).read_text())]
-            }
-            for budget in budgets(name)
+        done = {key(row) for row in rows}
+        each = (
+            [rounded(name, network, batches[:4], test, done)]
+            if options.rounded
+            else [allocated(name, network, batches, sensitivity, done) for sensitivity in options.sensitivities]
+        )
+        for row in itertools.chain.from_iterable(each):
+            rows.append(row)
+            with atomic_write(file) as path:
+                harness.write_csv(sorted(rows, key=order), Path(path))
+            print(*row.values(), sep="  ", flush=True)
+    harness.print_table(sorted(rows, key=order))
+
+
+def order(row: dict[str, str]) -> tuple[str, int, str]:
+    """By network and bytes."""
+    return row["network"], int(row["bytes"]), row["row"]
+
+
+def key(row: dict[str, str]) -> tuple[str, str]:
+    """The network and the row that a line is of."""
+    return row["network"], row["row"]
+
+
+def rounded(
+    name: str, network: nn.Module, batches: Sequence[Tensor], test: Loader, done: Set[tuple[str, str]]
+) -> Iterator[dict[str, str]]:
+    """A line for each choice of bits, by steps of least squares, before and after batch-norm is re-estimated."""
+    choices: dict[str, dict[str, Any]] = {f"uniform-{bits}": {"weights": bits} for bits in (2, 3, 4)}
+    for row in (f"{kind}-{budget}" for kind in ROWS.values() for budget in budgets(name)):
+        if (file := rules_file(name, row)).exists():
+            choices[row] = {"rules": [lowbit.Rule(**rule) for rule in json.loads(file.read_text())]}
+    for row, bits in choices.items():
+        if (name, row) in done:
+            continue
+        model = lowbit.prepare(
+            network, activations=4, init_weights="least-squares", init_activations="least-squares", **bits
+        )
+        lowbit.calibrate(model.eval(), batches)
+        found = {"network": name, "row": row, "bytes": str(bytes_of(model)), "test %": f"{accuracy(model, test):.2f}"}
+        lowbit.reestimate_batchnorm(model, batches)
+        yield {**found, "batch-norm again, test %": f"{accuracy(model, test):.2f}"}
+
+
+def allocated(
+    name: str, network: nn.Module, batches: Sequence[Tensor], sensitivity: str, done: Set[tuple[str, str]]
+) -> Iterator[dict[str, str]]:
+    """A line for each budget; rules and the frontier go to their files."""
+    batches = batches[: IMAGES[sensitivity] // 64]
+    for budget, limit in budgets(name).items():
+        row = f"{ROWS[sensitivity]}-{budget}"
+        if (name, row) in done:
+            continue
+        began = {now: now() for now in (time.monotonic, time.process_time)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = lowbit.allocate(
+                network, batches, {"weights": limit}, CHOICES, activation_choices=(4,), sensitivity=sensitivity
+            )
+        seconds, busy = (now() - start for now, start in began.items())
+        found.save(rules_file(name, row))
+        if sensitivity == "gradients":
+            with atomic_write(FOLDER / f"frontier-{name}.csv") as path, open(path, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["bytes", "expected loss", "uniform"])
+                writer.writerows([f"{p.cost:.0f}", f"{p.loss:.6g}", p.uniform or ""] for p in found.frontier(points=24))
+        yield {
+            "network": name,
+            "row": row,
+            "images": str(IMAGES[sensitivity]),
+            "bytes": f"{found.costs['weights']:.0f}",
+            "average bits": f"{found.costs['average_bits']:.2f}",
+            "expected loss": f"{found.loss:.3g}",
+            "of uniform bits": "-" if found.uniform is None else f"{found.uniform.loss:.3g}",
+            "bits": " ".join(str(w) for w, _ in found.bits.values()),
+            "seconds": f"{seconds:.1f}",
+            "processor seconds": f"{busy:.1f}",
         }
-        for row, bits in {**uniform, **chosen}.items():
-            model = lowbit.prepare(
-                network, activations=4, init_weights="least-squares", init_activations="least-squares", **bits
-            )
-            lowbit.calibrate(model.eval(), batches)
-            found = {
-                "network": name,
-                "row": row,
-                "bytes": str(bytes_of(model)),
-                "test %": f"{accuracy(model, test):.2f}",
-            }
-            lowbit.reestimate_batchnorm(model, batches)
-            rows.append({**found, "batch-norm again, test %": f"{accuracy(model, test):.2f}"})
-            print(rows[-1], flush=True)
-    return sorted(rows, key=lambda each: (each["network"], int(each["bytes"])))
-
-
-def allocated(networks: dict[str, nn.Module], batches: Sequence[Tensor]) -> list[dict[str, str]]:
-    """A row for each network and budget; rules and frontiers go to their files."""
-    rows = []
-    for name, network in networks.items():
-        for budget, limit in budgets(name).items():
-            began = time.monotonic()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                found = lowbit.allocate(network.eval(), batches, {"weights": limit}, CHOICES, activation_choices=(4,))
-            seconds = time.monotonic() - began
-            widths = [w for w, _ in found.bits.values()]
-            rules = [
-                {"pattern": rule.pattern, "weights": rule.weights, "activations": rule.activations} for rule in found
-            ]
-            with atomic_write(rules_file(name, budget)) as path:
-                Path(path).write_text(json.dumps(rules, indent=1) + "\n")
-            rows.append(
-                {
-                    "network": name,
-                    "budget": budget,
-                    "bytes": f"{found.costs['weights']:.0f}",
-                    "average bits": f"{found.costs['average_bits']:.2f}",
-                    "expected loss": f"{found.loss:.3g}",
-                    "of uniform bits": "-" if found.uniform is None else f"{found.uniform.loss:.3g}",
-                    "bits": " ".join(map(str, widths)),
-                    "seconds": f"{seconds:.1f}",
-                }
-            )
-        points = found.frontier("weights", 24)
-        with atomic_write(FOLDER / f"frontier-{name}.csv") as path, open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["bytes", "expected loss", "uniform"])
-            writer.writerows([f"{p.cost:.0f}", f"{p.loss:.6g}", p.uniform or ""] for p in points)
-    return rows
 
 
 if __name__ == "__main__":

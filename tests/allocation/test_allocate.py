@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import lowbit
 from lowbit import LowbitError, Rule
 from lowbit.allocation import costs
+from lowbit.allocation.allocate import SENSITIVITIES
 from lowbit.allocation.sensitivity import Member, Side, by_gradients, by_measurement
 from lowbit.quantizer.initialization import Statistics
 
@@ -50,10 +51,10 @@ def images(count: int = 32) -> Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("sensitivity", ["gradients", "measured"])
+@pytest.mark.parametrize("sensitivity", SENSITIVITIES)
 def test_rules_within_the_budget_for_every_layer(network: nn.Module, sensitivity: str) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = lowbit.allocate(network, [images()], "average_bits=3.2", sensitivity=sensitivity)
+    found = lowbit.allocate(network, [images()], "average_bits=3.2", sensitivity=sensitivity, steps=5)
     assert found.costs["average_bits"] <= 3.2
     assert not network.training and all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
@@ -154,7 +155,7 @@ def test_a_loss_of_ones_own_takes_labels(network: nn.Module) -> None:
         network, [(images(), labels)], "average_bits=3.2", loss=F.cross_entropy, sensitivity="measured"
     )
     assert all(loss >= 0 for by_bits in found.program.losses.values() for loss in by_bits.values())
-    for sensitivity in ("gradients", "measured"):
+    for sensitivity in SENSITIVITIES:
         with pytest.raises(LowbitError, match="takes labels"):
             lowbit.allocate(network, [images()], "average_bits=3.2", loss=F.cross_entropy, sensitivity=sensitivity)
 
@@ -187,6 +188,15 @@ def test_what_is_decided_already_stays(network: nn.Module) -> None:
     assert all(x is None for _, x in weights_only.bits.values())
 
 
+def test_a_network_of_which_nothing_is_quantized(network: nn.Module) -> None:
+    for options in (
+        {"rules": [Rule(".*", skip=True)]},
+        {"first_last": None, "rules": [Rule("first|second|short", skip=True)]},
+    ):
+        with pytest.raises(LowbitError, match="nothing of this network is quantized"):
+            lowbit.allocate(network, [images()], "average_bits=3.9", **options)
+
+
 def test_uniform_bits_that_do_as_well_are_said(network: nn.Module) -> None:
     with pytest.warns(UserWarning, match="8 bits for all layers are within the budget and expected to do as well"):
         lowbit.allocate(network, [images()], "weights=1MB")
@@ -202,6 +212,8 @@ def test_uniform_bits_that_do_as_well_are_said(network: nn.Module) -> None:
         ([images()], "weights=10B", {}, "weights is at least"),
         ([images()], "activations=1B", {}, "activations is at least"),
         ([images()], "weights=1kB", {"sensitivity": "guessed"}, "unknown sensitivity"),
+        ([images()], "weights=1kB", {"sensitivity": "learned", "steps": 0}, "steps must be at least 1"),
+        ([images() / 0], "weights=1kB", {"sensitivity": "learned"}, "NaN|infinite"),
         ([images()], "weights=1kB", {"choices": (2, 9)}, "bits"),
         ([images()], "weights=1kB", {"choices": ()}, "at least one number of bits"),
         ([images()], "file=9kB", {"activation_choices": ()}, "whose inputs have bits too"),

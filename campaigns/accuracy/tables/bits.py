@@ -1,7 +1,8 @@
 """What bits chosen within a budget (`lowbit.allocate`) reach by training, beside the same bits for all layers.
 
-Inputs of layers have 4 bits in every row. A row "uniform-N" has N-bit weights; a row "allocated-…" has at most the bytes that its
-name says. The rules are those of `python -m campaigns.allocation`.
+Inputs of layers have 4 bits in every row. A row "uniform-N" has N-bit weights; any other row has at most the bytes that its
+name says, by rules of `python -m campaigns.allocation`: "allocated-…" by gradients, "measured-…" and "learned-…" by the
+sensitivities of these names.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from lowbit import models
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
 FOLDER = RESULTS / "allocation"
 CHOICES = (2, 3, 4, 5, 6, 8)
+ROWS = {"gradients": "allocated", "measured": "measured", "learned": "learned"}
+"""What rows are called, by the sensitivity of their rules."""
 NETWORKS: dict[str, Callable[[Path], Path]] = {
     RESNET8.network: lambda _: RESULTS / "accuracy" / "weights" / f"{RESNET8.name.replace('/', '-')}.safetensors",
     RESNET20: lambda given: given / START.file,
@@ -51,9 +54,9 @@ def budgets(network: str) -> dict[str, float]:
     }
 
 
-def rules_file(network: str, budget: str) -> Path:
-    """Where the rules of a budget lie."""
-    return FOLDER / f"{network}-{budget}.json"
+def rules_file(network: str, row: str) -> Path:
+    """Where the rules of a row lie."""
+    return FOLDER / f"{network}-{row}.json"
 
 
 def _cells() -> Iterator[tuple[int, Cell]]:
@@ -62,11 +65,11 @@ def _cells() -> Iterator[tuple[int, Cell]]:
             common = dict(table="bits", network=network, bits=4, epochs=EPOCHS, seed=seed, start=start)
             for bits in (3, 4, 2):
                 yield stage, Cell(row=f"uniform-{bits}", options=(("weights", bits),), **common)
-            for budget in ("as-w3", "80-of-w4", "as-w2.5"):
-                file = rules_file(network, budget)
+            for row in (f"{kind}-{budget}" for budget in ("as-w3", "80-of-w4", "as-w2.5") for kind in ROWS.values()):
+                file = rules_file(network, row)
                 rules = tuple(json.loads(file.read_text())) if file.exists() else ()
                 waiting = None if rules else "python -m campaigns.allocation has not been run"
-                yield stage, Cell(row=f"allocated-{budget}", options=(("rules", rules),), waiting=waiting, **common)
+                yield stage, Cell(row=row, options=(("rules", rules),), waiting=waiting, **common)
 
 
 TABLE = Table(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lowbit.allocation import costs
 from lowbit.allocation.budget import Budget
+from lowbit.allocation.learned import by_learning
 from lowbit.allocation.program import Bits, Program, uniform
 from lowbit.allocation.sensitivity import Loss, Member, Side, by_gradients, by_measurement
 from lowbit.batches import parts_of, required_inputs
@@ -29,6 +30,7 @@ from lowbit.qat.prepare import prepare
 from lowbit.quantizer.module import Quantizer
 from lowbit.report.table import render
 
+SENSITIVITIES = ("gradients", "measured", "learned")
 NEARLY = 1.1
 """Uniform bits are said to do as well where they are expected to lose at most this many times as much."""
 
@@ -150,6 +152,7 @@ def allocate(
     *,
     activation_choices: Sequence[int] | None = None,
     sensitivity: str = "gradients",
+    steps: int = 500,
     loss: Loss | None = None,
     first_last: int | None = 8,
     rules: Sequence[Rule] = (),
@@ -167,7 +170,9 @@ def allocate(
         choices: numbers of bits for weights.
         activation_choices: for inputs; None: those for weights, (): inputs stay in full precision.
         sensitivity: "gradients": from one pass with gradients (`by_gradients`); "measured": by running the network once
-            for each tensor and choice (`by_measurement`).
+            for each tensor and choice (`by_measurement`); "learned": in a copy that has learned bits, weights and steps
+            together within the budget (`by_learning`).
+        steps: of learning, a batch each; for "learned" alone.
         loss: of outputs and labels; None takes no labels.
         first_last: as for `lowbit.prepare`; what is decided by it, or by rules, is not chosen.
         rules: as for `lowbit.prepare`; they stay, in front of the new ones.
@@ -177,17 +182,20 @@ def allocate(
         UserWarning: one width for all layers is within the budget and expected to do as well.
 
     Raises:
-        LowbitError: no batches, choices out of range, an unknown sensitivity, a budget in wrong units or one that no
-            choice is within (the message has the least), a loss without labels, or an integer form that "file" or
-            "activations" needs and the network does not have.
+        LowbitError: nothing that is quantized, no batches, choices out of range, an unknown sensitivity, no steps, a
+            budget in wrong units or one that no choice is within (the message has the least), a loss without labels or
+            one that becomes infinite while bits are learned, or an integer form that "file" or "activations" needs and
+            the network does not have.
     """
     limits = Budget.of(budget).limits
     weights = _choices(choices, "choices")
     inputs = weights if activation_choices is None else ()
     if activation_choices:
         inputs = _choices(activation_choices, "activation_choices")
-    if sensitivity not in ("gradients", "measured"):
-        raise LowbitError(f"unknown sensitivity {sensitivity!r}: 'gradients' or 'measured'")
+    if sensitivity not in SENSITIVITIES:
+        raise LowbitError(f"unknown sensitivity {sensitivity!r}: one of {', '.join(map(repr, SENSITIVITIES))}")
+    if steps < 1:
+        raise LowbitError(f"steps must be at least 1, got {steps}")
     batches = list(batches) if not isinstance(batches, Tensor) else [batches]
     if not batches:
         raise LowbitError("no batches to allocate bits with: pass at least one batch of the network's inputs")
@@ -201,6 +209,11 @@ def allocate(
     most = prepared(max(weights), max(inputs) if inputs else None)
     other = prepared(1, 1 if inputs else None)
     sides = _sides(most, other, weights, inputs, batches)
+    if not sides:
+        raise LowbitError(
+            f"nothing of this network is quantized, by first_last={first_last} and {len(rules)} rules: there are no "
+            "bits to choose"
+        )
     found = costs.of_weights(sides)
     if "bit_operations" in limits:
         found["bit_operations"] = costs.of_operations(most, sides, first)
@@ -213,11 +226,12 @@ def allocate(
         found["activations"] = costs.of_activations(whole, network, sides)
     program = Program({side.name: dict.fromkeys(side.choices, 0.0) for side in sides}, found)
     program.solve(limits)  # before what takes time: is anything within them?
-    losses = (
-        by_gradients(most, sides, batches, loss, seed)
-        if sensitivity == "gradients"
-        else by_measurement(most, sides, batches, loss)
-    )
+    if sensitivity == "gradients":
+        losses = by_gradients(most, sides, batches, loss, seed)
+    elif sensitivity == "measured":
+        losses = by_measurement(most, sides, batches, loss)
+    else:
+        losses = by_learning(most, sides, batches, loss, program, limits, steps, seed)
     program = Program(losses, found)
     bits = program.solve(limits)
     same = uniform(program, limits)

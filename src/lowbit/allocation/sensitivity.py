@@ -23,6 +23,8 @@ Loss = Callable[[Any, Any], Tensor]
 """A scalar, the mean over samples, from the network's outputs and what comes beside the inputs in a batch."""
 Losses = dict[str, dict[int, float]]
 """Of each side, by bits."""
+NOTHING = nn.Identity()
+"""In place of a quantizer: its tensor in full precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +98,8 @@ def by_gradients(
     leaves: list[Tensor] = []
     probes = {q: _Probe(made[q], found[q], leaves) for q in members if q not in weights}
     squares = {q: torch.zeros_like(weight) for q, weight in weights.items()}
-    generator, count, nothing = torch.Generator().manual_seed(seed), 0, nn.Identity()
-    with evaluation(model), _trainable(model), torch.enable_grad(), replaced(model, lambda q: probes.get(q, nothing)):
+    generator, count = torch.Generator().manual_seed(seed), 0
+    with evaluation(model), _trainable(model), torch.enable_grad(), replaced(model, lambda q: probes.get(q, NOTHING)):
         for batch in batches:
             output, beside, size = run(model, batch)
             total = _likelihood(output, generator) if loss is None else _own(loss, output, beside) * size
@@ -131,24 +133,8 @@ def by_measurement(model: nn.Module, sides: Sequence[Side], batches: Sequence[An
         sides, batches: as for `by_gradients`.
         loss: its value in full precision is subtracted.
     """
-    nothing = nn.Identity()
-    with evaluation(model), kept_statistics(model) as shifts, torch.no_grad():
-        with replaced(model, lambda _: nothing):
-            exact, _, sizes = zip(*[run(model, batch) for batch in batches])
-        shifts = shifts and min(sizes) > 1
-
-        def measured(by: Mapping[Quantizer, nn.Module]) -> float:
-            total = count = 0.0
-            with replaced(model, lambda q: by.get(q, nothing)):
-                if shifts:
-                    reestimate_batchnorm(model, batches)
-                for batch, wanted in zip(batches, exact):
-                    output, beside, size = run(model, batch)
-                    value = _divergence(output, wanted) if loss is None else _own(loss, output, beside) * size
-                    total, count = total + float(value), count + size
-            return total / count
-
-        least = 0.0 if loss is None and not shifts else measured({})
+    with measuring(model, batches, loss) as measured:
+        least = 0.0 if loss is None and not measured.shifts else measured({})
         return {
             side.name: {
                 bits: max(0.0, measured({member.quantizer: member.of(bits) for member in side.members}) - least)
@@ -156,6 +142,49 @@ def by_measurement(model: nn.Module, sides: Sequence[Side], batches: Sequence[An
             }
             for side in sides
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a prepared network loses on batches, with something else in place of its quantizers.
+
+    Attributes:
+        model, batches: of a batch of which `of` gives the loss.
+        loss: None: the divergence from `exact`.
+        exact: what the network in full precision gives for each batch.
+        shifts: whether batch-norm's running statistics are taken again before the loss.
+    """
+
+    model: nn.Module
+    batches: Sequence[Any]
+    loss: Loss | None
+    exact: Sequence[Any]
+    shifts: bool
+
+    def of(self, number: int) -> tuple[Tensor, int]:
+        """The sum over a batch's samples, and how many these are."""
+        output, beside, size = run(self.model, self.batches[number])
+        if self.loss is None:
+            return _divergence(output, self.exact[number]), size
+        return _own(self.loss, output, beside) * size, size
+
+    @torch.no_grad()
+    def __call__(self, by: Mapping[Quantizer, nn.Module]) -> float:
+        """The mean over all samples; a quantizer that nothing is given for passes its tensor on."""
+        with replaced(self.model, lambda q: by.get(q, NOTHING)):
+            if self.shifts:
+                reestimate_batchnorm(self.model, self.batches)
+            parts = [self.of(number) for number in range(len(self.batches))]
+        return sum(float(total) for total, _ in parts) / sum(count for _, count in parts)
+
+
+@contextmanager
+def measuring(model: nn.Module, batches: Sequence[Any], loss: Loss | None) -> Iterator[Measured]:
+    """Within: the model in evaluation mode, to be measured; at the end it has its running statistics again."""
+    with evaluation(model), kept_statistics(model) as shifts:
+        with torch.no_grad(), replaced(model, lambda _: NOTHING):
+            exact, _, sizes = zip(*[run(model, batch) for batch in batches])
+        yield Measured(model, batches, loss, exact, shifts and min(sizes) > 1)
 
 
 def run(model: nn.Module, batch: Any) -> tuple[Any, Any, int]:

@@ -26,8 +26,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--choices", type=_widths, default=(2, 3, 4, 8), metavar="B,...", help="default: 2,3,4,8")
     parser.add_argument("--activation-choices", type=_widths, metavar="B,...", help="default: those of weights")
     parser.add_argument(
-        "--sensitivity", choices=("gradients", "measured"), default="gradients", help="default: gradients"
+        "--sensitivity", choices=("gradients", "measured", "learned"), default="gradients", help="default: gradients"
     )
+    parser.add_argument("--steps", type=int, default=500, metavar="N", help="of learning bits (default: 500)")
     parser.add_argument(
         "--images", type=int, default=256, metavar="N", help="training images to look at (default: 256)"
     )
@@ -64,6 +65,7 @@ def run(argv: list[str]) -> int:
             options.choices,
             activation_choices=options.activation_choices,
             sensitivity=options.sensitivity,
+            steps=options.steps,
             first_last=config.quantization.first_last,
             rules=rules_of(config.quantization),
             seed=config.seed,
