@@ -14,7 +14,7 @@ import torch
 
 import lowbit
 from benchmarks import harness
-from lowbit import models
+from benchmarks.inference import float_network
 from lowbit.allocation.allocate import SENSITIVITIES
 
 
@@ -27,14 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sensitivity", choices=SENSITIVITIES, default="gradients")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    network = models.create(options.network).eval()
+    network = float_network(options.network)
     images = torch.randn(options.images, 3, options.size, options.size)
+    batches = list(images.split(16))
+    # With the statistics of random weights as they come, outputs are so large that nothing has a gradient.
+    lowbit.reestimate_batchnorm(network, batches)
     began = {now: now() for now in (time.monotonic, time.process_time)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found = lowbit.allocate(
-            network, list(images.split(16)), {"average_bits": options.bits}, sensitivity=options.sensitivity
-        )
+        found = lowbit.allocate(network, batches, {"average_bits": options.bits}, sensitivity=options.sensitivity)
     wall, busy = (now() - start for now, start in began.items())
     print(harness.machine())
     print(

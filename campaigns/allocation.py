@@ -3,8 +3,8 @@
 For each network, budget and sensitivity, the rules that `lowbit.allocate` finds from training images without their labels, and
 the frontier over the bytes of weights (by gradients). What is there is not looked for again. Inputs of layers have 4 bits, so that
 weights alone are compared. What networks of those bits reach by training is table "bits" of `campaigns.accuracy`, which reads
-the rules. With `--rounded`, what they reach without: test accuracy of the rules that are there and of uniform bits, every weight
-rounded to its nearest level.
+the rules. What they reach without, by the rules that are there and by uniform bits: with `--rounded`, every weight rounded to
+its nearest level; with `--reconstructed`, after `lowbit.reconstruct`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from lowbit.recipes import get_recipe
 
 IMAGES = {"gradients": 256, "measured": 512, "learned": 1024}
 """That bits are chosen from, by sensitivity: in batches of 64."""
+STEPS, SEEDS = 400, (0, 1, 2)
+"""Of reconstruction, for each block, from 1,024 images."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS))
     parser.add_argument("--sensitivities", nargs="+", choices=tuple(IMAGES), default=tuple(IMAGES))
     parser.add_argument("--rounded", action="store_true", help="evaluate the rules that are there, without training")
+    parser.add_argument("--reconstructed", action="store_true", help="the same, after reconstruction")
     options = parser.parse_args(arguments)
     config = replace(get_recipe("cifar10-resnet20")().data, path=str(options.data), batch_size=64)
     train, test = loaders(config, seed=0)
@@ -53,14 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     networks = {name: models.create(name).eval() for name in options.networks}
     for name, network in networks.items():
         models.load_weights(network, NETWORKS[name](options.given))
-    file = FOLDER / ("rounded.csv" if options.rounded else "allocation.csv")
+    way = rounded if options.rounded else reconstructed if options.reconstructed else None
+    file = FOLDER / (f"{way.__name__}.csv" if way else "allocation.csv")
     rows = harness.read_csv(file) if file.exists() else []
     print(harness.machine(), f"torch {torch.__version__}")
     for name, network in networks.items():
         done = {key(row) for row in rows}
         each = (
-            [rounded(name, network, batches[:4], test, done)]
-            if options.rounded
+            [way(name, network, batches, test, done)]
+            if way
             else [allocated(name, network, batches, sensitivity, done) for sensitivity in options.sensitivities]
         )
         for row in itertools.chain.from_iterable(each):
@@ -71,44 +75,64 @@ def main(arguments: Sequence[str] | None = None) -> None:
     harness.print_table(sorted(rows, key=order))
 
 
-def order(row: dict[str, str]) -> tuple[str, int, str]:
+def order(row: dict[str, str]) -> tuple[str, int, str, str]:
     """By network and bytes."""
-    return row["network"], int(row["bytes"]), row["row"]
+    return row["network"], int(row["bytes"]), row["row"], row.get("seed", "")
 
 
-def key(row: dict[str, str]) -> tuple[str, str]:
-    """The network and the row that a line is of."""
-    return row["network"], row["row"]
+def key(row: dict[str, str]) -> tuple[str, ...]:
+    """What a line is of: network, row, and the seed where something is drawn."""
+    return row["network"], row["row"], row.get("seed", "")
 
 
-def rounded(
-    name: str, network: nn.Module, batches: Sequence[Tensor], test: Loader, done: Set[tuple[str, str]]
-) -> Iterator[dict[str, str]]:
-    """A line for each choice of bits, by steps of least squares, before and after batch-norm is re-estimated."""
+def prepared(name: str, network: nn.Module, batches: Sequence[Tensor]) -> Iterator[tuple[str, nn.Module]]:
+    """The network at each choice of bits that is there, with steps of least squares."""
     choices: dict[str, dict[str, Any]] = {f"uniform-{bits}": {"weights": bits} for bits in (2, 3, 4)}
     for row in (f"{kind}-{budget}" for kind in ROWS.values() for budget in budgets(name)):
         if (file := rules_file(name, row)).exists():
             choices[row] = {"rules": [lowbit.Rule(**rule) for rule in json.loads(file.read_text())]}
     for row, bits in choices.items():
-        if (name, row) in done:
-            continue
         model = lowbit.prepare(
             network, activations=4, init_weights="least-squares", init_activations="least-squares", **bits
         )
-        lowbit.calibrate(model.eval(), batches)
+        yield row, lowbit.calibrate(model.eval(), batches)
+
+
+def rounded(
+    name: str, network: nn.Module, batches: Sequence[Tensor], test: Loader, done: Set[tuple[str, ...]]
+) -> Iterator[dict[str, str]]:
+    """A line for each choice of bits, before and after batch-norm is re-estimated."""
+    for row, model in prepared(name, network, batches[:4]):
         found = {"network": name, "row": row, "bytes": str(bytes_of(model)), "test %": f"{accuracy(model, test):.2f}"}
-        lowbit.reestimate_batchnorm(model, batches)
+        if key(found) in done:
+            continue
+        lowbit.reestimate_batchnorm(model, batches[:4])
         yield {**found, "batch-norm again, test %": f"{accuracy(model, test):.2f}"}
 
 
+def reconstructed(
+    name: str, network: nn.Module, batches: Sequence[Tensor], test: Loader, done: Set[tuple[str, ...]]
+) -> Iterator[dict[str, str]]:
+    """A line for each seed and choice of bits."""
+    for seed in SEEDS:
+        for row, model in prepared(name, network, batches[:4]):
+            found = {"network": name, "row": row, "seed": str(seed), "bytes": str(bytes_of(model))}
+            if key(found) in done:
+                continue
+            began = time.process_time()
+            lowbit.reconstruct(model, batches, STEPS, seed=seed)
+            seconds = time.process_time() - began
+            yield {**found, "test %": f"{accuracy(model, test):.2f}", "processor seconds": f"{seconds:.0f}"}
+
+
 def allocated(
-    name: str, network: nn.Module, batches: Sequence[Tensor], sensitivity: str, done: Set[tuple[str, str]]
+    name: str, network: nn.Module, batches: Sequence[Tensor], sensitivity: str, done: Set[tuple[str, ...]]
 ) -> Iterator[dict[str, str]]:
     """A line for each budget; rules and the frontier go to their files."""
     batches = batches[: IMAGES[sensitivity] // 64]
     for budget, limit in budgets(name).items():
         row = f"{ROWS[sensitivity]}-{budget}"
-        if (name, row) in done:
+        if (name, row, "") in done:
             continue
         began = {now: now() for now in (time.monotonic, time.process_time)}
         with warnings.catch_warnings():

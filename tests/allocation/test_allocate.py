@@ -7,6 +7,7 @@ import json
 import warnings
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from torch import Tensor, nn
@@ -176,6 +177,20 @@ def test_the_frontier_never_loses_more_for_more_and_uniform_bits_lie_on_or_above
         for rules in (saved, found)
     ]
     assert rows[0] == rows[1]
+
+
+def test_the_frontier_as_a_plot(network: nn.Module, tmp_path: Path) -> None:
+    found = lowbit.allocate(network, [images()], "weights=1kB", activation_choices=(4,))
+    found.plot(tmp_path / "frontier.png", points=4)
+    assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        found.plot(tmp_path / "frontier.svg", points=4)
+    drawn = (tmp_path / "frontier.svg").read_text()
+    assert all(f">{text}<" in drawn for text in ("weights (bytes)", "chosen bits", "uniform bits", " 2", " 8"))
+    for path, cost, message in (("a.png", "file", "no cost 'file'"), ("a.docx", "weights", "docx")):
+        with pytest.raises(LowbitError, match=message):
+            found.plot(tmp_path / path, cost)
+        assert not (tmp_path / path).exists()
 
 
 def test_what_is_decided_already_stays(network: nn.Module) -> None:

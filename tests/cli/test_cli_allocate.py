@@ -26,9 +26,16 @@ def weights(tmp_path: Path) -> str:
 def test_rules_within_a_budget_and_training_with_them(weights: str, tmp_path: Path, capsys) -> None:
     file, run = tmp_path / "rules.json", tmp_path / "run"
     options = ["--init", weights, "--images", "64", "--activation-choices", "4", "--file", str(file)]
-    assert main(["allocate", "digits-cnn", "--budget", "average_bits=3.1", *options]) == 0
+    plot = ["--plot", str(tmp_path / "frontier.svg")]
+    assert main(["allocate", "digits-cnn", "--budget", "average_bits=3.1", *options, *plot]) == 0
+    assert "<svg" in (tmp_path / "frontier.svg").read_text()
     said = capsys.readouterr().out
     assert "average_bits: " in said and "the frontier:" in said and f"--rules {file}" in said
+    learned = [*options[:-1], str(tmp_path / "learned.json"), "--sensitivity", "learned", "--steps", "3"]
+    assert main(["allocate", "digits-cnn", "--budget", "average_bits=3.1", *learned]) == 0
+    assert {row["pattern"] for row in json.loads((tmp_path / "learned.json").read_text())} == {
+        row["pattern"] for row in json.loads(file.read_text())
+    }
     rules = json.loads(file.read_text())
     model = lowbit.prepare(create("digits-cnn"), rules=[lowbit.Rule(**rule) for rule in rules])
     rows = lowbit.layer_table(model)
@@ -47,6 +54,7 @@ def test_rules_within_a_budget_and_training_with_them(weights: str, tmp_path: Pa
         (["digits-cnn", "--budget", "weights=1", "--init", "W"], "weights is in bytes"),
         (["digits-cnn", "--budget", "weights=10B", "--init", "W"], "weights is at least"),
         (["digits-cnn", "--budget", "weights=1kB", "--init", "W", "--images", "0"], "--images must be at least 1"),
+        (["digits-cnn", "--budget", "weights=1kB", "--init", "W", "--steps", "0"], "steps must be at least 1"),
         (["digits-cnn", "--budget", "weights=1kB", "--init", "W", "--choices", "2;3"], "numbers of bits with commas"),
         (["digits-cnn", "--budget", "weights=1kB", "--init", "W", "--file", "no/where.json"], "no"),
         (["digits-cnn", "--init", "W"], "--budget"),

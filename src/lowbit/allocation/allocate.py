@@ -14,7 +14,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from lowbit.allocation import costs
-from lowbit.allocation.budget import Budget
+from lowbit.allocation.budget import Budget, with_unit
 from lowbit.allocation.learned import by_learning
 from lowbit.allocation.program import Bits, Program, uniform
 from lowbit.allocation.sensitivity import Loss, Member, Side, by_gradients, by_measurement
@@ -28,6 +28,7 @@ from lowbit.layers.sites import input_sites, quantized_layers
 from lowbit.qat.calibrate import observed, run_batch, same_inputs
 from lowbit.qat.prepare import prepare
 from lowbit.quantizer.module import Quantizer
+from lowbit.report.plots import plot_frontier
 from lowbit.report.table import render
 
 SENSITIVITIES = ("gradients", "measured", "learned")
@@ -131,6 +132,25 @@ class Allocation(Sequence[Rule]):
         same = [(width, self.program.nearest(width)) for width in self.program.widths]
         out = [*found.values(), *(Point(cost.of(b), self.program.loss(b), b, w) for w, b in same)]
         return sorted(out, key=lambda point: (point.cost, point.uniform or 0))
+
+    def plot(self, path: str | os.PathLike, over: str | None = None, points: int = 24) -> None:
+        """Draw the frontier, in a file of the type that its name says: frontier.png or frontier.svg, say.
+
+        Args:
+            path: of the file.
+            over, points: as for `frontier`.
+
+        Raises:
+            LowbitError: a cost that was not computed, a type of file that cannot be written, or no matplotlib.
+        """
+        over = over or next(iter(self.budget.limits))
+        found = [(point.cost, point.loss, point.uniform) for point in self.frontier(over, points)]
+        try:
+            plot_frontier(found, with_unit(over), path)
+        except ImportError as error:
+            raise LowbitError("drawing the frontier needs matplotlib: pip install 'lowbit[train]'") from error
+        except ValueError as error:  # of matplotlib, which has the types that it can write
+            raise LowbitError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the rules as JSON, as a config's `quantization.rules` has them."""

@@ -14,6 +14,11 @@ _NUMBER = re.compile(r"(?P<value>[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?P<prefix>[
 _BYTES = ("weights", "file", "activations")
 
 
+def with_unit(limit: str) -> str:
+    """The name of a limit, with its unit where it has one."""
+    return f"{limit} (bytes)" if limit in _BYTES else limit
+
+
 @dataclass(frozen=True)
 class Budget:
     """Limits that hold together; at least one is to be given.

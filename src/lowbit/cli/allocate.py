@@ -33,10 +33,13 @@ def run(argv: list[str]) -> int:
         "--images", type=int, default=256, metavar="N", help="training images to look at (default: 256)"
     )
     parser.add_argument("--file", default="rules.json", metavar="FILE", help="for the rules (default: rules.json)")
+    parser.add_argument("--plot", metavar="FILE", help="for the frontier, such as frontier.png or frontier.svg")
     options, rest = parser.parse_known_args(argv)
     if options.images < 1:
         raise LowbitError(f"--images must be at least 1, got {options.images}")
     check_writable(options.file)
+    if options.plot is not None:
+        check_writable(options.plot)
 
     from lowbit.cli.train import config_of
 
@@ -71,6 +74,8 @@ def run(argv: list[str]) -> int:
             seed=config.seed,
         )
         found.save(options.file)
+        if options.plot is not None:
+            found.plot(options.plot)
     print(found.table())
     for name, value in found.costs.items():
         print(f"{name}: {value:,.6g}")
@@ -81,6 +86,8 @@ def run(argv: list[str]) -> int:
         for p in found.frontier(over)
     ]
     print(f"\nthe frontier:\n{render(rows)}\n")
+    if options.plot is not None:
+        print(f"plot: {options.plot}")
     print(f"rules: {options.file}; train with them: lowbit train {options.recipe} --rules {options.file} ...")
     return 0
 

@@ -1,4 +1,4 @@
-"""Loss, accuracy and steps over epochs, as PNG files."""
+"""Loss, accuracy and steps over epochs, and the frontier of bits within budgets, as files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,44 @@ def plot_run(path: str | os.PathLike) -> list[Path]:
     return [folder / name for name in figures]
 
 
+def plot_frontier(points: Sequence[tuple[float, float, int | None]], cost: str, path: str | os.PathLike) -> None:
+    """Draw what choices of bits are expected to lose against what they cost, in a file of the type that its name says.
+
+    Args:
+        points: of each choice (cost, expected loss, the width where all layers have the same). The best are joined,
+            the uniform ones stand beside them.
+        cost: what the first numbers are, with their unit.
+        path: such as frontier.png or frontier.svg.
+    """
+    figure, (ax,) = _axes(1, 7, cost)
+    best = sorted((x, loss) for x, loss, width in points if width is None)
+    ax.plot([x for x, _ in best], [loss for _, loss in best], color=_TEST, marker=".", label="chosen bits")
+    same = sorted((x, loss, width) for x, loss, width in points if width is not None)
+    if same:
+        ax.plot(
+            [x for x, *_ in same], [loss for _, loss, _ in same], "D", color=_FINAL, markersize=5, label="uniform bits"
+        )
+    for x, loss, width in same:
+        ax.annotate(f" {width}", (x, loss), fontsize=9, va="bottom")
+    if all(loss > 0 for _, loss, _ in points):
+        ax.set_yscale("log")
+    ax.set_ylabel("expected loss a sample")
+    ax.legend(frameon=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=Path(path).suffix.lstrip(".") or "png")
+
+
 def _figure(run: Run, panels: int, width: float) -> tuple[Figure, Sequence[Axes]]:
+    figure, axes = _axes(panels, width, "epoch")
+    figure.suptitle(run.path.resolve().name, fontsize=11)
+    for ax in axes:
+        if len(run.epochs) == 1:
+            ax.set_xlim(0, 2)
+        ax.locator_params(axis="x", integer=True)
+    return figure, axes
+
+
+def _axes(panels: int, width: float, along: str) -> tuple[Figure, Sequence[Axes]]:
     # A Figure of its own, without pyplot: no global state, no window, nothing to close.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -56,15 +93,11 @@ def _figure(run: Run, panels: int, width: float) -> tuple[Figure, Sequence[Axes]
     figure = Figure(figsize=(width, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    figure.suptitle(run.path.resolve().name, fontsize=11)
     for ax in axes:
-        ax.set_xlabel("epoch")
+        ax.set_xlabel(along)
         ax.set_axisbelow(True)
         ax.grid(color="#e4e4e4", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
-        if len(run.epochs) == 1:
-            ax.set_xlim(0, 2)
-        ax.xaxis.get_major_locator().set_params(integer=True)
     return figure, axes
 
 
