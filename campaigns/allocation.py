@@ -147,6 +147,7 @@ def allocated(
                 writer = csv.writer(file)
                 writer.writerow(["bytes", "expected loss", "uniform"])
                 writer.writerows([f"{p.cost:.0f}", f"{p.loss:.6g}", p.uniform or ""] for p in found.frontier(points=24))
+            found.plot(FOLDER / f"frontier-{name}.png")
         yield {
             "network": name,
             "row": row,

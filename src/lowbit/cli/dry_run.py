@@ -15,7 +15,7 @@ from lowbit.inputs import each, shapes
 from lowbit.qat.summary import LayerRow
 from lowbit.recipes import RECIPES
 from lowbit.recipes.recipe import training_macs
-from lowbit.train.build import build_float, prepare, recorded
+from lowbit.train.build import build_float, go_on_from, prepare, recorded
 from lowbit.train.checks import check_classes, check_shape
 from lowbit.train.config import TrainConfig
 from lowbit.train.estimate import StepCost, measure_step
@@ -30,7 +30,7 @@ def show(config: TrainConfig) -> None:
     Needs neither published weights nor, where the recipe says the number of classes, data; nothing is written.
 
     Raises:
-        LowbitError: a network, weights (`model.init`) or data that are not there, or settings that don't fit.
+        LowbitError: a network, weights (`model.init`, `quantization.start`) or data that are not there, or settings that don't fit.
     """
     data = DataSet(config.data)
     if config.data.path or not config.model.name:
@@ -43,6 +43,8 @@ def show(config: TrainConfig) -> None:
     )
     model = recorded(prepare(original, config.quantization), example)
     check_shape(config, original, example)
+    if config.quantization is not None and config.quantization.start is not None:
+        go_on_from(model, config.quantization, config.quantization.start)
     print(json.dumps(config.as_dict(), indent=2))
     rows = lowbit.layer_table(model, each(lambda x: x.to("meta"), example))
     cost = measure_step(config, original, model, example, target)

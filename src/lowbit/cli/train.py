@@ -39,6 +39,9 @@ def parser() -> Parser:
     p.add_argument("--model", metavar="NAME", help="a network by name, or your own as package.module:name")
     p.add_argument("--data", metavar="PATH", help="where the data set is, or your own data as package.module:name")
     p.add_argument("--init", metavar="FILE", help="trained weights: a safetensors file, or the folder of a run")
+    p.add_argument(
+        "--start", metavar="RUN", help="the folder of a run at low bits to go on from, such as a reconstruction"
+    )
     p.add_argument("--epochs", type=int, metavar="N")
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--output", metavar="RUN", help="the run folder (default: runs/ and what is trained)")
@@ -147,6 +150,10 @@ def _config(recipe: str, given: dict[str, Any]) -> TrainConfig:
         fields["data"] = replace(config.data, path=given["data"])
     if "init" in given:
         fields["model"] = replace(config.model, init=given["init"], pretrained=False)
+    if "start" in given:
+        if config.quantization is None:
+            raise LowbitError("--start: nothing is quantized here; weights in full precision are given with --init")
+        config = replace(config, quantization=replace(config.quantization, start=given["start"]))
     if "rule" in given or "rules" in given:
         if config.quantization is None:
             raise LowbitError("--rule: nothing is quantized here that it could change")

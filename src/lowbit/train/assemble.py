@@ -16,7 +16,7 @@ from lowbit.errors import LowbitError
 from lowbit.inputs import Inputs, each
 from lowbit.processes import agreed
 from lowbit.train.blockwise import BlockwiseTrainer
-from lowbit.train.build import build_float, prepare, record, recorded
+from lowbit.train.build import build_float, go_on_from, prepare, record, recorded
 from lowbit.train.checks import check_classes, check_shape, check_start
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import loader_place, move
@@ -67,6 +67,9 @@ def assemble(
             )
         if saved:
             models.load_weights(recorded(model, train.example), saved.weights)
+        elif config.quantization is not None and config.quantization.start is not None:
+            alike = go_on_from(recorded(model, train.example), config.quantization, config.quantization.start)
+            say(f"from the weights of {config.quantization.start}{', and its quantizers' if alike else ''}")
     move(model, accelerator.device, config.memory_format)
     if not saved and config.quantization is not None:
         lowbit.calibrate(model, itertools.islice(train, config.quantization.calibration_batches))

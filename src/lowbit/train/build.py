@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import lowbit
 from lowbit import models
@@ -47,7 +47,10 @@ def _weights_file(init: Path) -> Path:
     if not init.is_dir():
         return init
     if read_config(init).quantization is not None:
-        raise LowbitError(f"{init}: a run at low bits; start from a run in full precision")
+        raise LowbitError(
+            f"{init}: a run at low bits, but model.init (--init) is for weights in full precision; to go on from this "
+            "run give it as quantization.start (--start)"
+        )
     return Checkpoints(init).weights("best")
 
 
@@ -95,6 +98,48 @@ def prepare(model: nn.Module, config: QuantizationConfig | None) -> nn.Module:
         narrow=config.narrow,
         integer_only=config.integer_only,
     )
+
+
+_PREPARED_BY = (
+    "weights", "activations", "method", "balance", "scales", "accumulator_bits", "first_last", "rules", "granularity", "narrow",
+    "integer_only",
+)  # fmt: skip
+"""Fields that have to be equal for the quantizers of two networks to be alike."""
+
+
+def go_on_from(model: nn.Module, quantization: QuantizationConfig, folder: str | Path) -> bool:
+    """Give a prepared network the weights of a run at low bits; its quantizers as well, if both were prepared alike.
+
+    Returns:
+        Whether the quantizers are the run's: else they are as they were, and wait to be initialized.
+
+    Raises:
+        LowbitError: see `load`; a run in full precision, or one of another network.
+    """
+    source, config = load(folder)
+    if config.quantization is None:
+        raise LowbitError(
+            f"{folder}: a run in full precision, but quantization.start (--start) is for one at low bits; give it as "
+            "model.init (--init)"
+        )
+    there, here = (_without_quantizers(each) for each in (source, model))
+    if {name: each.shape for name, each in there.items()} != {name: each.shape for name, each in here.items()}:
+        raise LowbitError(
+            f"{folder}: a run of another network ({config.model.name}): names or shapes of weights differ"
+        )
+    alike = all(getattr(config.quantization, name) == getattr(quantization, name) for name in _PREPARED_BY)
+    model.load_state_dict(source.state_dict() if alike else there, strict=alike)
+    return alike
+
+
+def _without_quantizers(model: nn.Module) -> dict[str, Tensor]:
+    """The state of what is no quantizer."""
+    inside = tuple(
+        f"{name}."
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, lowbit.Quantizer)
+    )
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(inside)}
 
 
 def recorded(model: nn.Module, example: Inputs) -> nn.Module:

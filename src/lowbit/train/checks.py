@@ -31,7 +31,12 @@ def with_data(config: TrainConfig, path: str | None, *, allow_remote: bool) -> T
 
 
 def check_start(config: TrainConfig) -> None:
-    """Refuse a network at low bits that starts from nothing."""
+    """Refuse a network at low bits that starts from nothing, and a reconstruction of one that was at low bits before."""
+    if config.quantization is not None and config.quantization.start is not None and kind_of(config.task).blockwise:
+        raise LowbitError(
+            f"task {config.task}: the target is the network in full precision, but quantization.start (--start) is a run at "
+            "low bits: give model.init (--init) alone"
+        )
     if config.quantization is not None and not config.model.trained and not config.model.from_scratch:
         raise LowbitError(
             f"{config.model.name} would start at low bits from random weights: give trained ones (--init FILE or the "

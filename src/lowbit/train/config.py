@@ -95,6 +95,8 @@ class QuantizationConfig:
     """Exceptions by layer name: the keyword arguments of `lowbit.Rule`."""
     calibration_batches: int = 8
     """Training batches from which the quantizers are initialized."""
+    start: str | None = None
+    """The folder of a run at low bits to go on from: its weights; its quantizers too, where it was prepared alike."""
     dampening: float = 0.0
     """Factor of the oscillation dampening loss; it rises from 0 along a half cosine."""
     freezing: float | None = None
@@ -336,13 +338,15 @@ MAY_CHANGE = (
     "data.workers",
     "data.eval_batch_size",
     "model.init",
+    "quantization.start",
     "shard",
     "grad_checkpointing",
     "checkpoint_minutes",
     "track",
 )
 """Fields that may change when a run resumes: where things are, and how they are computed, not what. The images and, for
-distillation, the weights of `model.init` must be the same ones in another place."""
+distillation, the weights of `model.init` must be the same ones in another place. A checkpoint has what came from
+`quantization.start`."""
 
 
 def differences(a: TrainConfig, b: TrainConfig) -> list[tuple[str, str]]:

@@ -27,10 +27,12 @@ def resolve(config: TrainConfig, data: DataSet) -> TrainConfig:
     """The config with what it leaves open in it, which `data` is told too.
 
     The number of classes is the data's. Where `epochs` is 0, `epochs_for` says it. Where `data.augment` is "auto", or
-    `data.mean` and `data.std` are empty (own data is taken as it is), images are read as in the run that `model.init` is the folder of; else with the mean and
-    standard deviation that the network's published weights were trained with (else ImageNet's), small ones as they are
-    stored with "cifar", larger ones at the network's own size with "imagenet". A blockwise task ("reconstruct")
-    is one epoch, without what belongs to training, from steps by least squares.
+    `data.mean` and `data.std` are empty (own data is taken as it is), images are read as in the run that `model.init`
+    or `quantization.start` is the folder of; else with the mean and standard deviation that the network's published
+    weights were trained with (else ImageNet's), small ones as they are stored with "cifar", larger ones at the
+    network's own size with "imagenet". Full precision is that of the run in `quantization.start` where `model` names
+    no trained weights. A blockwise task ("reconstruct") is one epoch, without what belongs to training, from steps by
+    least squares.
 
     Raises:
         LowbitError: as `DataSet` does; no network is named, or no such task.
@@ -39,12 +41,17 @@ def resolve(config: TrainConfig, data: DataSet) -> TrainConfig:
         raise LowbitError(
             "model.name: name a network (--model): a short name, timm's, torchvision's, or your own, package.module:name"
         )
+    before = None if config.quantization is None else _run(config.quantization.start)
+    if before is not None and not config.model.trained:  # what it goes on from has a teacher, and is compared with it
+        config = replace(
+            config, model=replace(config.model, init=before.model.init, pretrained=before.model.pretrained)
+        )
     model, task = config.model, kind_of(config.task)
     if model.num_classes is None and task.takes_classes and _has_classes(model.name):
         model = replace(model, num_classes=data.train.num_classes)
     settings = config.data
     if settings.augment == "auto" or not settings.mean or not settings.std:
-        settings = data.config = _as_read(config.model, data)
+        settings = data.config = _as_read(config.model, data, before or _run(config.model.init))
     epochs = config.epochs or epochs_for(min(len(data.train), settings.limit or len(data.train)))
     config = replace(config, model=model, data=settings, epochs=epochs)
     return _in_one_pass(config) if task.blockwise else config
@@ -67,12 +74,12 @@ def _has_classes(name: str) -> bool:
     return network is None or network.num_classes is not None
 
 
-def _as_read(model: ModelConfig, data: DataSet) -> DataConfig:
+def _as_read(model: ModelConfig, data: DataSet, run: TrainConfig | None) -> DataConfig:
     settings = data.config
     if data.is_own:  # its samples are taken as they are
         ours = {name: getattr(settings, name) or getattr(DataConfig, name) for name in ("mean", "std")}
         return replace(settings, augment="none" if settings.augment == "auto" else settings.augment, **ours)
-    before = _config_of_run(model.init)
+    before = None if run is None else run.data
     published = _published(model.name)
     statistics: dict[str, Any] = {
         name: getattr(settings, name)
@@ -93,10 +100,11 @@ def _as_read(model: ModelConfig, data: DataSet) -> DataConfig:
     return replace(settings, **statistics, **chosen)
 
 
-def _config_of_run(init: str | None) -> DataConfig | None:
-    if init is None or not (Path(init) / "config.json").is_file():
+def _run(folder: str | None) -> TrainConfig | None:
+    """The config of a run, where it is one."""
+    if folder is None or not (Path(folder) / "config.json").is_file():
         return None
-    return TrainConfig.load(Path(init) / "config.json").data
+    return TrainConfig.load(Path(folder) / "config.json")
 
 
 def _published(name: str) -> dict[str, Any]:
