@@ -4,7 +4,7 @@ For each network, budget and sensitivity, the rules that `lowbit.allocate` finds
 the frontier over the bytes of weights (by gradients). What is there is not looked for again. Inputs of layers have 4 bits, so that
 weights alone are compared. What networks of those bits reach by training is table "bits" of `campaigns.accuracy`, which reads
 the rules. What they reach without, by the rules that are there and by uniform bits: with `--rounded`, every weight rounded to
-its nearest level; with `--reconstructed`, after `lowbit.reconstruct`.
+its nearest level; with `--reconstructed`, after `lowbit.reconstruct`. `--table` prints all of it from the results alone.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from torch import Tensor, nn
 
 import lowbit
 from benchmarks import harness
-from campaigns.accuracy.tables.bits import CHOICES, FOLDER, NETWORKS, ROWS, budgets, bytes_of, rules_file
+from campaigns.accuracy import results
+from campaigns.accuracy.report import spread
+from campaigns.accuracy.tables.bits import CHOICES, FOLDER, NETWORKS, ROWS, TABLE, budgets, bytes_of, rules_file
 from campaigns.zero_points import accuracy
 from lowbit import models
 from lowbit.data import Loader, loaders
 from lowbit.files import atomic_write
 from lowbit.recipes import get_recipe
+from lowbit.report import render
 
 IMAGES = {"gradients": 256, "measured": 512, "learned": 1024}
 """That bits are chosen from, by sensitivity: in batches of 64."""
@@ -40,15 +43,19 @@ STEPS, SEEDS = 400, (0, 1, 2)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m campaigns.allocation", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of CIFAR-10-JPEG")
-    parser.add_argument(
-        "--given", type=Path, required=True, help="the folder with trained weights of the CIFAR ResNet-20"
-    )
+    parser.add_argument("--data", type=Path, help="the folder of CIFAR-10-JPEG")
+    parser.add_argument("--given", type=Path, help="the folder with trained weights of the CIFAR ResNet-20")
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS))
     parser.add_argument("--sensitivities", nargs="+", choices=tuple(IMAGES), default=tuple(IMAGES))
     parser.add_argument("--rounded", action="store_true", help="evaluate the rules that are there, without training")
     parser.add_argument("--reconstructed", action="store_true", help="the same, after reconstruction")
+    parser.add_argument("--table", action="store_true", help="print all that was found, by bytes; run nothing")
     options = parser.parse_args(arguments)
+    if options.table:
+        print(render(table(), markdown=True))
+        return
+    if options.data is None or options.given is None:
+        parser.error("--data and --given are needed")
     config = replace(get_recipe("cifar10-resnet20")().data, path=str(options.data), batch_size=64)
     train, test = loaders(config, seed=0)
     batches = [images for _, (images, _) in zip(range(max(IMAGES.values()) // 64), train)]
@@ -73,6 +80,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 harness.write_csv(sorted(rows, key=order), Path(path))
             print(*row.values(), sep="  ", flush=True)
     harness.print_table(sorted(rows, key=order))
+
+
+def table() -> list[dict[str, str]]:
+    """A row for each network and choice of bits: test accuracy by every way that there are results of."""
+    after: dict[tuple[str, str], list[float]] = {}
+    for line in harness.read_csv(FOLDER / "reconstructed.csv"):
+        after.setdefault((line["network"], line["row"]), []).append(float(line["test %"]))
+    trained: dict[tuple[str, str], list[float]] = {}
+    for line in results.read(results.FOLDER).values():
+        if line["table"] == TABLE.name and line["test"] is not None:
+            trained.setdefault((line["network"], line["row"]), []).append(line["test"])
+    return [
+        {
+            "network": line["network"],
+            "weights": line["row"],
+            "bytes": f"{int(line['bytes']):,}",
+            "rounded": line["test %"],
+            "batch-norm re-estimated": line["batch-norm again, test %"],
+            "reconstructed": spread(after.get(key(line)[:2], ())),
+            "trained": spread(trained.get(key(line)[:2], ())),
+        }
+        for line in harness.read_csv(FOLDER / "rounded.csv")
+    ]
 
 
 def order(row: dict[str, str]) -> tuple[str, int, str, str]:
