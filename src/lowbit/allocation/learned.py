@@ -19,8 +19,8 @@ from lowbit.quantizer.module import Quantizer
 LR, LR_BITS = 1e-4, 2e-2
 """Of Adam, for weights and steps and for bits, falling to zero along a cosine."""
 STIFFNESS, PATIENCE = 10.0, 10.0
-"""Of the budget, in losses of the first step: twice what exceeding all of it once costs; and after how many steps of
-exceeding it the multiplier asks for as much again."""
+"""Of the budget. Exceeding it by a share h costs stiffness/2 · h² losses of the first step, and moves the multiplier by
+stiffness/patience · h at each step."""
 
 
 def by_learning(
@@ -86,11 +86,10 @@ class _Learned:
 
     def between(self) -> tuple[int, Tensor]:
         """The choice below the bits, by its number, and how far they are on the way to the next one: 0 to 1."""
-        last = max(len(self.choices) - 2, 0)
-        now = float(self.bits.detach())
-        below = max((number for number in range(last + 1) if self.choices[number] <= now), default=0)
         if len(self.choices) == 1:
             return 0, self.bits.new_zeros(())
+        now = float(self.bits.detach())
+        below = max((n for n in range(len(self.choices) - 1) if self.choices[n] <= now), default=0)
         low, high = self.choices[below], self.choices[below + 1]
         return below, (self.bits - low) / (high - low)
 
@@ -111,10 +110,10 @@ class _Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         below, share = self._of[0].between()
-        if float(share) == 0 and not torch.is_grad_enabled():
+        if len(self.choices) == 1 or (not torch.is_grad_enabled() and float(share) == 0):
             return self.choices[below](x)
-        if (float(share) == 1 and not torch.is_grad_enabled()) or len(self.choices) == 1:
-            return self.choices[min(below + 1, len(self.choices) - 1)](x)
+        if not torch.is_grad_enabled() and float(share) == 1:
+            return self.choices[below + 1](x)
         return torch.lerp(self.choices[below](x), self.choices[below + 1](x), share)
 
 
@@ -124,7 +123,7 @@ def _relaxed(cost: Cost, learned: Mapping[str, _Learned]) -> Tensor:
     for each in cost.sums:
         parts = [learned[side].mean(amounts) for side, amounts in each.single.items()]
         parts += [factor * learned[a].bits * learned[b].bits for (a, b), factor in each.products.items()]
-        sums.append(each.constant + torch.stack(parts).sum() if parts else torch.tensor(each.constant))
+        sums.append(sum(parts, next(iter(learned.values())).bits.new_tensor(each.constant)))
     return torch.stack(sums).amax()
 
 
@@ -165,7 +164,7 @@ def _learn(
         with torch.enable_grad(), replaced(model, lambda q: mixed.get(q, NOTHING)):
             total, size = measured.of(number)
             lost = total / size
-            # Of what is measured at the beginning, so that a unit of the loss is nobody's business.
+            # In losses of the first step, whatever unit the loss has.
             stiffness = stiffness or STIFFNESS * max(abs(float(lost.detach())), 1e-6)
             beyond = torch.stack([_relaxed(cost, learned) / limit - 1 for cost, limit in limits])
             penalty = (multipliers + stiffness * beyond).clamp(min=0).square().sum() / (2 * stiffness)
