@@ -115,27 +115,33 @@ def key(row: dict[str, str]) -> tuple[str, ...]:
     return row["network"], row["row"], row.get("seed", "")
 
 
-def prepared(name: str, network: nn.Module, batches: Sequence[Tensor]) -> Iterator[tuple[str, nn.Module]]:
-    """The network at each choice of bits that is there, with steps of least squares."""
+def bits_of_rows(name: str) -> dict[str, dict[str, Any]]:
+    """Arguments of `lowbit.prepare` for each choice of bits that is there, by row."""
     choices: dict[str, dict[str, Any]] = {f"uniform-{bits}": {"weights": bits} for bits in (2, 3, 4)}
     for row in (f"{kind}-{budget}" for kind in ROWS.values() for budget in budgets(name)):
         if (file := rules_file(name, row)).exists():
             choices[row] = {"rules": [lowbit.Rule(**rule) for rule in json.loads(file.read_text())]}
-    for row, bits in choices.items():
-        model = lowbit.prepare(
-            network, activations=4, init_weights="least-squares", init_activations="least-squares", **bits
-        )
-        yield row, lowbit.calibrate(model.eval(), batches)
+    return choices
+
+
+def prepared(network: nn.Module, batches: Sequence[Tensor], bits: dict[str, Any]) -> nn.Module:
+    """The network at a choice of bits, with steps of least squares."""
+    model = lowbit.prepare(
+        network, activations=4, init_weights="least-squares", init_activations="least-squares", **bits
+    )
+    return lowbit.calibrate(model.eval(), batches[:4])
 
 
 def rounded(
     name: str, network: nn.Module, batches: Sequence[Tensor], test: Loader, done: Set[tuple[str, ...]]
 ) -> Iterator[dict[str, str]]:
     """A line for each choice of bits, before and after batch-norm is re-estimated."""
-    for row, model in prepared(name, network, batches[:4]):
-        found = {"network": name, "row": row, "bytes": str(bytes_of(model)), "test %": f"{accuracy(model, test):.2f}"}
+    for row, bits in bits_of_rows(name).items():
+        found = {"network": name, "row": row}
         if key(found) in done:
             continue
+        model = prepared(network, batches, bits)
+        found |= {"bytes": str(bytes_of(model)), "test %": f"{accuracy(model, test):.2f}"}
         lowbit.reestimate_batchnorm(model, batches[:4])
         yield {**found, "batch-norm again, test %": f"{accuracy(model, test):.2f}"}
 
@@ -144,15 +150,16 @@ def reconstructed(
     name: str, network: nn.Module, batches: Sequence[Tensor], test: Loader, done: Set[tuple[str, ...]]
 ) -> Iterator[dict[str, str]]:
     """A line for each seed and choice of bits."""
-    for seed in SEEDS:
-        for row, model in prepared(name, network, batches[:4]):
-            found = {"network": name, "row": row, "seed": str(seed), "bytes": str(bytes_of(model))}
-            if key(found) in done:
-                continue
-            began = time.process_time()
-            lowbit.reconstruct(model, batches, STEPS, seed=seed)
-            seconds = time.process_time() - began
-            yield {**found, "test %": f"{accuracy(model, test):.2f}", "processor seconds": f"{seconds:.0f}"}
+    for seed, (row, bits) in itertools.product(SEEDS, bits_of_rows(name).items()):
+        found = {"network": name, "row": row, "seed": str(seed)}
+        if key(found) in done:
+            continue
+        model = prepared(network, batches, bits)
+        began = time.process_time()
+        lowbit.reconstruct(model, batches, STEPS, seed=seed)
+        seconds = time.process_time() - began
+        found |= {"bytes": str(bytes_of(model)), "test %": f"{accuracy(model, test):.2f}"}
+        yield {**found, "processor seconds": f"{seconds:.0f}"}
 
 
 def allocated(

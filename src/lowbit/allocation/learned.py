@@ -50,10 +50,10 @@ def by_learning(
         steps: how many batches are learned from; they are drawn again and again.
         seed: of their order.
     """
-    learned = {side.name: _Learned(side) for side in sides}
-    mixed = {m.quantizer: each for side in sides for m, each in zip(side.members, learned[side.name].members)}
     if all(len(side.choices) == 1 for side in sides):
         return {side.name: dict.fromkeys(side.choices, 0.0) for side in sides}
+    learned = {side.name: _Learned(side) for side in sides}
+    mixed = {m.quantizer: each for side in sides for m, each in zip(side.members, learned[side.name].members)}
     with measuring(model, batches, loss) as measured:
         _begin(learned, program, limits)
         with by_batches(tracking(model.modules()) if measured.shifts else ()):

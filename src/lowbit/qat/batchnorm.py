@@ -27,7 +27,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> None:
     norms = tracking(model.modules())
     if not norms:
         return
-    before = kept(_running(norms))
+    before = kept(running(norms))
     device = _statistics(norms[0])[0].device
     done = False
     try:
@@ -78,7 +78,7 @@ def by_batches(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[bool]:
     """Within, running statistics may change, and are put back at the end; yields whether there are any."""
-    before = kept(_running(tracking(model.modules())))
+    before = kept(running(tracking(model.modules())))
     try:
         yield bool(before)
     finally:
@@ -97,7 +97,8 @@ def put_back(before: Mapping[Tensor, Tensor]) -> None:
         tensor.copy_(value)
 
 
-def _running(norms: Iterable[_BatchNorm]) -> list[Tensor]:
+def running(norms: Iterable[_BatchNorm]) -> list[Tensor]:
+    """Their running statistics."""
     return [each for norm in norms for each in _statistics(norm)]
 
 

@@ -19,7 +19,7 @@ from lowbit.files import atomic_write, check_writable
 from lowbit.layers.modes import evaluation
 from lowbit.layers.quantized import QuantizedLayer
 from lowbit.layers.sites import Site, input_sites, quantizers
-from lowbit.qat.batchnorm import averaging, by_batches, kept, put_back, tracking
+from lowbit.qat.batchnorm import averaging, by_batches, kept, put_back, running, tracking
 from lowbit.qat.blocks import Block, Blocks, Values, chosen, gathered, stacked
 from lowbit.qat.calibrate import observed
 from lowbit.qat.soft_rounding import SoftRounding
@@ -250,9 +250,9 @@ class _Learning:
 
     def _changed(self, block: Block) -> list[Tensor]:
         """Weights of its layers, and running statistics."""
-        layers = [self.blocks.model.get_submodule(name) for name in block.layers]
-        norms = [tensor for norm in self._norms(block) for tensor in (norm.running_mean, norm.running_var)]
-        return [tensor for tensor in [*(layer.weight for layer in layers), *norms] if isinstance(tensor, Tensor)]
+        layers = map(self.blocks.model.get_submodule, block.layers)
+        weights = [layer.weight for layer in layers if isinstance(layer, QuantizedLayer)]
+        return [*weights, *running(self._norms(block))]
 
     def _chunks(self, block: Block, values: Values) -> Values:
         count = len(next(iter(values.values())))
