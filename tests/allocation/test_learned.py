@@ -96,6 +96,17 @@ def test_learning_is_repeatable(branches: Branches) -> None:
     assert one.program.losses == other.program.losses and one.bits == other.bits
 
 
+@pytest.mark.parametrize(("sensitivity", "steps"), [("learned", 9), ("measured", 0)])
+def test_how_far_it_is(branches: Branches, sensitivity: str, steps: int) -> None:
+    """Told after each step, and after each measurement of a side at a choice."""
+    told: list[tuple[int, int]] = []
+    options = dict(sensitivity=sensitivity, steps=9, on_step=lambda *how_far: told.append(how_far))
+    found = lowbit.allocate(branches, batches(), "weights=800B", CHOICES, **options)
+    free = [side for side in found.sides if sensitivity == "measured" or len(side.choices) > 1]
+    everything = steps + sum(len(side.choices) for side in free)
+    assert told == [(done, everything) for done in range(1, everything + 1)]
+
+
 def test_costs_between_choices_are_costs_at_choices() -> None:
     """Linear between neighbours, exact at both; a product of two sides is one of their bits."""
     member = Member(lowbit.Quantizer(4), torch.randn(9))

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -17,7 +17,7 @@ from lowbit.allocation import costs
 from lowbit.allocation.budget import Budget, with_unit
 from lowbit.allocation.learned import by_learning
 from lowbit.allocation.program import Bits, Program, uniform
-from lowbit.allocation.sensitivity import Loss, Member, Side, by_gradients, by_measurement
+from lowbit.allocation.sensitivity import Loss, Member, Side, by_gradients, by_measurement, untold
 from lowbit.batches import parts_of, required_inputs
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
@@ -177,6 +177,7 @@ def allocate(
     first_last: int | None = 8,
     rules: Sequence[Rule] = (),
     seed: int = 0,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Allocation:
     """The bits of each layer's weight and input that are expected to lose least within a budget.
 
@@ -197,6 +198,7 @@ def allocate(
         first_last: as for `lowbit.prepare`; what is decided by it, or by rules, is not chosen.
         rules: as for `lowbit.prepare`; they stay, in front of the new ones.
         seed: of what is drawn.
+        on_step: is called with (done, all) after each measurement and each step of learning.
 
     Warns:
         UserWarning: one width for all layers is within the budget and expected to do as well.
@@ -207,7 +209,7 @@ def allocate(
             one that becomes infinite while bits are learned, or an integer form that "file" or "activations" needs and
             the network does not have.
     """
-    limits = Budget.of(budget).limits
+    limits, on_step = Budget.of(budget).limits, on_step or untold
     weights = _choices(choices, "choices")
     inputs = weights if activation_choices is None else ()
     if activation_choices:
@@ -249,9 +251,9 @@ def allocate(
     if sensitivity == "gradients":
         losses = by_gradients(most, sides, batches, loss, seed)
     elif sensitivity == "measured":
-        losses = by_measurement(most, sides, batches, loss)
+        losses = by_measurement(most, sides, batches, loss, on_step)
     else:
-        losses = by_learning(most, sides, batches, loss, program, limits, steps, seed)
+        losses = by_learning(most, sides, batches, loss, program, limits, steps, seed, on_step)
     program = Program(losses, found)
     bits = program.solve(limits)
     same = uniform(program, limits)

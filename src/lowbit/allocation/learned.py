@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowbit.allocation.program import Cost, Program
-from lowbit.allocation.sensitivity import NOTHING, Loss, Losses, Measured, Member, Side, measuring
+from lowbit.allocation.sensitivity import NOTHING, Loss, Losses, Measured, Member, OnStep, Side, measuring, untold
 from lowbit.errors import LowbitError
 from lowbit.layers.sites import replaced
 from lowbit.qat.batchnorm import by_batches, tracking
@@ -32,6 +32,7 @@ def by_learning(
     limits: Mapping[str, float],
     steps: int,
     seed: int,
+    on_step: OnStep = untold,
 ) -> Losses:
     """What each choice loses in a network that has learned its bits.
 
@@ -49,28 +50,33 @@ def by_learning(
         limits: the budget.
         steps: how many batches are learned from; they are drawn again and again.
         seed: of their order.
+        on_step: is called with (done, all) after each step and each measurement.
     """
     if all(len(side.choices) == 1 for side in sides):
         return {side.name: dict.fromkeys(side.choices, 0.0) for side in sides}
     learned = {side.name: _Learned(side) for side in sides}
+    free = [side for side in sides if len(side.choices) > 1]
+    done, everything = steps, steps + sum(len(side.choices) for side in free)
     mixed = {m.quantizer: each for side in sides for m, each in zip(side.members, learned[side.name].members)}
     with measuring(model, batches, loss) as measured:
         _begin(learned, program, limits)
         with by_batches(tracking(model.modules()) if measured.shifts else ()):
-            _learn(
-                mixed, learned, measured, [(program.costs[name], limit) for name, limit in limits.items()], steps, seed
-            )
+            costs = [(program.costs[name], limit) for name, limit in limits.items()]
+            _learn(mixed, learned, measured, costs, steps, seed, lambda done: on_step(done, everything))
 
         def at(side: Side, bits: int) -> float:
+            nonlocal done
+            done += 1
             each = learned[side.name]
             with torch.no_grad():
                 before = each.bits.clone()
                 each.bits.fill_(bits)
                 found = measured(mixed)
                 each.bits.copy_(before)
+            on_step(done, everything)
             return found
 
-        found = {side.name: {b: at(side, b) if len(side.choices) > 1 else 0.0 for b in side.choices} for side in sides}
+        found = {side.name: {b: at(side, b) if side in free else 0.0 for b in side.choices} for side in sides}
     # Nothing is nearer to full precision than the most bits are, but for noise.
     return {name: {b: max(0.0, x - by[max(by)]) for b, x in by.items()} for name, by in found.items()}
 
@@ -151,6 +157,7 @@ def _learn(
     limits: Sequence[tuple[Cost, float]],
     steps: int,
     seed: int,
+    on_step: Callable[[int], None],
 ) -> None:
     model, free = measured.model, [each for each in learned.values() if len(each.choices) > 1]
     others = {id(p) for quantizer in mixed for p in quantizer.parameters()}
@@ -160,7 +167,7 @@ def _learn(
     optimizer = torch.optim.Adam([{"params": weights, "lr": LR}, {"params": bits, "lr": LR_BITS}])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     generator, multipliers, stiffness = torch.Generator().manual_seed(seed), 0.0, 0.0
-    for number in itertools.islice(_drawn(len(measured.batches), generator), steps):
+    for done, number in enumerate(itertools.islice(_drawn(len(measured.batches), generator), steps), 1):
         with torch.enable_grad(), replaced(model, lambda q: mixed.get(q, NOTHING)):
             total, size = measured.of(number)
             lost = total / size
@@ -178,6 +185,7 @@ def _learn(
         with torch.no_grad():
             for each in free:
                 each.bits.clamp_(each.choices[0], each.choices[-1])
+        on_step(done)
 
 
 def _drawn(count: int, generator: torch.Generator) -> Iterator[int]:

@@ -27,6 +27,14 @@ NOTHING = nn.Identity()
 """In place of a quantizer: its tensor in full precision."""
 
 
+OnStep = Callable[[int, int], None]
+"""Is called with (done, all) while bits are chosen: after each measurement and each step of learning."""
+
+
+def untold(done: int, everything: int) -> None:
+    """Where nobody asks how far it is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """A quantizer of the prepared network, which stands for its setting, and what it quantizes.
@@ -120,7 +128,13 @@ def by_gradients(
     }
 
 
-def by_measurement(model: nn.Module, sides: Sequence[Side], batches: Sequence[Any], loss: Loss | None) -> Losses:
+def by_measurement(
+    model: nn.Module,
+    sides: Sequence[Side],
+    batches: Sequence[Any],
+    loss: Loss | None,
+    on_step: OnStep = untold,
+) -> Losses:
     """What the loss grows by where one tensor alone is quantized.
 
     Without a `loss`: the divergence from what the network in full precision predicts, for scores of classes, else half
@@ -132,16 +146,20 @@ def by_measurement(model: nn.Module, sides: Sequence[Side], batches: Sequence[An
         model: prepared; nothing of it is quantized but the one tensor.
         sides, batches: as for `by_gradients`.
         loss: its value in full precision is subtracted.
+        on_step: is called with (done, all) after each measurement.
     """
+    done, everything = 0, sum(len(side.choices) for side in sides)
     with measuring(model, batches, loss) as measured:
         least = 0.0 if loss is None and not measured.shifts else measured({})
-        return {
-            side.name: {
-                bits: max(0.0, measured({member.quantizer: member.of(bits) for member in side.members}) - least)
-                for bits in side.choices
-            }
-            for side in sides
-        }
+
+        def at(side: Side, bits: int) -> float:
+            nonlocal done
+            lost = measured({member.quantizer: member.of(bits) for member in side.members}) - least
+            done += 1
+            on_step(done, everything)
+            return max(0.0, lost)
+
+        return {side.name: {bits: at(side, bits) for bits in side.choices} for side in sides}
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from lowbit.cli.options import Parser
 from lowbit.cli.signals import terminable
@@ -61,18 +64,20 @@ def run(argv: list[str]) -> int:
         train = split_loaders(config.data, seed=config.seed).train
         batches = list(itertools.islice(train, -(-options.images // config.data.batch_size)))
         assert config.quantization is not None
-        found = lowbit.allocate(
-            network,
-            batches,
-            options.budget,
-            options.choices,
-            activation_choices=options.activation_choices,
-            sensitivity=options.sensitivity,
-            steps=options.steps,
-            first_last=config.quantization.first_last,
-            rules=rules_of(config.quantization),
-            seed=config.seed,
-        )
+        with _bar() as on_step:
+            found = lowbit.allocate(
+                network,
+                batches,
+                options.budget,
+                options.choices,
+                activation_choices=options.activation_choices,
+                sensitivity=options.sensitivity,
+                steps=options.steps,
+                first_last=config.quantization.first_last,
+                rules=rules_of(config.quantization),
+                seed=config.seed,
+                on_step=on_step,
+            )
         found.save(options.file)
         if options.plot is not None:
             found.plot(options.plot)
@@ -90,6 +95,16 @@ def run(argv: list[str]) -> int:
         print(f"plot: {options.plot}")
     print(f"rules: {options.file}; train with them: lowbit train {options.recipe} --rules {options.file} ...")
     return 0
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    from rich.progress import Progress
+
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task("choosing bits")
+        yield lambda done, everything: progress.update(task, completed=done, total=everything)
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -13,6 +13,9 @@ from lowbit.data.decode import decode_all
 from lowbit.data.loader import Loader, Normalise, TrainSchedule, decoding_workers, epoch_generator, eval_indices
 from lowbit.data.sources import ImageSource
 
+_AT_ONCE = 16
+"""Batches that are cut out at once: an accelerator waits for every batch of indices that is sent to it."""
+
 
 class InMemoryImages(Loader):
     """A `Loader` of images kept as uint8 [N, C, H, W] on the device.
@@ -96,13 +99,17 @@ class InMemoryImages(Loader):
         count, padding = self.num_images, self._images.shape[-1] // 8
         offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
         flips = torch.randint(0, 2, (count,), generator=generator).bool()
-        for batch in batches[self._first :]:
-            batch_offsets, batch_flips = offsets[:, batch], flips[batch]
-            batch = batch.to(self._images.device)
-            images = self._images[batch]
+        for first in range(self._first, len(batches), _AT_ONCE):
+            several = batches[first : first + _AT_ONCE]
+            chosen = torch.cat(several)
+            chosen_offsets, chosen_flips = offsets[:, chosen], flips[chosen]
+            chosen = chosen.to(self._images.device)
+            images = self._images[chosen]
             if self._augmented:
-                images = crop_and_flip(images, padding, batch_offsets, batch_flips)
-            yield self._normalise(images), self._labels[batch]
+                images = crop_and_flip(images, padding, chosen_offsets, chosen_flips)
+            sizes = [len(batch) for batch in several]
+            for batch, labels in zip(images.split(sizes), self._labels[chosen].split(sizes), strict=True):
+                yield self._normalise(batch), labels
 
 
 def crop_and_flip(images: Tensor, padding: int, offsets: Tensor, flips: Tensor) -> Tensor:
