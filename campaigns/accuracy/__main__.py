@@ -10,6 +10,7 @@ from pathlib import Path
 
 from campaigns.accuracy import __doc__ as about
 from campaigns.accuracy import results
+from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.jobs import run_at_once
 from campaigns.accuracy.report import report
 from campaigns.accuracy.run import Places, run, run_again, state
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
     parser.add_argument("--data", metavar="PATH", help="CIFAR-10 as lowbit reads it; needed to run cells")
     parser.add_argument("--given", type=Path, metavar="FOLDER", help="of the weights that no cell trains")
     parser.add_argument(
-        "--only", nargs="+", metavar="PATTERN", help="cells whose name fits one of these, as in a shell"
+        "--only", nargs="+", metavar="PATTERN", help="cells whose name fits one of these, as in a shell, in this order"
     )
     parser.add_argument("--again", action="store_true", help="run the cells of --only from scratch and compare")
     parser.add_argument("--list", action="store_true", help="name the cells and what is there of each")
@@ -87,13 +88,17 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
     return 0
 
 
-def _chosen(cells: list, patterns: Sequence[str] | None) -> list:
+def _chosen(cells: list[Cell], patterns: Sequence[str] | None) -> list[Cell]:
+    """The cells that fit, those of the first pattern first."""
     if patterns is None:
         return cells
+    chosen: dict[str, Cell] = {}
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
+        fitting = {cell.name: cell for cell in cells if fnmatch.fnmatchcase(cell.name, pattern)}
+        if not fitting:
             raise LowbitError(f"--only {pattern}: no cell fits; --list names them all")
-    return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)]
+        chosen |= {name: cell for name, cell in fitting.items() if name not in chosen}
+    return list(chosen.values())
 
 
 if __name__ == "__main__":

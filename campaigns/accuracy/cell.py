@@ -45,6 +45,8 @@ class Cell:
         data: how images are read; the path is filled in when it runs.
         ships: keep its weights with the results, for other cells to start from.
         waiting: why it can't run yet, or None.
+        shown_as: the network's name in results, if another.
+        after: the name of a cell at other bits, from whose run this one goes on (`quantization.start`).
     """
 
     table: str
@@ -60,12 +62,24 @@ class Cell:
     data: DataConfig = CIFAR10
     ships: bool = False
     waiting: str | None = None
+    shown_as: str | None = None
+    after: str | None = None
+
+    @property
+    def needs(self) -> list[str]:
+        """Cells that must be finished before."""
+        return [name for name in (self.start, self.after) if isinstance(name, str)]
+
+    @property
+    def label(self) -> str:
+        """The network's name in results."""
+        return self.shown_as or self.network
 
     @property
     def name(self) -> str:
         """TABLE/NETWORK-WIDTHS-ROW-EPOCHS-SEED: the run folder below `--runs`, and the key of its result."""
         widths = self.row if self.bits is None else f"w{self.bits}a{self.bits}-{self.row}"
-        return f"{self.table}/{self.network.rpartition(':')[2]}-{widths}-{self.epochs}ep-s{self.seed}"
+        return f"{self.table}/{self.label.rpartition(':')[2]}-{widths}-{self.epochs}ep-s{self.seed}"
 
     @property
     def command(self) -> str:
@@ -73,13 +87,14 @@ class Cell:
         given = " --given FOLDER" if isinstance(self.start, Given) else ""
         return f"python -m campaigns.accuracy --data CIFAR10_JPEG{given} --only '{self.name}' --again"
 
-    def config(self, *, data: str, init: str | None, output: Path) -> TrainConfig:
+    def config(self, *, data: str, init: str | None, output: Path, after: Path | None = None) -> TrainConfig:
         """The run: the recipe of CIFAR-10's networks at low bits, or from random weights that of full precision.
 
         Args:
             data: where the images are.
             init: the weights of `start`.
             output: the run folder.
+            after: the run folder of the cell `after`.
         """
         recipe = f"accuracy/{self.name}"
         if self.start is None:
@@ -98,7 +113,7 @@ class Cell:
         )
         if config.quantization is not None:
             # Without a rule among the options, the method's own.
-            options = {"init_activations": None, **dict(self.options)}
+            options = {"init_activations": None, **dict(self.options), "start": after and str(after)}
             config = replace(config, quantization=replace(config.quantization, **options))
         for name, value in self.changes:
             config = _changed(config, name.split("."), value)

@@ -26,7 +26,9 @@ def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float
     done = set(results.read(places.results))
     waiting = [cell for cell in cells if cell.name not in done and cell.waiting is None]
     context = multiprocessing.get_context("spawn")
-    running: dict[Any, tuple[Any, Cell | None, str]] = {}
+    running: dict[
+        Any, tuple[Any, Cell | None, str]
+    ] = {}  # by the pipe to its process: the cell and the kind of the last
     for number in range(min(jobs, len(waiting))):
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, places, number), daemon=True)
@@ -37,7 +39,7 @@ def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float
     try:
         while running and time.monotonic() < end:
             for pipe, (process, cell, kind) in list(running.items()):
-                if cell is None and (chosen := _next(waiting, done, kind)) is not None:
+                if cell is None and (chosen := _next(waiting, done, kind, _busy(running))) is not None:
                     waiting.remove(chosen)
                     pipe.send(chosen.name)
                     running[pipe] = (process, chosen, _kind(chosen))
@@ -69,33 +71,40 @@ def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float
 
 
 def _kind(cell: Cell) -> str:
-    """Cells of one kind use the same kernels."""
-    return f"{cell.network} {cell.method if isinstance(cell.method, str) else cell.method.name} {cell.bits}"
+    """Cells that differ by the seed alone have one step, which has to be compiled once."""
+    return cell.name.rpartition("-s")[0]
 
 
-def _next(waiting: Sequence[Cell], done: set[str], kind: str) -> Cell | None:
-    """The first cell that can begin, but of those of its table and epochs one of the same kind as before."""
-    ready = [cell for cell in waiting if not isinstance(cell.start, str) or cell.start in done]
-    if not ready:
-        return None
-    first = ready[0]
-    same = (cell for cell in ready if _kind(cell) == kind and (cell.table, cell.epochs) == (first.table, first.epochs))
-    return next(same, first)
+def _busy(running: dict[Any, tuple[Any, Cell | None, str]]) -> set[str]:
+    """The kinds that are running."""
+    return {_kind(cell) for _, cell, _ in running.values() if cell is not None}
+
+
+def _next(waiting: Sequence[Cell], done: set[str], kind: str, busy: set[str]) -> Cell | None:
+    """A cell that can begin: of the same kind as before, else the first of a kind that does not run now, else the first."""
+    ready = [cell for cell in waiting if done.issuperset(cell.needs)]
+    same = (cell for cell in ready if _kind(cell) == kind)
+    other = (cell for cell in ready if _kind(cell) not in busy)
+    return next(same, None) or next(other, None) or next(iter(ready), None)
 
 
 def _work(pipe: Connection, places: Places, number: int) -> None:
     """A process: runs the cells that it is told, one after the other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
+    import torch._inductor.config
 
     import lowbit.data.memory
+    import lowbit.report
     import lowbit.train.assemble
     from campaigns.accuracy import tables
-    from campaigns.accuracy.replay import ReplayedTrainer
+    from campaigns.accuracy.replay import Restarted
 
     torch.set_num_threads(1)
+    torch._inductor.config.triton.autotune_pointwise = False
     lowbit.data.memory.decode_all = _once(lowbit.data.memory.decode_all)
-    lowbit.train.assemble.Trainer = ReplayedTrainer
+    lowbit.train.assemble.Trainer = Restarted()
+    lowbit.report.plot_run = lambda *_: None
     cells = {cell.name: cell for cell in tables.plan()}
     places.runs.mkdir(parents=True, exist_ok=True)
     log = places.runs / f"worker-{number}.log"
@@ -106,7 +115,14 @@ def _work(pipe: Connection, places: Places, number: int) -> None:
             except EOFError:
                 return
             try:
-                pipe.send((run_cell(cells[name], places, places.runs / name, compile=False), None))
+                pipe.send(
+                    (
+                        run_cell(
+                            cells[name], places, places.runs / name, compile=os.environ.get("STEP", "eager") != "eager"
+                        ),
+                        None,
+                    )
+                )
             except Exception:
                 traceback.print_exc()
                 pipe.send((None, "".join(traceback.format_exc()[-1500:])))

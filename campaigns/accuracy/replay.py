@@ -11,13 +11,15 @@ It is for campaigns alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowbit.inputs import Inputs
+from lowbit.train import TrainConfig
 from lowbit.train.trainer import Trainer
 
 _WARM = 3
@@ -27,13 +29,19 @@ _WARM = 3
 class ReplayedTrainer(Trainer):
     """A `Trainer` whose steps are replayed wherever nothing has to be decided between them."""
 
+    how = os.environ.get("STEP", "eager")
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         config = self.config
+        if config.compile and self.how == "trees":
+            self.step = torch.compile(self._step, dynamic=False, mode="reduce-overhead")
         self.replayed = self.can_replay() and not (
-            config.accumulate > 1 or config.grad_clip or config.ema or self.attached or config.compile
+            config.accumulate > 1 or config.grad_clip or config.ema or self.attached
             or config.precision != "no" or self.on_step or config.optimizer.name not in ("sgd", "adam")
         )  # fmt: skip
+        if not getattr(self.model, "replayable", True):
+            self.replayed, self.step = False, self._step
         if not self.replayed:
             return
         if self.watch is not None:
@@ -47,6 +55,22 @@ class ReplayedTrainer(Trainer):
         self._warmed = 0
         self._replay: Callable[[], None] | None = None
         self._side = self.side_stream()
+
+    def restart(self, config: TrainConfig, model: nn.Module, accelerator: Any) -> bool:
+        """Begin another run of the same steps; False where the network is another."""
+        mine = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        others = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        if {name: x.shape for name, x in mine.items()} != {name: x.shape for name, x in others.items()}:
+            return False
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(others[name])
+            for state in self.raw.state.values():
+                for value in state.values():
+                    if isinstance(value, Tensor):
+                        value.zero_()
+        self.config, self.accelerator = config, accelerator
+        return True
 
     def can_replay(self) -> bool:
         """Whether the device replays."""
@@ -72,15 +96,21 @@ class ReplayedTrainer(Trainer):
 
     def _whole_step(self) -> None:
         self.raw.zero_grad(set_to_none=True)
-        loss, self._count = self._step(self._inputs, self._targets)
-        loss.backward()
+        loss, self._count = self.step(self._inputs, self._targets)
+        with torch.autograd.set_multithreading_enabled(self.how != "captured"):
+            loss.backward()
         self.raw.step()
         self._loss = loss.detach()
 
     def _learn(self, inputs: Inputs, targets: Any) -> tuple[Tensor, Tensor | None]:
         if not self.replayed:
             return super()._learn(inputs, targets)
-        if self._replay is not None:
+        if self.how in ("trees", "plain"):
+            self._inputs, self._targets = inputs, targets
+            if self.how == "trees":
+                torch.compiler.cudagraph_mark_step_begin()
+            self._whole_step()
+        elif self._replay is not None:
             self._inputs.copy_(inputs)
             self._targets.copy_(targets)
             self._replay()
@@ -93,3 +123,20 @@ class ReplayedTrainer(Trainer):
             self._replay = self.record(self._whole_step)
             self._replay()
         return self._loss, self._count
+
+
+class Restarted:
+    """Makes trainers; for the seeds of one row the same again."""
+
+    def __init__(self, kind_of_trainer: type[ReplayedTrainer] = ReplayedTrainer) -> None:
+        self.make, self.kind, self.trainer = kind_of_trainer, "", None
+
+    def __call__(self, config, model, task, accelerator, say, saved=None, on_step=None) -> Trainer:
+        kind = config.recipe.rpartition("-s")[0]
+        known = saved is None and kind == self.kind and self.trainer is not None and self.trainer.replayed
+        if known and self.trainer.restart(config, model, accelerator):
+            say("with the step of the seed before")
+            return self.trainer
+        self.trainer = None
+        self.kind, self.trainer = kind, self.make(config, model, task, accelerator, say, saved, on_step)
+        return self.trainer

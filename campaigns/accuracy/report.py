@@ -29,13 +29,15 @@ def report(tables: Iterable[Table], done: dict[str, Line]) -> str:
 def _body(table: Table, lines: Sequence[Line]) -> str:
     """One block for each network and number of epochs, in each the rows of every width."""
     blocks = []
-    for network, epochs in dict.fromkeys((line["network"], line["epochs"]) for line in lines):
-        block = [line for line in lines if (line["network"], line["epochs"]) == (network, epochs)]
+    keys = [(line["network"], line["epochs"] if table.by_epochs else None) for line in lines]
+    for network, epochs in dict.fromkeys(keys):
+        block = [line for line, key in zip(lines, keys) if key == (network, epochs)]
         groups: dict[tuple[int, str], list[Line]] = {}
         for line in block:
             groups.setdefault((line["bits"] or 32, line["row"]), []).append(line)
         rows = [row(table, key, groups) for key in sorted(groups, key=lambda key: -key[0])]
-        blocks.append(f"{network.rpartition(':')[2]}, {epochs} epochs\n\n{render(rows, markdown=True)}")
+        budget = f", {epochs} epochs" if table.by_epochs else ""
+        blocks.append(f"{network.rpartition(':')[2]}{budget}\n\n{render(rows, markdown=True)}")
     return "\n".join(blocks)
 
 

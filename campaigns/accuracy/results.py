@@ -114,10 +114,12 @@ def _identity(cell: Cell, config: dict[str, Any], used: dict[str, str], start: S
     # Where things lay on the machine that trained is of no use to another.
     config["data"]["path"], config["data"]["workers"], config["output"] = "", None, None
     config["model"]["init"] = cell.start.file if isinstance(cell.start, Given) else cell.start
+    if cell.after is not None:
+        config["quantization"]["start"] = cell.after
     return {
         "cell": cell.name,
         "table": cell.table,
-        "network": cell.network,
+        "network": cell.label,
         "row": cell.row,
         "bits": cell.bits,
         "epochs": cell.epochs,

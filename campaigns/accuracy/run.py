@@ -84,7 +84,12 @@ def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True, com
             refuses, for another reason than a loss that is not finite.
     """
     start, init = _start(cell, places)
-    config = cell.config(data=places.data, init=init, output=folder)
+    after = None if cell.after is None else places.runs / cell.after
+    if after is not None and not Checkpoints(after).exists:
+        raise LowbitError(
+            f"{cell.name}: goes on from {cell.after}, of which there is no run in {places.runs}: run that first"
+        )
+    config = cell.config(data=places.data, init=init, output=folder, after=after)
     config = config if compile else replace(config, compile=False)
     try:
         with _in_methods(cell.method):

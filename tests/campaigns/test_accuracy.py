@@ -17,7 +17,7 @@ import torch
 from campaigns.accuracy import jobs, results, tables
 from campaigns.accuracy.__main__ import main
 from campaigns.accuracy.cell import Cell, Given
-from campaigns.accuracy.replay import ReplayedTrainer
+from campaigns.accuracy.replay import ReplayedTrainer, Restarted
 from campaigns.accuracy.report import difference, spread
 from campaigns.accuracy.run import Places, run_cell
 from campaigns.accuracy.tables import TABLES, initialization, parts, plan
@@ -312,8 +312,23 @@ def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> No
     budgets = {(cell.table, cell.network, cell.epochs, cell.seed) for cell in cells if cell.table.startswith("init")}
     for table, network, epochs, seed in budgets:  # every budget has full precision's
         assert f"{table}/{network}-fp-{epochs}ep-s{seed}" in names
-    names = ["fp", "init", "init20", "ship", "methods", "parts", "signed", "ablations", "oscillation", "bits"]
-    assert [table.name for table in TABLES] == names
+    names = ["fp", "init", "init20", "ship", "methods", "parts", "signed", "ablations", "oscillation"]
+    assert [table.name for table in TABLES] == [*names, "peers", "widths", "bits"]
+
+
+def test_a_cell_goes_on_from_the_run_of_another(command, tmp_path) -> None:
+    """At other bits: its weights are the other's to begin with, and the record names that, not a folder."""
+    first, second = cell(bits=4), replace(cell(), row="after", after=cell(bits=4).name)
+    tables = (Table("init", "Rules", ((0, first), (1, second)), by_epochs=False),)
+    places = ["--data", "sklearn:digits", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert command("--only", START.name) == 0
+    assert main([*places, "--only", second.name], tables) == 2
+    assert main(places, tables) == 0
+    line = results.read(tmp_path / "results")[second.name]
+    assert line["config"]["quantization"]["start"] == first.name and str(tmp_path) not in json.dumps(line)
+    assert jobs._next([second], {START.name}, "", set()) is None
+    assert jobs._next([second], {START.name, first.name}, "", set()) is second
+    assert main(["--results", str(tmp_path / "results"), "--report"], tables) == 0
 
 
 def test_rows_of_the_initialization_are_lsq_but_for_where_steps_start_and_how_fast_they_learn() -> None:
@@ -410,6 +425,24 @@ def test_replayed_steps_train_as_others_do(command, tmp_path, monkeypatch, metho
     assert len(set(losses[Repeated])) == 4
 
 
+@pytest.mark.parametrize("method", ["lsq", "balanced"])
+def test_the_seeds_of_a_row_share_a_trainer(command, tmp_path, monkeypatch, method: str) -> None:
+    """A run that takes the trainer of the seed before is that of a trainer of its own, bit for bit."""
+    assert command("--only", START.name) == 0
+    named = "lsq" if method == "lsq" else replace(METHODS["lsq"], name="campaign:balanced").varied(balance=Balance())
+    cells = [replace(cell(method=named), epochs=2, seed=seed) for seed in (0, 1)]
+    places = Places("sklearn:digits", tmp_path / "runs", tmp_path / "results")
+    accuracy = {}
+    for trainer in (Repeated, Restarted(Repeated)):
+        monkeypatch.setattr(assemble, "Trainer", trainer)
+        folder = tmp_path / type(trainer).__name__
+        lines = [run_cell(one, places, folder / one.name, compile=False) for one in cells]
+        losses = [[epoch["train_loss"] for epoch in lowbit.report.read_run(folder / one.name).epochs] for one in cells]
+        accuracy[type(trainer)] = losses, [(line["validation"], line["test"], line["steps"]) for line in lines]
+    assert accuracy[type] == accuracy[Restarted]
+    assert accuracy[type][0][0] != accuracy[type][0][1]
+
+
 def test_cells_that_share_an_accelerator(trained, tmp_path, monkeypatch, capsys) -> None:
     """A process of its own would take seconds to begin: a thread does its work here."""
 
@@ -429,6 +462,7 @@ def test_cells_that_share_an_accelerator(trained, tmp_path, monkeypatch, capsys)
         monkeypatch.setattr(jobs, redirect, nullcontext)
     monkeypatch.setattr(lowbit.data.memory, "decode_all", lowbit.data.memory.decode_all)
     monkeypatch.setattr(assemble, "Trainer", Trainer)
+    monkeypatch.setattr(lowbit.report, "plot_run", lowbit.report.plot_run)
     broken = replace(cell(), row="broken", changes=(("optimizer.lr", -1.0),))
     monkeypatch.setattr(tables, "plan", lambda: [*plan(TABLES_OF_DIGITS), broken])
     places = Places("sklearn:digits", tmp_path / "runs", tmp_path / "results")
@@ -446,6 +480,8 @@ def test_cells_that_share_an_accelerator(trained, tmp_path, monkeypatch, capsys)
 
 def test_a_cell_waits_for_its_start_and_follows_one_of_its_kind() -> None:
     first, other, same = cell(), cell("least-squares+lsq", method="ewgs"), cell(seed=1)
-    assert jobs._next([first], set(), "") is None
-    assert jobs._next([other, same], {START.name}, jobs._kind(first)) is same
-    assert jobs._next([other, same], {START.name}, "") is other
+    assert jobs._next([first], set(), "", set()) is None
+    assert jobs._next([other, same], {START.name}, jobs._kind(first), {jobs._kind(other)}) is same
+    assert jobs._next([other, same], {START.name}, "", set()) is other
+    assert jobs._next([other, same], {START.name}, "", {jobs._kind(other)}) is same
+    assert jobs._next([other], {START.name}, "", {jobs._kind(other)}) is other

@@ -12,8 +12,10 @@ from campaigns.accuracy.tables import (
     methods,
     oscillation,
     parts,
+    peers,
     shipped,
     signed,
+    widths,
 )
 from campaigns.accuracy.tables.table import Table
 
@@ -27,6 +29,8 @@ TABLES: tuple[Table, ...] = (
     signed.TABLE,
     ablations.TABLE,
     oscillation.TABLE,
+    peers.TABLE,
+    widths.TABLE,
     bits.TABLE,
 )
 

@@ -1,0 +1,153 @@
+"""ResNet-8 with the quantizers of others, from the weights in full precision that our own rows start from.
+
+A network is a function of this module named LIBRARY_BITS, such as `torch_2`. As in our rows, weights and inputs of convolutions and of
+the linear layer are quantized, one step a tensor, the first and the last layer at 8 bits; only the first one's input is signed.
+
+brevitas    Brevitas' Int8WeightPerTensorFloat and Uint8ActPerTensorFloat, the scales of both learned, from statistics. Its grid for
+            weights has as many levels below zero as above: three at two bits.
+torch       The operator of `torch.ao.quantization._learnable_fake_quantize`, symmetric for weights, gradients scaled as there
+            (`use_grad_scaling`). Scales are the observer's, min-max, at the first batch, and learned from then on.
+lsq-net     The formulas of github.com/zhutmost/lsq-net: LSQ's step gradient with 1/√(N·Qp), N of an activation all of its batch's
+            numbers; its step begins at 1, that of a weight by LSQ's rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from campaigns.accuracy import results
+from lowbit import models
+
+START = "fp/resnet8-fp-30ep-s0"
+LIBRARIES = ("brevitas", "torch", "lsq-net")
+_FIRST, _LAST = "stem.0", "linear"
+
+
+class _Torch(nn.Module):
+    """A tensor of one scale, by torch's learnable operator."""
+
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__()
+        self.low, self.high, self.begun = low, high, False
+        self.scale, self.zero_point = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            if self.training and not self.begun:
+                self.begun = True
+                largest = x.abs().amax() if self.low else x.amax()
+                self.scale.copy_(largest / ((self.high - self.low) / 2 if self.low else self.high))
+            self.scale.clamp_(min=torch.finfo(torch.float32).eps)
+        factor = 1 / math.sqrt(x.numel() * self.high)
+        return torch._fake_quantize_learnable_per_tensor_affine(
+            x, self.scale, self.zero_point, self.low, self.high, factor
+        )
+
+
+class _LsqNet(nn.Module):
+    """A tensor of one step, by lsq-net's formulas."""
+
+    def __init__(self, low: int, high: int, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        start = torch.ones(1) if weight is None else weight.detach().abs().mean().reshape(1) * 2 / math.sqrt(high)
+        self.s = nn.Parameter(start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = 1 / math.sqrt(x.numel() * self.high)
+        s = (self.s - self.s * factor).detach() + self.s * factor
+        x = (x / s).clamp(self.low, self.high)
+        return ((x.round() - x).detach() + x) * s
+
+
+class _Quantized(nn.Module):
+    """A layer whose input and weight are quantized."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, of_input: nn.Module, of_weight: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.of_input, self.of_weight = layer, of_input, of_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, w, layer = self.of_input(x), self.of_weight(self.layer.weight), self.layer
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, w, layer.bias)
+        return F.conv2d(x, w, layer.bias, layer.stride, layer.padding)
+
+
+def _grid(bits: int, signed: bool) -> tuple[int, int]:
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def _torch(layer: Any, bits: int, signed: bool) -> nn.Module:
+    return _Quantized(layer, _Torch(*_grid(bits, signed)), _Torch(*_grid(bits, True)))
+
+
+def _lsq_net(layer: Any, bits: int, signed: bool) -> nn.Module:
+    return _Quantized(layer, _LsqNet(*_grid(bits, signed)), _LsqNet(*_grid(bits, True), layer.weight))
+
+
+def _brevitas(layer: Any, bits: int, signed: bool) -> nn.Module:
+    from brevitas import nn as qnn
+    from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerTensorFloat, Uint8ActPerTensorFloat
+
+    options = dict(
+        bias=layer.bias is not None,
+        weight_quant=Int8WeightPerTensorFloat,
+        weight_bit_width=bits,
+        weight_scaling_impl_type="parameter_from_stats",
+        input_quant=Int8ActPerTensorFloat if signed else Uint8ActPerTensorFloat,
+        input_bit_width=bits,
+    )
+    if isinstance(layer, nn.Linear):
+        made = qnn.QuantLinear(layer.in_features, layer.out_features, **options)
+    else:
+        made = qnn.QuantConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size[0],
+            stride=layer.stride,
+            padding=layer.padding,
+            **options,
+        )
+    with torch.no_grad():
+        made.weight.copy_(layer.weight)
+        if layer.bias is not None:
+            made.bias.copy_(layer.bias)
+    return made
+
+
+_MAKERS = {"brevitas": _brevitas, "torch": _torch, "lsq-net": _lsq_net}
+
+
+def _network(make: Callable[[Any, int, bool], nn.Module], bits: int, num_classes: int = 10) -> nn.Module:
+    model = models.create("resnet8", num_classes=num_classes)
+    models.load_weights(model, results.weights_file(results.FOLDER, START))
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    for name, layer in layers:
+        parent, _, child = name.rpartition(".")
+        signed = name == _FIRST
+        made = make(layer, 8 if name in (_FIRST, _LAST) else bits, signed)
+        setattr(model.get_submodule(parent), child, made)
+    # Brevitas decides in Python, step by step, what to do with its statistics.
+    model.replayable = make is not _brevitas
+    return model
+
+
+def name_of(library: str, bits: int) -> str:
+    """The network, as a config names it."""
+    return f"{__name__}:{library.replace('-', '_')}_{bits}"
+
+
+def __getattr__(name: str) -> Callable[..., nn.Module]:
+    library, _, bits = name.rpartition("_")
+    make = _MAKERS.get(library.replace("_", "-"))
+    if make is None:
+        raise AttributeError(name)
+    return partial(_network, make, int(bits))

@@ -1,0 +1,49 @@
+"""Table 6: the quantizers of others in the same loop, from the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.peers import LIBRARIES, START, name_of
+from campaigns.accuracy.tables.full_precision import RESNET8
+from campaigns.accuracy.tables.table import EPOCHS, Table
+from lowbit.recipes.common import weight_decay
+
+assert RESNET8.name == START
+
+
+def _cells() -> Iterator[tuple[int, Cell]]:
+    for seed in (0, 1, 2):
+        for bits in (2, 4):
+            common = dict(table="peers", bits=bits, epochs=EPOCHS, seed=seed)
+            ours = dict(network=RESNET8.network, start=RESNET8.name)
+            yield 4, Cell(row="lsq", **ours, **common)
+            yield 4, Cell(row="least-squares", options=(("init_activations", "least-squares"),), **ours, **common)
+            recipe = (
+                ("optimizer.lr", 0.02), ("optimizer.weight_decay", weight_decay(bits)), ("optimizer.nesterov", False),
+                ("schedule.warmup_epochs", 0.0), ("bn_batches", 100),
+            )  # fmt: skip
+            for library in LIBRARIES:
+                missing = library == "brevitas" and find_spec("brevitas") is None
+                yield (
+                    4,
+                    Cell(
+                        row=library,
+                        network=name_of(library, bits),
+                        shown_as=RESNET8.network,
+                        changes=recipe,
+                        waiting="Brevitas is not installed" if missing else None,
+                        **common,
+                    ),
+                )
+
+
+TABLE = Table(
+    "peers",
+    "The quantizers of others, in the same loop",
+    tuple(_cells()),
+    reference="lsq",
+    note="By which quantizers and formulas: `campaigns/accuracy/peers.py`. Brevitas' row needs Brevitas (0.13.4 here).",
+)
