@@ -300,7 +300,8 @@ def values(x: Tensor, step: Tensor, offset: Tensor | None, qn: Bound, qp: Bound,
     x_hat = round_to_grid(c, grid) * s
     if beta is not None:
         x_hat = x_hat + beta
-    return x_hat.to(x.dtype)
+    # No `to` where there is nothing to change: of a function that ends so, torch 2.11 compiles no gradients.
+    return x_hat if x_hat.dtype == x.dtype else x_hat.to(x.dtype)
 
 
 def gradients(

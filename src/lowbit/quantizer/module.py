@@ -73,7 +73,8 @@ class Quantizer(QuantizerState):
         x, parameters, settings = self._arguments(x)
         if functional.is_recorded(self):
             return self._recorded(x, parameters, settings)
-        trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        # Not `is_exporting()`, which is true in whatever torch 2.11 compiles.
+        trained = torch.is_grad_enabled() and not torch.compiler._is_exporting_flag
         if trained and self.balance is not None and parameters.step.requires_grad:
             x, step = self._balanced(x, parameters.step, settings)
             parameters = parameters._replace(step=step)
