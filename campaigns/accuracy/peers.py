@@ -135,9 +135,15 @@ def _network(make: Callable[[Any, int, bool], nn.Module], bits: int, num_classes
         signed = name == _FIRST
         made = make(layer, 8 if name in (_FIRST, _LAST) else bits, signed)
         setattr(model.get_submodule(parent), child, made)
-    # Brevitas decides in Python, step by step, what to do with its statistics.
+    # Brevitas decides in Python, step by step, what to do with its statistics, and leaves scales out of a state until they have begun.
     model.replayable = make is not _brevitas
+    model.register_state_dict_post_hook(_with_all_parameters)
     return model
+
+
+def _with_all_parameters(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name, parameter in model.named_parameters():
+        state.setdefault(prefix + name, parameter.detach())
 
 
 def name_of(library: str, bits: int) -> str:
