@@ -2,6 +2,7 @@
 # make test      set-up, then the whole suite
 # make lint      ruff, docstrings, the import contracts and the types
 # make coverage  the suite with branch coverage, against the floor in pyproject.toml
+# make oldest    the parts of the suite in which torch compiles, with the oldest torch that lowbit takes
 # make docs      the documentation site in site/, strictly
 # make wheel     wheel and source archive in dist/, checked, and tried in a clean environment
 # make setup     the environment in .venv, from the hashes in requirements/; done anew only when what it is made from changes
@@ -13,11 +14,13 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 # What `make docs` and `make wheel` need, apart from everything that lowbit needs.
 TOOLS := .venv-tools
+# The oldest versions that lowbit takes, as pyproject.toml says.
+OLDEST := .venv-oldest
 TYPES := $(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
 # Processes of the suite, each on one thread.
 JOBS ?= 2
 
-.PHONY: demo test lint coverage docs wheel setup lock
+.PHONY: demo test lint coverage oldest docs wheel setup lock
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -36,6 +39,9 @@ lint: $(STAMP)
 
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term:skip-covered --cov-report=xml
+
+oldest: $(OLDEST)/.set-up
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) tests/quantizer tests/qat tests/train/test_train_loop.py -k "compil or export"
 
 docs: $(TOOLS)/.set-up
 	$(TOOLS)/bin/python -m mkdocs build --strict --quiet
@@ -67,6 +73,11 @@ $(STAMP): pyproject.toml $(wildcard requirements/*.txt) constraints.txt tools/in
 $(TOOLS)/.set-up: requirements/tools.txt
 	$(call ENVIRONMENT,$(TOOLS))
 	$(TOOLS)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/tools.txt
+	@touch $@
+
+$(OLDEST)/.set-up: pyproject.toml
+	$(call ENVIRONMENT,$(OLDEST))
+	$(OLDEST)/bin/python -m pip install --quiet 'torch==2.11.*' 'torchvision==0.26.*' -e '.[train,export,allocate,demo,examples,dev]'
 	@touch $@
 
 lock: $(STAMP)

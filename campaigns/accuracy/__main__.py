@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="processes that share an accelerator")
     parser.add_argument("--minutes", type=float, default=1e6, help="of --jobs, after which what is unfinished is left")
+    parser.add_argument("--compile", action="store_true", help="the steps of --jobs, half a minute for each row")
     options = parser.parse_args(arguments)
     try:
         cells = _chosen(plan(tables), options.only)
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
         else:
             places = Places(options.data, options.runs, options.results, options.given)
             if options.jobs is not None and not options.again:
-                run_at_once(cells, places, options.jobs, options.minutes)
+                run_at_once(cells, places, options.jobs, options.minutes, compile=options.compile)
             else:
                 (run_again if options.again else run)(cells, places)
     except LowbitError as error:

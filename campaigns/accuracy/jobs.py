@@ -16,7 +16,7 @@ from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.run import Places, run_cell
 
 
-def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float) -> None:
+def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float, *, compile: bool = False) -> None:
     """Run the cells that have no result, in their order, as many at a time as there are jobs; record each that finishes.
 
     A cell whose start has no result waits for it. One that fails is named, with its traceback, and does not hold up the
@@ -31,7 +31,7 @@ def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float
     ] = {}  # by the pipe to its process: the cell and the kind of the last
     for number in range(min(jobs, len(waiting))):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, places, number), daemon=True)
+        process = context.Process(target=_work, args=(theirs, places, number, compile), daemon=True)
         process.start()
         theirs.close()
         running[ours] = (process, None, "")
@@ -88,11 +88,10 @@ def _next(waiting: Sequence[Cell], done: set[str], kind: str, busy: set[str]) ->
     return next(same, None) or next(other, None) or next(iter(ready), None)
 
 
-def _work(pipe: Connection, places: Places, number: int) -> None:
+def _work(pipe: Connection, places: Places, number: int, compile: bool) -> None:
     """A process: runs the cells that it is told, one after the other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
-    import torch._inductor.config
 
     import lowbit.data.memory
     import lowbit.report
@@ -101,7 +100,6 @@ def _work(pipe: Connection, places: Places, number: int) -> None:
     from campaigns.accuracy.replay import Restarted
 
     torch.set_num_threads(1)
-    torch._inductor.config.triton.autotune_pointwise = False
     lowbit.data.memory.decode_all = _once(lowbit.data.memory.decode_all)
     lowbit.train.assemble.Trainer = Restarted()
     lowbit.report.plot_run = lambda *_: None

@@ -35,16 +35,15 @@ class _Torch(nn.Module):
 
     def __init__(self, low: int, high: int) -> None:
         super().__init__()
-        self.low, self.high, self.begun = low, high, False
-        self.scale, self.zero_point = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.low, self.high = low, high
+        self.scale = nn.Parameter(torch.full((1,), torch.nan))  # until the first batch
+        self.zero_point = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            if self.training and not self.begun:
-                self.begun = True
-                largest = x.abs().amax() if self.low else x.amax()
-                self.scale.copy_(largest / ((self.high - self.low) / 2 if self.low else self.high))
-            self.scale.clamp_(min=torch.finfo(torch.float32).eps)
+            first = x.abs().amax() / ((self.high - self.low) / 2 if self.low else self.high)
+            begun = torch.where(self.scale.isnan(), first, self.scale)
+            self.scale.copy_(begun.clamp(min=torch.finfo(torch.float32).eps))
         factor = 1 / math.sqrt(x.numel() * self.high)
         return torch._fake_quantize_learnable_per_tensor_affine(
             x, self.scale, self.zero_point, self.low, self.high, factor

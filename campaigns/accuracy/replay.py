@@ -3,15 +3,15 @@
 A step of a network for 32×32 images is hundreds of kernels of a few microseconds each. `ReplayedTrainer` runs the first
 steps of a run as `Trainer` does, records one whole step of the optimizer as a CUDA graph, and replays that for the rest.
 What changes from step to step (images, labels, learning rate, what a method anneals) lies in tensors that the graph reads.
-The kernels are those of a step that is not compiled, and so are the losses: on an H200 those of three epochs of ResNet-8 at W2A2 were the
-same to every digit printed, by LSQ and by LG-LSQ, in 1.1 instead of 3.0 s for 93 steps. Nothing is looked at during training (`lowbit.diagnosis.watch`).
+The kernels are those of the trainer's step, compiled or not, and so are the losses: uncompiled, on an H200, those of three epochs of
+ResNet-8 at W2A2 were the same to every digit printed, by LSQ and by LG-LSQ, in 1.1 instead of 3.0 s for 93 steps. Sixteen runs at
+once do 815 steps a second together. Nothing is looked at during training (`lowbit.diagnosis.watch`).
 
 It is for campaigns alone.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lowbit.inputs import Inputs
 from lowbit.train import TrainConfig
+from lowbit.train.compiled import check_gradients
 from lowbit.train.trainer import Trainer
 
 _WARM = 3
@@ -29,19 +30,13 @@ _WARM = 3
 class ReplayedTrainer(Trainer):
     """A `Trainer` whose steps are replayed wherever nothing has to be decided between them."""
 
-    how = os.environ.get("STEP", "eager")
-
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         config = self.config
-        if config.compile and self.how == "trees":
-            self.step = torch.compile(self._step, dynamic=False, mode="reduce-overhead")
-        self.replayed = self.can_replay() and not (
+        self.replayed = self.can_replay() and getattr(self.model, "replayable", True) and not (
             config.accumulate > 1 or config.grad_clip or config.ema or self.attached
             or config.precision != "no" or self.on_step or config.optimizer.name not in ("sgd", "adam")
         )  # fmt: skip
-        if not getattr(self.model, "replayable", True):
-            self.replayed, self.step = False, self._step
         if not self.replayed:
             return
         if self.watch is not None:
@@ -97,26 +92,22 @@ class ReplayedTrainer(Trainer):
     def _whole_step(self) -> None:
         self.raw.zero_grad(set_to_none=True)
         loss, self._count = self.step(self._inputs, self._targets)
-        with torch.autograd.set_multithreading_enabled(self.how != "captured"):
-            loss.backward()
+        loss.backward()
         self.raw.step()
         self._loss = loss.detach()
 
     def _learn(self, inputs: Inputs, targets: Any) -> tuple[Tensor, Tensor | None]:
         if not self.replayed:
             return super()._learn(inputs, targets)
-        if self.how in ("trees", "plain"):
-            self._inputs, self._targets = inputs, targets
-            if self.how == "trees":
-                torch.compiler.cudagraph_mark_step_begin()
-            self._whole_step()
-        elif self._replay is not None:
+        if self._replay is not None:
             self._inputs.copy_(inputs)
             self._targets.copy_(targets)
             self._replay()
         elif self._warmed < _WARM:
             self._inputs, self._targets = inputs, targets
             self.warm(self._whole_step)
+            if self._warmed == 0 and self.config.compile:
+                check_gradients(self.model)
             self._warmed += 1
         else:
             self._inputs, self._targets = inputs.clone(), targets.clone()
@@ -126,17 +117,21 @@ class ReplayedTrainer(Trainer):
 
 
 class Restarted:
-    """Makes trainers; for the seeds of one row the same again."""
+    """Makes trainers as the loop asks for them: for a seed after another of one row the same again.
 
-    def __init__(self, kind_of_trainer: type[ReplayedTrainer] = ReplayedTrainer) -> None:
-        self.make, self.kind, self.trainer = kind_of_trainer, "", None
+    Its step has been compiled and recorded. Everything that a run begins with is copied into it.
+    """
 
-    def __call__(self, config, model, task, accelerator, say, saved=None, on_step=None) -> Trainer:
-        kind = config.recipe.rpartition("-s")[0]
-        known = saved is None and kind == self.kind and self.trainer is not None and self.trainer.replayed
-        if known and self.trainer.restart(config, model, accelerator):
-            say("with the step of the seed before")
-            return self.trainer
-        self.trainer = None
-        self.kind, self.trainer = kind, self.make(config, model, task, accelerator, say, saved, on_step)
-        return self.trainer
+    def __init__(self, make: type[ReplayedTrainer] = ReplayedTrainer) -> None:
+        self._make, self._row, self._trainer = make, "", None
+
+    def __call__(
+        self, config: TrainConfig, model: nn.Module, task: Any, accelerator: Any, say: Any, *others: Any
+    ) -> Any:
+        saved, row = others[0], config.recipe.rpartition("-s")[0]
+        known = self._trainer if saved is None and row == self._row else None
+        if known is not None and known.replayed and known.restart(config, model, accelerator):
+            return known
+        self._trainer = None  # its memory is free before another one is made
+        self._row, self._trainer = row, self._make(config, model, task, accelerator, say, *others)
+        return self._trainer

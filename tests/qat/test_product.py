@@ -214,6 +214,8 @@ def held(y_of, own: set[int]) -> int:
 @pytest.mark.parametrize("mode", ["plain", "fused kernels", "compiled"])
 def test_no_more_is_held_than_by_the_float_network(mode, request, monkeypatch):
     compiled = mode == "compiled"
+    if compiled and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 keeps what could be computed again in the backward pass")
     if mode != "plain":
         request.getfixturevalue("compiler")
     if mode == "fused kernels":

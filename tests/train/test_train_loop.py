@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 import lowbit
 import lowbit.report
@@ -22,8 +23,9 @@ from lowbit.errors import LowbitError
 from lowbit.report import read_run
 from lowbit.train import ModelConfig, OptimizerConfig, TrainConfig, evaluate_run, load, run
 from lowbit.train.checkpoint import Checkpoints
+from lowbit.train.compiled import CompiledStep, check_gradients
 from lowbit.train.tracking import Metrics
-from lowbit.train.trainer import CompiledStep, Trainer
+from lowbit.train.trainer import Trainer
 
 
 def weights(folder: str | Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -406,6 +408,35 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is(monkeypatch) -> None:
     step = CompiledStep(lambda x: x + 1, said.append)
     assert step(1) == 2 and step(2) == 3
     assert said == ["the step runs uncompiled: torch.compile does not work here (no compiler)"]
+
+
+def test_a_compiled_step_without_gradients_is_refused(low_bit, monkeypatch) -> None:
+    """As torch 2.11 compiled it: the loss falls, by what the bias of the last layer learns."""
+
+    def without_gradients(function, **_):
+        if function.__name__ != "_step":
+            return function
+
+        def step(*arguments):
+            with torch.no_grad():
+                loss, count = function(*arguments)
+            return loss.requires_grad_(), count
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", without_gradients)
+    with pytest.raises(LowbitError, match=r"compiled by torch .* none of the \d+ quantized weights a gradient"):
+        run(replace(low_bit, compile=True))
+    model = lowbit.calibrate(lowbit.prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))), [torch.randn(8, 4)])
+    model(torch.randn(8, 4)).sum().backward()
+    check_gradients(model)
+    model[0].weight.grad = None
+    check_gradients(model)  # the other has one
+    model[1].weight.grad.zero_()
+    with pytest.raises(LowbitError, match="none of the 2"):
+        check_gradients(model)
+    model.requires_grad_(False)
+    check_gradients(model)
 
 
 def test_compiled_step_says_so_and_computes_the_same(compiler: str) -> None:

@@ -28,6 +28,7 @@ from lowbit.processes import lost
 from lowbit.qat.oscillation import OscillationFreezer
 from lowbit.qat.transition import TransitionRate
 from lowbit.train.batchnorm import average, average_batchnorm, synchronise_batchnorm
+from lowbit.train.compiled import CompiledStep, check_gradients
 from lowbit.train.config import OptimizerConfig, QuantizationConfig, TrainConfig
 from lowbit.train.machine import arranged
 from lowbit.train.midway import Midway
@@ -99,6 +100,7 @@ class Trainer:
                 self._restore(saved)
         compiled = config.compile and not self.sharded
         self.step = CompiledStep(self._step, say) if compiled else self._step
+        self._unchecked = compiled
 
     def _make_average(self, saved: dict[str, Any] | None) -> AveragedModel | None:
         decay = self.config.ema
@@ -213,6 +215,9 @@ class Trainer:
             with accelerator.autocast():
                 loss, count = self.step(inputs, targets)
             accelerator.backward(loss)
+            if self._unchecked:
+                check_gradients(self.model)
+                self._unchecked = False
             if accelerator.sync_gradients:
                 self.parallel.finish_gradients(self.model.parameters(), self.config.grad_clip)
             self.optimizer.step()
@@ -322,34 +327,6 @@ def _fitting() -> Iterator[None]:
             f"the checkpoint's training state does not fit this run's network and optimizer ({reason}); start a new run in "
             "another folder"
         ) from error
-
-
-class CompiledStep:
-    """A function compiled at its first call; where that fails it runs as it is, and one line says so."""
-
-    def __init__(self, function: Callable[..., Any], say: Callable[[str], None]) -> None:
-        # Every run compiles the same code; without this the compiler would count earlier runs as recompilations.
-        torch.compiler.reset()
-        self.plain, self.say = function, say
-        # Static shapes: a kernel for any shape, made when a second one turns up, would round differently after a resume.
-        self.function = torch.compile(function, dynamic=False)
-        self.called = False
-
-    def __call__(self, *arguments: Any) -> Any:
-        if self.called:
-            return self.function(*arguments)
-        self.called = True
-        began = time.monotonic()
-        try:
-            result = self.function(*arguments)
-        except Exception as error:
-            self.function = self.plain
-            result = self.plain(*arguments)  # bad input raises its own error here, with nothing said about compiling
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.say(f"the step runs uncompiled: torch.compile does not work here ({reason})")
-            return result
-        self.say(f"step compiled in {time.monotonic() - began:.0f} s")
-        return result
 
 
 def _attached(
