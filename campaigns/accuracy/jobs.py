@@ -26,9 +26,8 @@ def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float
     done = set(results.read(places.results))
     waiting = [cell for cell in cells if cell.name not in done and cell.waiting is None]
     context = multiprocessing.get_context("spawn")
-    running: dict[
-        Any, tuple[Any, Cell | None, str]
-    ] = {}  # by the pipe to its process: the cell and the kind of the last
+    # By the pipe to a process: the process, its cell, and the kind of the last one.
+    running: dict[Any, tuple[Any, Cell | None, str]] = {}
     for number in range(min(jobs, len(waiting))):
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, places, number, compile), daemon=True)
@@ -113,14 +112,7 @@ def _work(pipe: Connection, places: Places, number: int, compile: bool) -> None:
             except EOFError:
                 return
             try:
-                pipe.send(
-                    (
-                        run_cell(
-                            cells[name], places, places.runs / name, compile=os.environ.get("STEP", "eager") != "eager"
-                        ),
-                        None,
-                    )
-                )
+                pipe.send((run_cell(cells[name], places, places.runs / name, compile=compile), None))
             except Exception:
                 traceback.print_exc()
                 pipe.send((None, "".join(traceback.format_exc()[-1500:])))

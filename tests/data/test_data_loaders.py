@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.data.images import encoded, write_folder, write_parquet
 
-from lowbit.data import DataConfig, InMemoryImages, StreamedImages, eval_loader, loaders, open_dataset
+from lowbit.data import DataConfig, InMemoryImages, StreamedImages, eval_loader, loaders, memory, open_dataset
 from lowbit.data.holdout import Part
 from lowbit.data.loader import decoding_workers
 from lowbit.data.memory import crop_and_flip
@@ -312,6 +312,22 @@ def test_digits_loader():
     images, _ = next(iter(train))
     assert images.shape == (64, 1, 8, 8) and 0 <= images.min() and images.max() == 1
     assert (train.num_images, test.num_images, test.class_names) == (1437, 360, tuple("0123456789"))
+
+
+@pytest.mark.parametrize(("drop_last", "first"), [(True, 0), (False, 1)])
+def test_batches_are_the_same_however_many_are_cut_out_at_once(cifar_like, monkeypatch, drop_last: bool, first: int):
+    """One by one, two at once with one left over, and all."""
+    config = DataConfig(str(cifar_like), augment="cifar", batch_size=4, drop_last=drop_last, workers=0)
+    train, _ = loaders(config, seed=1)
+    found = []
+    for count in (1, 2, 100):
+        monkeypatch.setattr(memory, "_AT_ONCE", count * 4 * 3 * 16 * 16)
+        train.set_epoch(2, first)
+        found.append(list(train))
+        assert [len(labels) for _, labels in found[-1]] == [4] * (6 - first) + [2] * (not drop_last)
+    for batches in found[1:]:
+        for (images, labels), (others, other_labels) in zip(found[0], batches, strict=True):
+            assert torch.equal(images, others) and torch.equal(labels, other_labels)
 
 
 def test_many_images_are_decoded_by_workers_in_order(shared_data):

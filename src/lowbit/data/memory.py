@@ -13,8 +13,8 @@ from lowbit.data.decode import decode_all
 from lowbit.data.loader import Loader, Normalise, TrainSchedule, decoding_workers, epoch_generator, eval_indices
 from lowbit.data.sources import ImageSource
 
-_AT_ONCE = 16
-"""Batches that are cut out at once: an accelerator waits for every batch of indices that is sent to it."""
+_AT_ONCE = 2**23
+"""Bytes of images that are cut out at once, if that is more than a batch: an accelerator waits for all indices that are sent to it."""
 
 
 class InMemoryImages(Loader):
@@ -99,8 +99,9 @@ class InMemoryImages(Loader):
         count, padding = self.num_images, self._images.shape[-1] // 8
         offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
         flips = torch.randint(0, 2, (count,), generator=generator).bool()
-        for first in range(self._first, len(batches), _AT_ONCE):
-            several = batches[first : first + _AT_ONCE]
+        at_once = max(1, _AT_ONCE // (len(batches[0]) * self._images[0].numel()))
+        for first in range(self._first, len(batches), at_once):
+            several = batches[first : first + at_once]
             chosen = torch.cat(several)
             chosen_offsets, chosen_flips = offsets[:, chosen], flips[chosen]
             chosen = chosen.to(self._images.device)
