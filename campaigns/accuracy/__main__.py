@@ -98,7 +98,7 @@ def _chosen(cells: list[Cell], patterns: Sequence[str] | None) -> list[Cell]:
         fitting = {cell.name: cell for cell in cells if fnmatch.fnmatchcase(cell.name, pattern)}
         if not fitting:
             raise LowbitError(f"--only {pattern}: no cell fits; --list names them all")
-        chosen |= {name: cell for name, cell in fitting.items() if name not in chosen}
+        chosen |= fitting
     return list(chosen.values())
 
 

@@ -120,6 +120,11 @@ class Cell:
         return config
 
 
+def without_seed(name: str) -> str:
+    """What the cells of a row that differ by the seed alone have in common of their names."""
+    return name.rpartition("-s")[0]
+
+
 def _changed(config: Any, names: list[str], value: Any) -> Any:
     """The config with another value of a field of it, or of a config within."""
     name, *inner = names

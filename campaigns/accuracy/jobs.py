@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from campaigns.accuracy import results
-from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.cell import Cell, without_seed
 from campaigns.accuracy.run import Places, run_cell
 
 
@@ -71,7 +71,7 @@ def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float
 
 def _kind(cell: Cell) -> str:
     """Cells that differ by the seed alone have one step, which has to be compiled once."""
-    return cell.name.rpartition("-s")[0]
+    return without_seed(cell.name)
 
 
 def _busy(running: dict[Any, tuple[Any, Cell | None, str]]) -> set[str]:

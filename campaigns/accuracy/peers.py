@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from campaigns.accuracy import results
 from lowbit import models
+from lowbit.grid import Grid
 
 START = "fp/resnet8-fp-30ep-s0"
-LIBRARIES = ("brevitas", "torch", "lsq-net")
 _FIRST, _LAST = "stem.0", "linear"
 
 
@@ -80,16 +80,17 @@ class _Quantized(nn.Module):
         return F.conv2d(x, w, layer.bias, layer.stride, layer.padding)
 
 
-def _grid(bits: int, signed: bool) -> tuple[int, int]:
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+def _bounds(bits: int, signed: bool) -> tuple[int, int]:
+    grid = Grid(bits, signed=signed)
+    return grid.qn, grid.qp
 
 
 def _torch(layer: Any, bits: int, signed: bool) -> nn.Module:
-    return _Quantized(layer, _Torch(*_grid(bits, signed)), _Torch(*_grid(bits, True)))
+    return _Quantized(layer, _Torch(*_bounds(bits, signed)), _Torch(*_bounds(bits, True)))
 
 
 def _lsq_net(layer: Any, bits: int, signed: bool) -> nn.Module:
-    return _Quantized(layer, _LsqNet(*_grid(bits, signed)), _LsqNet(*_grid(bits, True), layer.weight))
+    return _Quantized(layer, _LsqNet(*_bounds(bits, signed)), _LsqNet(*_bounds(bits, True), layer.weight))
 
 
 def _brevitas(layer: Any, bits: int, signed: bool) -> nn.Module:
@@ -122,7 +123,8 @@ def _brevitas(layer: Any, bits: int, signed: bool) -> nn.Module:
     return made
 
 
-_MAKERS = {"brevitas": _brevitas, "torch": _torch, "lsq-net": _lsq_net}
+LIBRARIES = {"brevitas": _brevitas, "torch": _torch, "lsq-net": _lsq_net}
+"""What makes a layer of bits out of one in full precision, by library."""
 
 
 def _network(make: Callable[[Any, int, bool], nn.Module], bits: int, num_classes: int = 10) -> nn.Module:
@@ -152,7 +154,7 @@ def name_of(library: str, bits: int) -> str:
 
 def __getattr__(name: str) -> Callable[..., nn.Module]:
     library, _, bits = name.rpartition("_")
-    make = _MAKERS.get(library.replace("_", "-"))
+    make = LIBRARIES.get(library.replace("_", "-"))
     if make is None:
         raise AttributeError(name)
     return partial(_network, make, int(bits))

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from campaigns.accuracy.cell import without_seed
 from lowbit.inputs import Inputs
 from lowbit.train import TrainConfig
-from lowbit.train.compiled import check_gradients
 from lowbit.train.trainer import Trainer
 
 _WARM = 3
@@ -53,8 +53,7 @@ class ReplayedTrainer(Trainer):
 
     def restart(self, config: TrainConfig, model: nn.Module, accelerator: Any) -> bool:
         """Begin another run of the same steps; False where the network is another."""
-        mine = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        others = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        mine, others = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (self.model, model))
         if {name: x.shape for name, x in mine.items()} != {name: x.shape for name, x in others.items()}:
             return False
         with torch.no_grad():
@@ -106,8 +105,7 @@ class ReplayedTrainer(Trainer):
         elif self._warmed < _WARM:
             self._inputs, self._targets = inputs, targets
             self.warm(self._whole_step)
-            if self._warmed == 0 and self.config.compile:
-                check_gradients(self.model)
+            self._check_gradients()
             self._warmed += 1
         else:
             self._inputs, self._targets = inputs.clone(), targets.clone()
@@ -128,7 +126,7 @@ class Restarted:
     def __call__(
         self, config: TrainConfig, model: nn.Module, task: Any, accelerator: Any, say: Any, *others: Any
     ) -> Any:
-        saved, row = others[0], config.recipe.rpartition("-s")[0]
+        saved, row = others[0], without_seed(config.recipe)
         known = self._trainer if saved is None and row == self._row else None
         if known is not None and known.replayed and known.restart(config, model, accelerator):
             return known

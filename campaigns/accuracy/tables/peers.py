@@ -9,7 +9,7 @@ from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.peers import LIBRARIES, START, name_of
 from campaigns.accuracy.tables.full_precision import RESNET8
 from campaigns.accuracy.tables.table import EPOCHS, Table
-from lowbit.recipes.common import weight_decay
+from lowbit.recipes.cifar10 import low_bit
 
 assert RESNET8.name == START
 
@@ -21,10 +21,8 @@ def _cells() -> Iterator[tuple[int, Cell]]:
             ours = dict(network=RESNET8.network, start=RESNET8.name)
             yield 4, Cell(row="lsq", **ours, **common)
             yield 4, Cell(row="least-squares", options=(("init_activations", "least-squares"),), **ours, **common)
-            recipe = (
-                ("optimizer.lr", 0.02), ("optimizer.weight_decay", weight_decay(bits)), ("optimizer.nesterov", False),
-                ("schedule.warmup_epochs", 0.0), ("bn_batches", 100),
-            )  # fmt: skip
+            like = low_bit("", RESNET8.network, weights=bits, activations=bits)
+            recipe = (("optimizer", like.optimizer), ("schedule", like.schedule), ("bn_batches", like.bn_batches))
             for library in LIBRARIES:
                 missing = library == "brevitas" and find_spec("brevitas") is None
                 yield (

@@ -14,8 +14,8 @@ ORDER = (4, 3, 2)
 
 def _cells() -> Iterator[tuple[int, Cell]]:
     for stage, origin in ((6, RESNET8), (9, RESNET20)):
-        common = dict(table="widths", network=origin.network, start=origin.name)
-        common["options"] = (("init_activations", "least-squares"),)
+        options = (("init_activations", "least-squares"),)
+        common = dict(table="widths", network=origin.network, start=origin.name, options=options)
         for seed in (0, 1, 2):
             yield stage, Cell(row="at once", bits=2, epochs=len(ORDER) * EPOCHS, seed=seed, **common)
             after = None

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.allocation.program import Cost, Program
-from lowbit.allocation.sensitivity import NOTHING, Loss, Losses, Measured, Member, OnStep, Side, measuring, untold
+from lowbit.allocation.sensitivity import (
+    NOTHING,
+    Loss,
+    Losses,
+    Measured,
+    Member,
+    OnStep,
+    Side,
+    measuring,
+    of_each_choice,
+    untold,
+)
 from lowbit.errors import LowbitError
 from lowbit.layers.sites import replaced
 from lowbit.qat.batchnorm import by_batches, tracking
@@ -56,7 +67,7 @@ def by_learning(
         return {side.name: dict.fromkeys(side.choices, 0.0) for side in sides}
     learned = {side.name: _Learned(side) for side in sides}
     free = [side for side in sides if len(side.choices) > 1]
-    done, everything = steps, steps + sum(len(side.choices) for side in free)
+    everything = steps + sum(len(side.choices) for side in free)
     mixed = {m.quantizer: each for side in sides for m, each in zip(side.members, learned[side.name].members)}
     with measuring(model, batches, loss) as measured:
         _begin(learned, program, limits)
@@ -65,18 +76,16 @@ def by_learning(
             _learn(mixed, learned, measured, costs, steps, seed, lambda done: on_step(done, everything))
 
         def at(side: Side, bits: int) -> float:
-            nonlocal done
-            done += 1
             each = learned[side.name]
             with torch.no_grad():
                 before = each.bits.clone()
                 each.bits.fill_(bits)
                 found = measured(mixed)
                 each.bits.copy_(before)
-            on_step(done, everything)
             return found
 
-        found = {side.name: {b: at(side, b) if side in free else 0.0 for b in side.choices} for side in sides}
+        found = {side.name: dict.fromkeys(side.choices, 0.0) for side in sides}
+        found |= of_each_choice(free, at, lambda done: on_step(steps + done, everything))
     # Nothing is nearer to full precision than the most bits are, but for noise.
     return {name: {b: max(0.0, x - by[max(by)]) for b, x in by.items()} for name, by in found.items()}
 

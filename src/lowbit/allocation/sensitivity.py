@@ -148,18 +148,27 @@ def by_measurement(
         loss: its value in full precision is subtracted.
         on_step: is called with (done, all) after each measurement.
     """
-    done, everything = 0, sum(len(side.choices) for side in sides)
+    everything = sum(len(side.choices) for side in sides)
     with measuring(model, batches, loss) as measured:
         least = 0.0 if loss is None and not measured.shifts else measured({})
 
         def at(side: Side, bits: int) -> float:
-            nonlocal done
-            lost = measured({member.quantizer: member.of(bits) for member in side.members}) - least
-            done += 1
-            on_step(done, everything)
-            return max(0.0, lost)
+            return max(0.0, measured({member.quantizer: member.of(bits) for member in side.members}) - least)
 
-        return {side.name: {bits: at(side, bits) for bits in side.choices} for side in sides}
+        return of_each_choice(sides, at, lambda done: on_step(done, everything))
+
+
+def of_each_choice(sides: Sequence[Side], at: Callable[[Side, int], float], on_choice: Callable[[int], None]) -> Losses:
+    """What `at` gives for each side and number of bits; `on_choice` is called with how many are done."""
+    found: Losses = {}
+    done = 0
+    for side in sides:
+        found[side.name] = {}
+        for bits in side.choices:
+            found[side.name][bits] = at(side, bits)
+            done += 1
+            on_choice(done)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

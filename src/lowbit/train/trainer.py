@@ -215,14 +215,18 @@ class Trainer:
             with accelerator.autocast():
                 loss, count = self.step(inputs, targets)
             accelerator.backward(loss)
-            if self._unchecked:
-                check_gradients(self.model)
-                self._unchecked = False
+            self._check_gradients()
             if accelerator.sync_gradients:
                 self.parallel.finish_gradients(self.model.parameters(), self.config.grad_clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss.detach(), count
+
+    def _check_gradients(self) -> None:
+        """After the first backward pass of a compiled step: see `check_gradients`."""
+        if self._unchecked:
+            check_gradients(self.model)
+            self._unchecked = False
 
     def _set_progress(self, epochs_done: float) -> None:
         """Set what changes over training: learning rates, rounding parameters, the task's factors."""
