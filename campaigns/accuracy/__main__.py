@@ -16,6 +16,7 @@ from campaigns.accuracy.report import report
 from campaigns.accuracy.run import Places, run, run_again, state
 from campaigns.accuracy.tables import TABLES, plan
 from campaigns.accuracy.tables.table import Table
+from campaigns.accuracy.twins import Twins
 from lowbit.errors import LowbitError
 from lowbit.files import atomic_write
 
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
         elif options.report:
             print(report(tables, done), end="")
         elif options.page:
+            Twins(plan(tables)).record(cells, options.results)
+            done = results.read(options.results)
             with atomic_write(options.results.with_suffix(".md")) as temporary:
                 temporary.write_text(PAGE + report(tables, done))
         elif options.data is None:
@@ -76,10 +79,13 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
             raise LowbitError("--again: name the cells to run again with --only")
         else:
             places = Places(options.data, options.runs, options.results, options.given)
-            if options.jobs is not None and not options.again:
-                run_at_once(cells, places, options.jobs, options.minutes, compile=options.compile)
+            if options.again:
+                run_again(cells, places)
+            elif options.jobs is not None:
+                twins = Twins(plan(tables))
+                run_at_once(cells, places, twins, options.jobs, options.minutes, compile=options.compile)
             else:
-                (run_again if options.again else run)(cells, places)
+                run(cells, places, Twins(plan(tables)))
     except LowbitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

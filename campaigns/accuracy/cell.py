@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowbit import Method
+from lowbit import METHODS, Method
 from lowbit.recipes.cifar10 import full_precision, low_bit
 from lowbit.train import DataConfig, TrainConfig
 
@@ -123,6 +125,19 @@ class Cell:
 def without_seed(name: str) -> str:
     """What the cells of a row that differ by the seed alone have in common of their names."""
     return name.rpartition("-s")[0]
+
+
+@contextmanager
+def in_methods(method: str | Method) -> Iterator[None]:
+    """Within: the method has its name in `lowbit.METHODS`, where a config finds it."""
+    if isinstance(method, str):
+        yield
+        return
+    METHODS[method.name] = method
+    try:
+        yield
+    finally:
+        del METHODS[method.name]
 
 
 def _changed(config: Any, names: list[str], value: Any) -> Any:

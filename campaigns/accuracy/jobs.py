@@ -14,17 +14,23 @@ from typing import Any
 from campaigns.accuracy import results
 from campaigns.accuracy.cell import Cell, without_seed
 from campaigns.accuracy.run import Places, run_cell
+from campaigns.accuracy.twins import Twins
 
 
-def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float, *, compile: bool = False) -> None:
-    """Run the cells that have no result, in their order, as many at a time as there are jobs; record each that finishes.
+def run_at_once(
+    cells: Sequence[Cell], places: Places, twins: Twins, jobs: int, minutes: float, *, compile: bool = False
+) -> None:
+    """Run the cells that have no result, nor a twin that has one, in their order, as many at a time as there are jobs.
+
+    Each is recorded when it finishes.
 
     A cell whose start has no result waits for it. One that fails is named, with its traceback, and does not hold up the
     others. When the minutes are over, what is not finished is left at its last checkpoint.
     """
     end = time.monotonic() + 60 * minutes
+    twins.record(cells, places.results)
     done = set(results.read(places.results))
-    waiting = [cell for cell in cells if cell.name not in done and cell.waiting is None]
+    waiting = twins.without([cell for cell in cells if cell.name not in done and cell.waiting is None])
     context = multiprocessing.get_context("spawn")
     # By the pipe to a process: the process, its cell, and the kind of the last one.
     running: dict[Any, tuple[Any, Cell | None, str]] = {}
@@ -58,6 +64,7 @@ def run_at_once(cells: Sequence[Cell], places: Places, jobs: int, minutes: float
                     print(f"{cell.name}: {error}", flush=True)
                     continue
                 results.append(places.results, line)
+                twins.record(cells, places.results)
                 done.add(cell.name)
                 finished += 1
                 left = end - time.monotonic()

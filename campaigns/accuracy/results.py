@@ -116,6 +116,16 @@ def _identity(cell: Cell, config: dict[str, Any], used: dict[str, str], start: S
     config["model"]["init"] = cell.start.file if isinstance(cell.start, Given) else cell.start
     if cell.after is not None:
         config["quantization"]["start"] = cell.after
+    return about(cell) | {
+        "start": start,
+        "commit": commit(),
+        "versions": used,
+        "config": config,
+    }
+
+
+def about(cell: Cell) -> Line:
+    """What a result says of its cell, whatever it gave."""
     return {
         "cell": cell.name,
         "table": cell.table,
@@ -125,10 +135,6 @@ def _identity(cell: Cell, config: dict[str, Any], used: dict[str, str], start: S
         "epochs": cell.epochs,
         "seed": cell.seed,
         "command": cell.command,
-        "start": start,
-        "commit": commit(),
-        "versions": used,
-        "config": config,
     }
 
 

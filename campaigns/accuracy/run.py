@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from campaigns.accuracy import results
-from campaigns.accuracy.cell import Cell, Given
-from lowbit import METHODS, Method, train
+from campaigns.accuracy.cell import Cell, Given, in_methods
+from campaigns.accuracy.twins import Twins
+from lowbit import train
 from lowbit.errors import LowbitError
 from lowbit.report import read_run
 from lowbit.train.checkpoint import Checkpoints
@@ -40,13 +40,14 @@ def state(cell: Cell, done: dict[str, results.Line], runs: Path) -> str:
     return "missing"
 
 
-def run(cells: Sequence[Cell], places: Places) -> None:
-    """Run the cells that have no result, in their order, and record each as soon as it is finished.
+def run(cells: Sequence[Cell], places: Places, twins: Twins) -> None:
+    """Run the cells that have no result, nor a twin that has one, in their order; record each as soon as it is finished.
 
     Raises:
         LowbitError: a cell can't be run; those before it are recorded.
     """
     for number, cell in enumerate(cells, 1):
+        twins.record([cell], places.results)
         if cell.name in results.read(places.results) or cell.waiting is not None:
             continue
         print(f"\n{cell.name} ({number} of {len(cells)})", flush=True)
@@ -92,7 +93,7 @@ def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True, com
     config = cell.config(data=places.data, init=init, output=folder, after=after)
     config = config if compile else replace(config, compile=False)
     try:
-        with _in_methods(cell.method):
+        with in_methods(cell.method):
             train.run(config, resume=(folder / "config.json").exists())
     except LowbitError as error:
         if CALMER not in str(error):
@@ -104,19 +105,6 @@ def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True, com
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, kept)
     return results.line_of(cell, read_run(folder), start=start, weights=weights)
-
-
-@contextmanager
-def _in_methods(method: str | Method) -> Iterator[None]:
-    """Within: the method has its name in `lowbit.METHODS`, where a config finds it."""
-    if isinstance(method, str):
-        yield
-        return
-    METHODS[method.name] = method
-    try:
-        yield
-    finally:
-        del METHODS[method.name]
 
 
 def _start(cell: Cell, places: Places) -> tuple[results.Start | None, str | None]:

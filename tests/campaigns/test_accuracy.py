@@ -22,6 +22,7 @@ from campaigns.accuracy.report import difference, spread
 from campaigns.accuracy.run import Places, run_cell
 from campaigns.accuracy.tables import TABLES, initialization, parts, plan
 from campaigns.accuracy.tables.table import Table
+from campaigns.accuracy.twins import Twins
 
 import lowbit.data.memory
 import lowbit.report
@@ -463,10 +464,10 @@ def test_cells_that_share_an_accelerator(trained, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(lowbit.data.memory, "decode_all", lowbit.data.memory.decode_all)
     monkeypatch.setattr(assemble, "Trainer", Trainer)
     monkeypatch.setattr(lowbit.report, "plot_run", lowbit.report.plot_run)
-    broken = replace(cell(), row="broken", changes=(("optimizer.lr", -1.0),))
+    broken = replace(cell(), row="broken", network="no-such-network")
     monkeypatch.setattr(tables, "plan", lambda: [*plan(TABLES_OF_DIGITS), broken])
     places = Places("sklearn:digits", tmp_path / "runs", tmp_path / "results")
-    jobs.run_at_once(tables.plan(), places, jobs=1, minutes=2)
+    jobs.run_at_once(tables.plan(), places, Twins(tables.plan()), jobs=1, minutes=2)
     said = capsys.readouterr().out
     assert list(results.read(places.results)) == [
         START.name,
@@ -474,8 +475,33 @@ def test_cells_that_share_an_accelerator(trained, tmp_path, monkeypatch, capsys)
         cell().name,
         cell(seed=1).name,
     ]
-    assert f"{broken.name}: " in said and "optimizer.lr must be positive" in said
+    assert f"{broken.name}: " in said and "no-such-network" in said
     assert "4 cells finished, 0 not begun" in said
+
+
+def test_cells_that_train_the_same_have_one_result(trained, tmp_path, capsys) -> None:
+    """Whatever their tables, their rows and their method are called; not what others start from, and not another seed."""
+    named = replace(METHODS["lsq"], name="campaign:lsq")
+    changed = replace(named, activations=replace(METHODS["lsq"], signed=False))
+    twins = [
+        replace(cell(), table="other"),
+        replace(cell(), row="named", method=named),
+        replace(cell("lsq+lsq"), row="lsq+lsq, ships", ships=True),
+    ]
+    others = [replace(cell(), row="changed", method=changed), cell(seed=1), replace(cell(), row="4", bits=4)]
+    table = Table("twins", "Twins", tuple((0, one) for one in (START, cell(), *twins, *others)))
+    places = ["--data", "sklearn:digits", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert main(["--only", "fp/*", "*lsq+lsq*", "*named*", *places], (table,)) == 0
+    assert len(trained) == 4  # the start, the first, the one that ships, and another seed
+    done = results.read(tmp_path / "results")
+    for twin in twins[:2]:
+        assert done[twin.name]["same_as"] == cell().name
+        assert done[twin.name]["row"] == twin.row
+        assert done[twin.name]["test"] == done[cell().name]["test"]
+        assert done[twin.name]["command"] == twin.command
+    assert not any("same_as" in line for name, line in done.items() if name not in {twin.name for twin in twins[:2]})
+    at_once = [twins[0], others[0], twins[1], others[1]]
+    assert Twins(at_once).without(at_once) == [twins[0], *others[:2]]
 
 
 def test_a_cell_waits_for_its_start_and_follows_one_of_its_kind() -> None:
