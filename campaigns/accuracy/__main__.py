@@ -11,6 +11,7 @@ from pathlib import Path
 from campaigns.accuracy import __doc__ as about
 from campaigns.accuracy import results
 from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.goals import goals
 from campaigns.accuracy.jobs import run_at_once
 from campaigns.accuracy.report import report
 from campaigns.accuracy.run import Places, run, run_again, state
@@ -67,12 +68,10 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
             for cell in cells:
                 print(f"{cell.name}: {state(cell, done, options.runs)}")
         elif options.report:
-            print(report(tables, done), end="")
+            print(_tables(tables, done), end="")
         elif options.page:
-            Twins(plan(tables)).record(cells, options.results)
-            done = results.read(options.results)
             with atomic_write(options.results.with_suffix(".md")) as temporary:
-                temporary.write_text(PAGE + report(tables, done))
+                temporary.write_text(PAGE + _tables(tables, done))
         elif options.data is None:
             raise LowbitError("--data: name the folder of the images")
         elif options.again and not options.only:
@@ -93,6 +92,10 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
         print("stopped; the same command goes on")
         return 130
     return 0
+
+
+def _tables(tables: tuple[Table, ...], done: dict[str, results.Line]) -> str:
+    return f"## Goals\n\n{goals(done)}\n{report(tables, done)}"
 
 
 def _chosen(cells: list[Cell], patterns: Sequence[str] | None) -> list[Cell]:

@@ -64,7 +64,7 @@ def run_at_once(
                     print(f"{cell.name}: {error}", flush=True)
                     continue
                 results.append(places.results, line)
-                twins.record(cells, places.results)
+                twins.record([cell], places.results)
                 done.add(cell.name)
                 finished += 1
                 left = end - time.monotonic()

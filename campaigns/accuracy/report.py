@@ -79,13 +79,9 @@ def difference(mine: Iterable[Line], others: Iterable[Line]) -> str:
 
     It is called a difference only where it is larger than its standard error, for which it takes two seeds.
     """
-    other = {line["seed"]: line for line in others}
-    pairs = [
-        line["test"] - other[line["seed"]]["test"]
-        for line in mine
-        if line["seed"] in other and None not in (line["test"], other[line["seed"]]["test"])
-    ]
-    if not pairs or all(line is other.get(line["seed"]) for line in mine):
+    mine, others = list(mine), list(others)
+    pairs = paired(mine, others)
+    if not pairs or all(any(line is other for other in others) for line in mine):
         return "-"
     mean = statistics.mean(pairs)
     if len(pairs) == 1:
@@ -93,3 +89,13 @@ def difference(mine: Iterable[Line], others: Iterable[Line]) -> str:
     error = statistics.stdev(pairs) / math.sqrt(len(pairs))
     verdict = "" if abs(mean) > error else ", none"
     return f"{mean:+.2f} ± {error:.2f}{verdict}"
+
+
+def paired(mine: Iterable[Line], others: Iterable[Line]) -> list[float]:
+    """Differences in test accuracy between runs of the same seeds, without those that diverged."""
+    other = {line["seed"]: line["test"] for line in others}
+    return [
+        line["test"] - other[line["seed"]]
+        for line in mine
+        if line["test"] is not None and other.get(line["seed"]) is not None
+    ]

@@ -46,13 +46,14 @@ def run(cells: Sequence[Cell], places: Places, twins: Twins) -> None:
     Raises:
         LowbitError: a cell can't be run; those before it are recorded.
     """
+    twins.record(cells, places.results)
     for number, cell in enumerate(cells, 1):
-        twins.record([cell], places.results)
         if cell.name in results.read(places.results) or cell.waiting is not None:
             continue
         print(f"\n{cell.name} ({number} of {len(cells)})", flush=True)
         line = run_cell(cell, places, places.runs / cell.name)
         results.append(places.results, line)
+        twins.record([cell], places.results)
 
 
 def run_again(cells: Sequence[Cell], places: Places) -> None:

@@ -16,10 +16,10 @@ class Twins:
     """The cells of all tables, those that train the same together."""
 
     def __init__(self, every: Sequence[Cell]) -> None:
-        groups: dict[str, list[str]] = {}
+        groups: dict[str, list[Cell]] = {}
         self._group = {cell.name: groups.setdefault(_training(cell), []) for cell in every}
         for cell in every:
-            self._group[cell.name].append(cell.name)
+            self._group[cell.name].append(cell)
         # Others start from their weights or go on from their runs, so they need files of their own.
         self._needed = {cell.name for cell in every if cell.ships} | {name for cell in every for name in cell.needs}
 
@@ -35,10 +35,11 @@ class Twins:
         return chosen
 
     def record(self, cells: Sequence[Cell], folder: Path) -> None:
-        """Give each cell without a result that of a twin, and say so in its line (`same_as`)."""
+        """Give the cells and their twins without a result that of a twin, and say so in its line (`same_as`)."""
         done = results.read(folder)
-        for cell in cells:
-            twin = next((name for name in self._group[cell.name] if name in done), None)
+        family = {twin.name: twin for cell in cells for twin in self._group[cell.name]}
+        for cell in family.values():
+            twin = next((one.name for one in self._group[cell.name] if one.name in done), None)
             if twin is not None and cell.name not in done and cell.name not in self._needed:
                 results.append(folder, done[twin] | results.about(cell) | {"same_as": twin})
                 print(f"{cell.name}: trains as {twin} did, whose result it has", flush=True)

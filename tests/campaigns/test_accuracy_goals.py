@@ -1,0 +1,43 @@
+"""The goals of the campaign of accuracy, judged from recorded results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from campaigns.accuracy.goals import goals
+
+
+def lines(
+    table: str, row: str, bits: int | None, tests: list[float | None], network: str = "resnet8"
+) -> dict[str, Any]:
+    """Results of the seeds 0, 1, …, as accurate on held-out images as on the test images."""
+    common = {"table": table, "row": row, "bits": bits, "network": network}
+    return {
+        f"{table}/{row}-{bits}-s{seed}": {**common, "seed": seed, "test": test, "validation": test}
+        for seed, test in enumerate(tests)
+    }
+
+
+def judged(done: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """By the goal, what was measured and whether it is met."""
+    _, _, *rows = goals(done).splitlines()
+    return {row.split("|")[1].strip(): (row.split("|")[3].strip(), row.split("|")[4].strip()) for row in rows}
+
+
+def test_a_goal_is_met_missed_or_not_measured() -> None:
+    done = lines("methods", "fp", None, [81.0, 82.0]) | lines("methods", "lsq", 4, [80.0, 81.5])
+    done |= lines("methods", "least-squares", 4, [81.0, 83.0]) | lines("methods", "lsq", 2, [79.5, 80.5])
+    done |= lines("peers", "lsq", 2, [80.0]) | lines("peers", "torch", 2, [80.1])
+    found = judged(done)
+    best = "the best row at or above full precision trained as long"
+    assert found[f"ResNet-8, W4A4: {best}"] == ("+0.50 ± 0.50, none", "yes")  # least-squares, by validation accuracy
+    assert found[f"ResNet-8, W3A3: {best}"] == ("-", "not measured")
+    below = "ResNet-8, W2A2: the best row at most 1.0 below full precision trained as long"
+    assert found[below] == ("-1.50 ± 0.00", "missed by 0.50")
+    assert found["ResNet-8, W2A2: at or above torch"] == ("-0.10 (one seed)", "missed by 0.10")
+    assert found["no seed of a default recipe diverges"] == ("0 of 7 runs", "yes")
+
+
+def test_a_run_that_diverged_counts() -> None:
+    found = judged(lines("methods", "lsq", 4, [80.0, None]))
+    assert found["no seed of a default recipe diverges"] == ("1 of 2 runs", "missed by 1")
