@@ -375,7 +375,8 @@ def test_rows_of_the_parts_differ_from_lsq_in_what_their_names_say() -> None:
             part.startswith("lg") or part == "mde"
         ) and activations.gradient_scaling is None
         for side in (weights, activations):
-            assert (side.step_gradient.balance is not None) == ("magnitude" in part)
+            magnitude = part.startswith("ssg-magnitude") or part == "lg-lsq"
+            assert (side.step_gradient.balance is not None) == magnitude
             assert (side.offset, side.signed) == (lsq.offset, lsq.signed)
         assert weights.init is lsq.init and activations.init is (least_squares_init if start else lsq.init)
     by_suffix = {suffix: {c.row.removesuffix(suffix) for _, c in parts.TABLE.cells if c.row.endswith(suffix)}

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import lowbit
 from lowbit import Quantizer
 from lowbit.quantizer import kernels
+from lowbit.quantizer.methods import lg_lsq
 
 LAYERS = {
     "linear": (nn.Linear(12, 5), (3, 7, 12)),
@@ -72,6 +73,8 @@ def test_the_same_bits_as_the_layer_on_quantized_operands(kind, granularity):
 @pytest.mark.parametrize("method", list(lowbit.METHODS))
 def test_the_same_bits_for_every_method(method):
     torch.manual_seed(0)
+    if method == "lg-lsq":  # what it measures in one backward pass, the next one counts
+        method = lg_lsq(balance=None)
     compare(*LAYERS["conv2d"], method=method, granularity="channel")
     compare(*LAYERS["linear"], method=method, granularity="group:4")
 

@@ -160,13 +160,13 @@ def test_training_improves_with_every_method(method):
     x = torch.randn(256, 8)
     y = (x[:, :4] * x[:, 4:]).sum(1).gt(0).long()
     model = network(method, bits=4)
-    optimizer = torch.optim.Adam(lowbit.parameter_groups(model, weight_decay=0.0), lr=0.01)
+    optimizer = torch.optim.Adam(lowbit.parameter_groups(model, weight_decay=0.0), lr=3e-3)
 
     def loss() -> torch.Tensor:
         return nn.functional.cross_entropy(model(x), y)
 
     before = float(loss().detach())
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()

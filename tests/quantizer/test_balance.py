@@ -221,6 +221,21 @@ def test_a_pass_without_usable_gradients_is_not_counted(value: float) -> None:
     assert torch.equal(quantizer.relative_gradients, before) and bool((before > 0).all())
 
 
+def test_a_step_driven_to_nothing_comes_back_at_the_pace_of_an_eighth_of_its_start() -> None:
+    quantizer = Quantizer(3, method=balanced(momentum=0.0), signed=True)
+    x = torch.randn(64, generator=generator(), requires_grad=True)
+    quantizer.initialize(x)
+    start = float(quantizer.step)
+    for step in (start / 2, start / 16):
+        with torch.no_grad():
+            quantizer.raw_step.fill_(step)
+        quantizer.raw_step.grad = x.grad = None
+        quantizer(x).backward(torch.randn(64, generator=generator(1)))
+        pace = float(x.grad.norm() / x.detach().norm())
+        expected = pace * max(step, start / 8)
+        assert abs(float(quantizer.raw_step.grad)) == pytest.approx(expected, rel=1e-4)
+
+
 def test_nothing_is_measured_where_the_step_is_not_learned() -> None:
     quantizer = Quantizer(3, method=balanced(), signed=True)
     x = torch.randn(64, generator=generator(), requires_grad=True)

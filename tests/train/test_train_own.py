@@ -64,7 +64,7 @@ def test_the_auto_encoder_of_mlperf_tiny_trains_by_its_loss(tmp_path: Path, caps
     assert losses[-1] < 0.7 * losses[0] and "train_accuracy" not in read_run(fp).epochs[0]
     assert train("own", "autoencoder", f"{OWN}machines", low, "--init", str(fp), "--epochs", "2", *options) == 0
     final = read_run(low).final
-    assert final["test_loss"] < 1.3 * read_run(fp).final["test_loss"] and "test_accuracy" not in final
+    assert final["test_loss"] < 1.5 * read_run(fp).final["test_loss"] and "test_accuracy" not in final
     capsys.readouterr()
     assert main(["eval", str(low)]) == 0
     assert capsys.readouterr().out == f"{low} (best): test loss {final['test_loss']:.4f}\n"

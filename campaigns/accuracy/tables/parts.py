@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables.full_precision import RESNET8
 from campaigns.accuracy.tables.table import EPOCHS, Table
 from lowbit import METHODS, Balance, Method
+from lowbit.quantizer import methods
 from lowbit.quantizer.initialization import least_squares_init
-from lowbit.quantizer.methods import lg_lsq
 from lowbit.quantizer.rounding import asr
 from lowbit.quantizer.step import StepGradient, soft_value_inside
 
 _LSQ = METHODS["lsq"]
+lg_lsq = partial(methods.lg_lsq, balance=None)
 _SOFT = StepGradient(inside=soft_value_inside(2.0))
 
 _LEAST_SQUARES = {"init_activations": least_squares_init}
@@ -36,8 +38,8 @@ ROWS: dict[str, Method] = {
     "ssg-magnitude": _LSQ.varied(balance=Balance()),
     "ssg-magnitude-own": _LSQ.varied(balance=Balance(against="own")),
     "ssg-magnitude-annealed": _LSQ.varied(balance=Balance(final=0.1)),
+    "lg-lsq, no magnitude": lg_lsq(),
     "lg-lsq": METHODS["lg-lsq"],
-    "lg-lsq-magnitude": lg_lsq(balance=Balance()),
     "least-squares": _LSQ.varied(**_LEAST_SQUARES),
     "least-squares, asr-activations": replace(
         _LSQ.varied(**_LEAST_SQUARES), activations=replace(_LSQ, init=least_squares_init, surrogate_gradient=asr(2.0))
@@ -45,7 +47,8 @@ ROWS: dict[str, Method] = {
     "least-squares, mde": lg_lsq(ssg=False, asr_k=None).varied(**_LEAST_SQUARES),
     "least-squares, ssg-value": replace(_LSQ, step_gradient=_SOFT).varied(**_LEAST_SQUARES),
     "least-squares, ssg-magnitude": _LSQ.varied(balance=Balance(), **_LEAST_SQUARES),
-    "least-squares, lg-lsq": lg_lsq().varied(**_LEAST_SQUARES),
+    "least-squares, lg-lsq, no magnitude": lg_lsq().varied(**_LEAST_SQUARES),
+    "least-squares, lg-lsq": METHODS["lg-lsq"].varied(**_LEAST_SQUARES),
 }
 """What a row quantizes with."""
 REMEDIES: dict[str, tuple[tuple[str, Any], ...]] = {

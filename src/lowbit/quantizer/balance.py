@@ -3,12 +3,13 @@
 A backward pass brings ∂L/∂s, as LSQ scales it, and ∂L/∂w for the tensor w whose pace is kept. M_s and M_w are running
 means, this pass among them, of the squares of their relative gradients, and ρ is the ratio that is wanted:
 
-    M_s ← m·M_s + (1 − m)·(|∂L/∂s| / s)²        M_w ← m·M_w + (1 − m)·(‖∂L/∂w‖ / ‖w‖)²
+    M_s ← m·M_s + (1 − m)·(|∂L/∂s| / max(s, s₀/8))²        M_w ← m·M_w + (1 − m)·(‖∂L/∂w‖ / ‖w‖)²
     ∂L/∂s ← ∂L/∂s · ρ·√(M_w / M_s)
 
-so that LSQ's g cancels. A weight's step keeps the pace of the elements that share it. An activation's keeps that of its
-layer's weight (over its steps in the mean of M_w), or of the activation itself: w is then what all B samples have in
-common, whose relative gradient is √B·‖∂L/∂x‖/‖x‖.
+so that LSQ's g cancels. Below an eighth of the step at the beginning, s₀, the pace gets no slower: where an optimizer
+has driven a step to almost nothing, one in proportion to it would keep it there. A weight's step keeps the pace of the
+elements that share it. An activation's keeps that of its layer's weight (over its steps in the mean of M_w), or of the
+activation itself: w is then what all B samples have in common, whose relative gradient is √B·‖∂L/∂x‖/‖x‖.
 
 It happens inside the backward pass: a training loop has nothing to do for it, and M_s and M_w are a buffer of the
 quantizer, of which checkpoints and averages have a copy.
@@ -63,7 +64,7 @@ class _Balanced(torch.autograd.Function):
     def backward(ctx: Any, grad_step: Tensor, grad_x: Tensor | None) -> tuple[Tensor | None, ...]:
         step, x, initial_step = ctx.saved_tensors
         with torch.no_grad():
-            of_step = (grad_step / bounded_step(step, initial_step)).square()
+            of_step = (grad_step / torch.maximum(bounded_step(step, initial_step), initial_step * 0.125)).square()
             if x is None:
                 of_tensor = ctx.beside[0].mean().expand_as(of_step)
             else:

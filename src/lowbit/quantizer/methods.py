@@ -166,10 +166,13 @@ def lsq_plus(configuration: int) -> Method:
     return replace(METHODS["lsq+"], name=activations.name, activations=activations)
 
 
+_BALANCE = Balance()
+
+
 def lg_lsq(
     *,
     ssg: bool = True,
-    balance: Balance | None = None,
+    balance: Balance | None = _BALANCE,
     asr_k: float | None = 2.0,
     mde_delta: float | None = 0.05,
     base: str = "lsq",
@@ -178,7 +181,8 @@ def lg_lsq(
 
     Args:
         ssg: SSG's form of the step's gradient, from the soft quantizer.
-        balance: SSG's magnitude, measured during training, instead of LSQ's fixed g, for weights and activations.
+        balance: SSG's magnitude, measured during training, instead of LSQ's fixed g, for weights and activations; None
+            keeps g.
         asr_k: ASR's sharpness; None is the straight-through estimator.
         mde_delta: MDE's strength; None switches it off.
         base: the method that gives initialization, offset and the activations, "lsq" or "lsq+".
