@@ -78,7 +78,8 @@ def test_the_gradient_of_a_step_keeps_the_pace_of_its_tensor(case: str) -> None:
         torch.testing.assert_close(
             quantizer.raw_step.grad.double(), of_step.double() * 0.5 * (m_w / m_s).sqrt(), rtol=1e-4, atol=0.0
         )
-        torch.testing.assert_close(quantizer.relative_gradients.double(), torch.stack([m_w, m_s]), rtol=1e-4, atol=0.0)
+        measured = quantizer.relative_gradients.double().reshape(2, *step_shape)
+        torch.testing.assert_close(measured, torch.stack([m_w, m_s]), rtol=1e-4, atol=0.0)
         with torch.no_grad():  # the step moves, and with it what its gradient is relative to
             for each in (quantizer, plain):
                 each.raw_step.mul_(1.2)
@@ -234,6 +235,38 @@ def test_a_step_driven_to_nothing_comes_back_at_the_pace_of_an_eighth_of_its_sta
         pace = float(x.grad.norm() / x.detach().norm())
         expected = pace * max(step, start / 8)
         assert abs(float(quantizer.raw_step.grad)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "granularity", "memory_format"),
+    [
+        (nn.Conv2d(8, 8, 3), "channel", torch.channels_last),
+        (nn.Conv3d(8, 8, 3), "group:4", torch.channels_last_3d),
+    ],
+)
+def test_a_network_can_be_moved_to_another_order_in_memory(layer, granularity: str, memory_format) -> None:
+    x = torch.randn(2, 8, *[5] * len(layer.kernel_size), generator=generator())
+    model = lowbit.prepare(nn.Sequential(layer), weights=4, activations=4, granularity=granularity, balance=Balance())
+    model = lowbit.calibrate(model, [x]).to(memory_format=memory_format)
+    model(x).square().mean().backward()
+    assert bool(model[0].weight_quantizer.relative_gradients.any())
+
+
+@pytest.mark.parametrize("step_shape", [(), (6, 1, 1, 1)])
+def test_checkpoints_of_earlier_versions_are_read(step_shape: tuple[int, ...]) -> None:
+    """Those in which the method balanced nothing, and those in which what it had measured had the step's shape."""
+    x = torch.randn(6, 4, 3, 3, generator=generator())
+    saved, loaded = (Quantizer(3, method="lg-lsq", step_shape=step_shape, signed=True) for _ in range(2))
+    saved.initialize(x)
+    saved(x.requires_grad_()).square().sum().backward()
+    state = saved.state_dict()
+    shaped = state["relative_gradients"].reshape(2, *step_shape)
+    loaded.load_state_dict(state | {"relative_gradients": shaped})
+    assert torch.equal(loaded.relative_gradients, saved.relative_gradients)
+    older = {key: value for key, value in state.items() if key not in ("relative_gradients", "balance_ratio")}
+    loaded.load_state_dict(older)
+    assert not bool(loaded.relative_gradients.any()) and float(loaded.balance_ratio) == 1.0
+    assert torch.equal(loaded(x), saved(x))
 
 
 def test_nothing_is_measured_where_the_step_is_not_learned() -> None:

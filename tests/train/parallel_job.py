@@ -26,7 +26,7 @@ from lowbit.train.trainer import Trainer
 
 BATCH, BATCHES = 16, 6
 # Without MDE, whose gradient is not linear in the loss: half of it for each half of a batch is not that of the whole.
-ASR = replace(lg_lsq(mde_delta=None), name="test-asr")
+ASR = replace(lg_lsq(mde_delta=None, balance=None), name="test-asr")
 # Not linear either, since each process measures its part of a batch.
 BALANCED = replace(ASR.varied(balance=Balance()), name="test-balanced")
 

@@ -39,7 +39,7 @@ def balanced(
     """(x, step) as they are, but for the gradient of the step.
 
     Args:
-        measured: M_w and M_s, [2, *step's shape], zero until something was measured; changed by the backward pass.
+        measured: M_w and M_s, [2, number of steps], zero until something was measured; changed by the backward pass.
         ratio: ρ, 0-dim.
         beside: `measured` of the layer's weight where the step keeps its pace; None where it keeps that of x.
         settings: with which x is quantized.
@@ -71,14 +71,14 @@ class _Balanced(torch.autograd.Function):
                 assert grad_x is not None
                 view = ctx.settings.viewed
                 of_tensor = ctx.samples * _squares(view(grad_x), step) / _squares(view(x), step)
-            now, before = torch.stack([of_tensor, of_step]), ctx.measured
+            now, before = torch.stack([of_tensor, of_step]), ctx.measured.view(2, *step.shape)
             # Else the pass says nothing: no gradient arrived, or one that overflowed, whose step a loss scaler skips.
             usable = ((now > 0) & now.isfinite()).all(0)
             mean = torch.where(before > 0, ctx.momentum * before + (1 - ctx.momentum) * now, now)
             if x is None:  # a running mean already
                 mean = torch.stack([of_tensor, mean[1]])
-            ctx.measured.copy_(torch.where(usable, mean, before))
-            of_tensor, of_step = ctx.measured
+            of_tensor, of_step = measured = torch.where(usable, mean, before)
+            ctx.measured.copy_(measured.view_as(ctx.measured))
             # Until something was measured, LSQ's own.
             factor = torch.where((of_tensor > 0) & (of_step > 0), ctx.ratio * (of_tensor / of_step).sqrt(), 1.0)
         return grad_step * factor, grad_x, None, None, None, None, None, None, None

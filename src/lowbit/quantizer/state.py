@@ -82,7 +82,8 @@ class QuantizerState(nn.Module):
             it, or None.
         scaling_value: the parameter of the method's gradient scaling, or None.
         relative_gradients, balance_ratio: where the method balances its step (see `balance`), the running mean squares
-            of the relative gradients of tensor and step, zero until measured, and the ratio to hold; else None.
+            of the relative gradients of tensor and step, zero until measured, [2, steps] or for one step [2], and the
+            ratio to hold; else None.
     """
 
     raw_step: nn.Parameter
@@ -124,7 +125,9 @@ class QuantizerState(nn.Module):
         # Kept, because a compiler would put its computation into the loop over elements.
         self.register_buffer("surrogate_norm", self._norm_of(self.surrogate_value))
         balance = self.balance
-        self.register_buffer("relative_gradients", None if balance is None else torch.zeros(2, *shape))
+        # One dimension beside the pair's: `to(memory_format=…)` refuses what has as many as an image and one more.
+        measured = None if balance is None else torch.zeros(2, *shape).flatten(min(1, len(shape)))
+        self.register_buffer("relative_gradients", measured)
         self.register_buffer("balance_ratio", None if balance is None else torch.tensor(balance.ratio))
         self._configuration = Configuration()
         self._read_from: tuple[Tensor | None, int | None] = (None, None)  # the buffer, and its version at that time
@@ -326,6 +329,13 @@ class QuantizerState(nn.Module):
         value, norm = state_dict.get(f"{prefix}surrogate_value"), f"{prefix}surrogate_norm"
         if self.surrogate_norm is not None and value is not None and norm not in state_dict:
             state_dict[norm] = self._norm_of(value)
+        measured, ratio = self.relative_gradients, self.balance_ratio
+        if measured is not None and ratio is not None and f"{prefix}raw_step" in state_dict:
+            # Of the time when the method balanced nothing, or when they had the step's shape.
+            saved = state_dict.get(f"{prefix}relative_gradients", torch.zeros_like(measured))
+            if saved.numel() == measured.numel():
+                state_dict[f"{prefix}relative_gradients"] = saved.reshape(measured.shape)
+            state_dict.setdefault(f"{prefix}balance_ratio", ratio.clone())
 
     def _difference(self, saved: Tensor | None) -> str | None:
         """In what a saved configuration differs from what this quantizer was made for, in words; None if in nothing."""
