@@ -62,6 +62,13 @@ def row(table: Table, key: tuple[int, str], groups: dict[tuple[int, str], list[L
     }
     if table.reference is not None:
         columns[f"test − {table.reference}"] = difference(mine, groups.get((bits, table.reference), ()))
+    if table.of_weights:
+        seen = [line for line in finished if line.get("error_by_epoch")]
+        columns["error of weights"] = (
+            f"{statistics.mean(line['error_by_epoch'][-1] for line in seen):.3f}" if seen else "-"
+        )
+        changed = [statistics.mean(line["changed_by_epoch"]) for line in seen]
+        columns["codes that change, %"] = f"{100 * statistics.mean(changed):.2f}" if seen else "-"
     return columns
 
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from campaigns.accuracy.cell import Cell, Given
@@ -100,8 +101,21 @@ def line_of(cell: Cell, run: Run, *, start: Start | None, weights: Path | None) 
         "steps": {
             name: [start_step, run.epochs[-1]["steps"][name]] for name, start_step in run.start_steps.items()
         },
+        **_of_weights(run),
         "weights": None if weights is None else sha256(weights),
     }  # fmt: skip
+
+
+def _of_weights(run: Run) -> Line:
+    """By epoch, over all quantized weights: the mean share of codes that change within a look, and the mean error."""
+    found: dict[str, list[float]] = {"changed_by_epoch": [], "error_by_epoch": []}
+    for epoch in run.epochs:
+        looks = [look["quantizers"].values() for look in run.looks if look["epoch"] == epoch["epoch"]]
+        weights = [quantizer for look in looks for quantizer in look if "changed" in quantizer]
+        if weights:
+            for name, means in found.items():
+                means.append(round(mean(each[name.partition("_")[0]] for each in weights), 5))
+    return found
 
 
 def diverged_line(cell: Cell, config: TrainConfig, *, start: Start | None, error: str) -> Line:

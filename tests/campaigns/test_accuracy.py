@@ -279,6 +279,17 @@ def test_report_is_of_recorded_results_alone(tmp_path, capsys) -> None:
     assert page.startswith("# Accuracy\n") and page.endswith(said)
 
 
+def test_error_and_changes_are_means_over_weights_and_looks_of_an_epoch() -> None:
+    def look(epoch: int, **weights: tuple[float, float]) -> dict:
+        quantizers = {name: {"changed": changed, "error": error} for name, (changed, error) in weights.items()}
+        return {"epoch": epoch, "step": 0, "quantizers": quantizers | {"input": {"step": 0.5}}}
+
+    looks = [look(0, a=(0.1, 0.3), b=(0.3, 0.5)), look(0, a=(0.0, 0.2), b=(0.0, 0.2)), look(1, a=(0.02, 0.1))]
+    run = lowbit.report.Run(Path(), {}, {}, [{"epoch": 0}, {"epoch": 1}], looks, {}, None)
+    assert results._of_weights(run) == {"changed_by_epoch": [0.1, 0.02], "error_by_epoch": [0.3, 0.1]}
+    assert results._of_weights(replace(run, looks=[])) == {"changed_by_epoch": [], "error_by_epoch": []}
+
+
 def test_spread_and_difference_of_nothing() -> None:
     assert spread([]) == "-" and difference([], []) == "-"
 

@@ -20,6 +20,7 @@ class Table:
         cells: (stage, cell). Cells of an earlier stage are run before those of a later one, whatever their table;
             within a stage their order here counts.
         reference: the row that others are compared with, or None.
+        of_weights: the discretization error of weights, and how many codes change, are columns of it.
         by_epochs: runs are compared with those of as many epochs alone.
         note: what the reader has to know of it beside what the page says of all tables.
     """
@@ -29,4 +30,5 @@ class Table:
     cells: tuple[tuple[int, Cell], ...]
     reference: str | None = None
     note: str = ""
+    of_weights: bool = False
     by_epochs: bool = True
