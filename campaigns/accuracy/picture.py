@@ -127,7 +127,7 @@ def draw_codes() -> Figure:
             codes = torch.cat([weight.codes.flatten().long() for weight in weights])
             low = -(2 ** (weights[0].bits - 1))
             counts = torch.bincount(codes - low, minlength=-2 * low)
-            axes.bar(range(low, -low), 100 * counts / len(codes), color=COLORS[0])
+            axes.bar(range(low, -low), (100 * counts / len(codes)).tolist(), color=COLORS[0])
             axes.set_title(f"{network.partition('-')[0]}, {width}", fontsize=9)
             axes.tick_params(labelsize=8)
         row[0].set_ylabel("% of weights", fontsize=9)
