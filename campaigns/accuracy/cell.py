@@ -12,6 +12,8 @@ from lowbit import METHODS, Method
 from lowbit.recipes.cifar10 import full_precision, low_bit
 from lowbit.train import DataConfig, TrainConfig
 
+RATE = 0.02
+"""The learning rate at low bits of every row that does not change it, whatever the recipe's default is."""
 CIFAR10 = DataConfig(path="", batch_size=128, augment="cifar", validation=5000.0)
 """CIFAR-10, of whose training images 5,000 decide what there is to decide. The path is an option of the command."""
 
@@ -105,6 +107,7 @@ class Cell:
             # In full precision too: what more training alone brings is the line that low bits are measured by.
             method = self.method if isinstance(self.method, str) else self.method.name
             config = low_bit(recipe, self.network, weights=self.bits, activations=self.bits, method=method)
+            config = replace(config, optimizer=replace(config.optimizer, lr=RATE))
         config = replace(
             config,
             model=replace(config.model, init=init),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 
-from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.cell import RATE, Cell
 from campaigns.accuracy.peers import LIBRARIES, START, name_of
 from campaigns.accuracy.tables.full_precision import RESNET8
 from campaigns.accuracy.tables.table import EPOCHS, Table
@@ -22,7 +23,11 @@ def _cells() -> Iterator[tuple[int, Cell]]:
             yield 4, Cell(row="lsq", **ours, **common)
             yield 4, Cell(row="least-squares", options=(("init_activations", "least-squares"),), **ours, **common)
             like = low_bit("", RESNET8.network, weights=bits, activations=bits)
-            recipe = (("optimizer", like.optimizer), ("schedule", like.schedule), ("bn_batches", like.bn_batches))
+            recipe = (
+                ("optimizer", replace(like.optimizer, lr=RATE)),
+                ("schedule", like.schedule),
+                ("bn_batches", like.bn_batches),
+            )
             for library in LIBRARIES:
                 missing = library == "brevitas" and find_spec("brevitas") is None
                 yield (
