@@ -15,7 +15,7 @@ DEFAULT = "least-squares"
 """The row of the recipe's defaults: LSQ, whose steps of activations start at the least squared error."""
 SEEDS = 3
 """A row with fewer is not called the best where one has as many."""
-COMPARED = ("methods", "rates", "parts", "ablations")
+COMPARED = ("methods", "faster", "rates", "parts", "ablations")
 """Tables of ResNet-8 with one budget."""
 
 Rows = dict[tuple[str, str], list[Line]]

@@ -328,7 +328,19 @@ def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> No
     budgets = {(cell.table, cell.network, cell.epochs, cell.seed) for cell in cells if cell.table.startswith("init")}
     for table, network, epochs, seed in budgets:  # every budget has full precision's
         assert f"{table}/{network}-fp-{epochs}ep-s{seed}" in names
-    names = ["fp", "init", "init20", "ship", "rates", "methods", "parts", "signed", "ablations", "oscillation"]
+    names = [
+        "fp",
+        "init",
+        "init20",
+        "ship",
+        "rates",
+        "methods",
+        "faster",
+        "parts",
+        "signed",
+        "ablations",
+        "oscillation",
+    ]
     assert [table.name for table in TABLES] == [*names, "peers", "widths", "bits"]
 
 

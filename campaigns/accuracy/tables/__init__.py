@@ -27,6 +27,7 @@ TABLES: tuple[Table, ...] = (
     shipped.TABLE,
     rates.TABLE,
     methods.TABLE,
+    methods.FASTER,
     parts.TABLE,
     signed.TABLE,
     ablations.TABLE,
