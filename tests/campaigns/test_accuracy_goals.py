@@ -20,7 +20,7 @@ def lines(
 
 def judged(done: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """By the goal, what was measured and whether it is met."""
-    _, _, *rows = goals(done).splitlines()
+    _, _, *rows = [line for line in goals(done).splitlines() if line.startswith("|")]
     return {row.split("|")[1].strip(): (row.split("|")[3].strip(), row.split("|")[4].strip()) for row in rows}
 
 
