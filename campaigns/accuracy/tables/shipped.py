@@ -9,6 +9,7 @@ from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables import initialization_resnet20 as resnet20
 from campaigns.accuracy.tables.full_precision import RESNET8
 from campaigns.accuracy.tables.table import Table
+from lowbit.models import SHIPPED
 
 BUDGETS: tuple[tuple[int, int, tuple[tuple[str, Any], ...]], ...] = ((0, 3, ()), (9, 40, (("precision", "bf16"),)))
 """(stage, epochs, what all rows change of the recipe): mixed precision takes three quarters of the time on a processor"""
@@ -30,6 +31,8 @@ TABLE = Table(
     "ship",
     "The networks that ship",
     tuple(_cells()),
-    note="`lowbit.models.load` has the best of each width by name. Those of 40 epochs are trained in mixed precision (bfloat16). "
+    note="`lowbit.models.load` has them by name, as integer networks: "
+    + ", ".join(f"`{name}` {shipped.test:.2f} %" for name, shipped in SHIPPED.items())
+    + ". Those of 40 epochs are trained in mixed precision (bfloat16). "
     "ResNet-20 starts from the weights of the table above, with what is said there of its validation accuracy.",
 )

@@ -58,9 +58,9 @@ SHIPPED: dict[str, Shipped] = {
         _RESNET8,
     ),
     "resnet20-cifar10jpeg-w2a2": Shipped(
-        "a6feb14d92e875fbe568bffe7bbf6deb061e91257c917e1dd68ed957dc6b1188",
-        82.56,
-        "ship/cifar-resnet20-w2a2-integer-only-3ep-s0",
+        "5aefb6f7915abfd0e37dd5d04c491de6b880cc09fcd57be5a587c1913674d7e4",
+        85.26,
+        "ship/cifar-resnet20-w2a2-integer-only, distilled-40ep-s0",
         _RESNET20,
     ),
     "resnet20-cifar10jpeg-w3a3": Shipped(
