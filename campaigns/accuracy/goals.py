@@ -18,10 +18,10 @@ SEEDS = 3
 COMPARED = ("methods", "faster", "rates", "parts", "ablations")
 """Tables of ResNet-8 with one budget."""
 
-TRIED = """What was tried for W2A2, on ResNet-8 in six epochs: the learning rate (table "rates", the largest gain), where steps start ("init", on
-ResNet-20 four points in three epochs), distillation and every method ("methods", "faster"), the parts of LG-LSQ and the remedies for oscillation
-("parts"). The network in full precision gains by the higher rate too (its start had 30 epochs), so the distance shrinks by less. Not tried yet: more epochs than six where rows are
-compared, widths one after the other, and 2-bit weights on the levels −3, −1, 1 and 3 (with LSQ the lowest of the four codes is hardly used).
+TRIED = """What was tried for W2A2, on ResNet-8 in six epochs: the learning rate (table "rates", the largest gain), where steps start
+("init"; on ResNet-20 it is worth four points in three epochs), distillation and every method ("methods", "faster"), the parts of LG-LSQ
+and the remedies for oscillation ("parts"). Not tried yet: more epochs than six where rows are compared, widths one after the other, and
+2-bit weights on the levels −3, −1, 1 and 3 (with LSQ the lowest of the four codes is hardly used).
 """
 
 Rows = dict[tuple[str, str], list[Line]]
