@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
     parser.add_argument("--compile", action="store_true", help="the steps of --jobs, half a minute for each row")
     options = parser.parse_args(arguments)
     try:
-        cells = _chosen(plan(tables), options.only)
+        every = plan(tables)
+        cells = _chosen(every, options.only)
         done = results.read(options.results)
         if options.list:
             for cell in cells:
@@ -92,10 +93,9 @@ def main(arguments: Sequence[str] | None = None, tables: tuple[Table, ...] = TAB
             if options.again:
                 run_again(cells, places)
             elif options.jobs is not None:
-                twins = Twins(plan(tables))
-                run_at_once(cells, places, twins, options.jobs, options.minutes, compile=options.compile)
+                run_at_once(cells, places, Twins(every), options.jobs, options.minutes, compile=options.compile)
             else:
-                run(cells, places, Twins(plan(tables)))
+                run(cells, places, Twins(every))
     except LowbitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

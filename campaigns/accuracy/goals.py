@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from campaigns.accuracy.peers import LIBRARIES
-from campaigns.accuracy.report import FULL_PRECISION, difference, paired
+from campaigns.accuracy.report import difference, paired
 from campaigns.accuracy.results import Line
 from campaigns.accuracy.tables.table import EPOCHS
 from lowbit.report import render
@@ -70,8 +70,7 @@ def _judged(goal: str, row: str, mine: Sequence[Line], others: Sequence[Line], a
 
 
 def _against_full_precision(lines: Sequence[Line]) -> Iterable[dict[str, str]]:
-    full = _rows(lines, COMPARED, None)
-    row_of_full, full_precision = _best({key: each for key, each in full.items() if FULL_PRECISION in key[1]})
+    row_of_full, full_precision = _best(_rows(lines, COMPARED, None))
     for bits, at_least, goal in ((4, 0.0, "at or above"), (3, 0.0, "at or above"), (2, -1.0, "at most 1.0 below")):
         row, mine = _best(_rows(lines, COMPARED, bits))
         yield _judged(

@@ -20,16 +20,11 @@ def _cells() -> Iterator[tuple[int, Cell]]:
             for rate in RATES:
                 row = f"lr {rate}" if bits else f"fp, lr {rate}"
                 yield 1, Cell(row=row, bits=bits, seed=seed, changes=(("optimizer.lr", rate),), **common)
-    common = dict(table="rates", network=resnet20.NETWORK, epochs=3, start=resnet20.START)
+    start = options("least-squares+lsq")
+    common = dict(table="rates", network=resnet20.NETWORK, epochs=3, seed=0, start=resnet20.START, options=start)
     for bits in (2, 3, 4):
         for rate in RATES:
-            changes = (("optimizer.lr", rate),)
-            yield (
-                1,
-                Cell(
-                    row=f"lr {rate}", bits=bits, seed=0, options=options("least-squares+lsq"), changes=changes, **common
-                ),
-            )
+            yield 1, Cell(row=f"lr {rate}", bits=bits, changes=(("optimizer.lr", rate),), **common)
 
 
 TABLE = Table(
