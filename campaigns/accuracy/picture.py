@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from campaigns.accuracy.report import FULL_PRECISION
 from campaigns.accuracy.results import FOLDER, ROOT, Line, read
 from campaigns.accuracy.tables import initialization_resnet20
+from lowbit.grid import Grid
 from lowbit.models import SHIPPED, create, load
 from lowbit.models.trained import path_of
 
@@ -125,9 +126,10 @@ def draw_codes() -> Figure:
             graph = load(f"{network}-{width}").graph
             weights = [node.weight for node in graph.nodes if hasattr(node, "weight") and node.weight.bits < 8]
             codes = torch.cat([weight.codes.flatten().long() for weight in weights])
-            low = -(2 ** (weights[0].bits - 1))
-            counts = torch.bincount(codes - low, minlength=-2 * low)
-            axes.bar(range(low, -low), (100 * counts / len(codes)).tolist(), color=COLORS[0])
+            grid = Grid(weights[0].bits, signed=True)
+            levels = range(grid.qn, grid.qp + 1)
+            counts = torch.bincount(codes - grid.qn, minlength=len(levels))
+            axes.bar(levels, (100 * counts / len(codes)).tolist(), color=COLORS[0])
             axes.set_title(f"{network.partition('-')[0]}, {width}", fontsize=9)
             axes.tick_params(labelsize=8)
         row[0].set_ylabel("% of weights", fontsize=9)

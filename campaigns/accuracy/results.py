@@ -107,7 +107,7 @@ def line_of(cell: Cell, run: Run, *, start: Start | None, weights: Path | None) 
 
 
 def _of_weights(run: Run) -> Line:
-    """By epoch, over all quantized weights: the mean share of codes that change within a look, and the mean error."""
+    """By epoch, over all quantized weights: the mean share of codes that a step changes, and the mean error."""
     found: dict[str, list[float]] = {"changed_by_epoch": [], "error_by_epoch": []}
     for epoch in run.epochs:
         looks = [look["quantizers"].values() for look in run.looks if look["epoch"] == epoch["epoch"]]
