@@ -6,7 +6,9 @@ the linear layer are quantized, one step a tensor, the first and the last layer 
 brevitas    Brevitas' Int8WeightPerTensorFloat and Uint8ActPerTensorFloat, the scales of both learned, from statistics. Its grid for
             weights has as many levels below zero as above: three at two bits.
 torch       The operator of `torch.ao.quantization._learnable_fake_quantize`, symmetric for weights, gradients scaled as there
-            (`use_grad_scaling`). Scales are the observer's, min-max, at the first batch, and learned from then on.
+            (`use_grad_scaling`). Scales start by LSQ's rule, 2·mean|x|/√Qp, at the first batch: the operator is
+            about how they learn. From min-max, as its module's observer has it, 1 to 27 % of a layer's weights are not zero at two
+            bits, and training stayed at 10 %.
 lsq-net     The formulas of github.com/zhutmost/lsq-net: LSQ's step gradient with 1/√(N·Qp), N of an activation all of its batch's
             numbers; its step begins at 1, that of a weight by LSQ's rule.
 """
@@ -41,7 +43,7 @@ class _Torch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            first = x.abs().amax() / ((self.high - self.low) / 2 if self.low else self.high)
+            first = 2 * x.abs().mean() / math.sqrt(self.high)
             begun = torch.where(self.scale.isnan(), first, self.scale)
             self.scale.copy_(begun.clamp(min=torch.finfo(torch.float32).eps))
         factor = 1 / math.sqrt(x.numel() * self.high)
