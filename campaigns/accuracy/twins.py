@@ -41,8 +41,9 @@ class Twins:
         for cell in family.values():
             twin = next((one.name for one in self._group[cell.name] if one.name in done), None)
             if twin is not None and cell.name not in done and cell.name not in self._needed:
-                results.append(folder, done[twin] | results.about(cell) | {"same_as": twin})
-                print(f"{cell.name}: trains as {twin} did, whose result it has", flush=True)
+                trained = done[twin].get("same_as", twin)
+                results.append(folder, done[twin] | results.about(cell) | {"same_as": trained})
+                print(f"{cell.name}: trains as {trained} did, whose result it has", flush=True)
 
 
 def _training(cell: Cell) -> str:

@@ -27,14 +27,19 @@ def judged(done: dict[str, Any]) -> dict[str, tuple[str, str]]:
 def test_a_goal_is_met_missed_or_not_measured() -> None:
     done = lines("methods", "fp", None, [81.0, 82.0]) | lines("methods", "lsq", 4, [80.0, 81.5])
     done |= lines("rates", "lr 0.05", 4, [81.0, 83.0]) | lines("methods", "lsq", 2, [79.5, 80.5])
-    done |= lines("peers", "lsq", 2, [80.0]) | lines("peers", "torch", 2, [80.1])
+    done |= (
+        lines("peers", "lsq", 2, [80.0]) | lines("peers", "torch", 2, [80.1]) | lines("peers", "torch@0.05", 2, [79])
+    )
     found = judged(done)
     best = "the best row at or above full precision trained as long"
     assert found[f"ResNet-8, W4A4: {best}"] == ("+0.50 ± 0.50, none", "yes")  # lr 0.05, by validation accuracy
     assert found[f"ResNet-8, W3A3: {best}"] == ("-", "not measured")
     below = "ResNet-8, W2A2: the best row at most 1.0 below full precision trained as long"
     assert found[below] == ("-1.50 ± 0.00", "missed by 0.50")
-    assert found["ResNet-8, W2A2: at or above torch"] == ("-0.10 (one seed)", "missed by 0.10")
+    assert found["ResNet-8, W2A2: at or above torch, each at the learning rate that suits it"] == (
+        "-0.10 (one seed)",
+        "missed by 0.10",
+    )
     assert found["no seed of a default recipe diverges"] == ("0 of 5 runs", "yes")
 
 

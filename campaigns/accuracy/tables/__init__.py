@@ -27,7 +27,7 @@ TABLES: tuple[Table, ...] = (
     shipped.TABLE,
     rates.TABLE,
     methods.TABLE,
-    methods.FASTER,
+    methods.AT_FASTER_RATE,
     parts.TABLE,
     signed.TABLE,
     ablations.TABLE,
