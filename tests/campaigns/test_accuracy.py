@@ -308,6 +308,7 @@ def test_recorded_results_are_of_cells_that_exist() -> None:
     assert done.keys() <= cells.keys()
     for name, line in done.items():
         assert line["config"]["data"]["validation"] == 5000 and line["seed"] == cells[name].seed
+        assert "same_as" not in line or "same_as" not in done[line["same_as"]]
         if cells[name].ships:
             assert results.sha256(results.weights_file(results.FOLDER, name)) == line["weights"]
         start = cells[name].start
