@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
+from campaigns.accuracy.networks import EFFICIENTNET
 from campaigns.accuracy.peers import LIBRARIES
 from campaigns.accuracy.report import difference, paired
 from campaigns.accuracy.results import Line
@@ -99,7 +100,7 @@ def _default(lines: Sequence[Line]) -> Iterable[dict[str, str]]:
 
 
 def _offset(lines: Sequence[Line]) -> dict[str, str]:
-    rows = _rows(lines, ["signed"], 2, "efficientnet")
+    rows = _rows(lines, ["signed"], 2, EFFICIENTNET)
     return _judged(
         "EfficientNet with SiLU, W2A2: LSQ+ at least 1.5 above LSQ (unsigned)",
         "lsq+ − lsq, unsigned",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from campaigns.accuracy.goals import goals
+from campaigns.accuracy.tables import signed
 
 
 def lines(
@@ -53,3 +54,12 @@ def test_one_seed_is_not_the_best_where_a_row_has_three() -> None:
 def test_a_run_that_diverged_counts() -> None:
     found = judged(lines("methods", "lsq", 4, [80.0, None]))
     assert found["no seed of a default recipe diverges"] == ("1 of 2 runs", "missed by 1")
+
+
+def test_the_goal_of_offsets_reads_results_as_they_are_recorded() -> None:
+    network = signed.TABLE.cells[0][1].label
+    done = lines("signed", "lsq+", 2, [60.0, 61.0], network) | lines(
+        "signed", "lsq, unsigned", 2, [58.0, 58.5], network
+    )
+    (offset,) = [found for goal, found in judged(done).items() if "LSQ+ at least 1.5" in goal]
+    assert offset == ("+2.25 ± 0.25", "yes")
