@@ -21,8 +21,8 @@ COMPARED = ("methods", "faster", "rates", "parts", "ablations")
 
 TRIED = """What was tried for W2A2, on ResNet-8 in six epochs: the learning rate (table "rates", the largest gain), where steps start
 ("init"; on ResNet-20 it is worth four points in three epochs), distillation and every method ("methods", "faster"), the parts of LG-LSQ
-and the remedies for oscillation ("parts"). Not tried yet: more epochs than six where rows are compared, widths one after the other, and
-2-bit weights on the levels −3, −1, 1 and 3 (with LSQ the lowest of the four codes is hardly used).
+and the remedies for oscillation ("parts"), and 2-bit weights on the levels −3, −1, 1 and 3 (decision 0027: no gain at a rate that suits LSQ).
+Not tried yet: more epochs than six where rows are compared, and widths one after the other.
 """
 
 Rows = dict[tuple[str, str], list[Line]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.cell import RATE, Cell
 from campaigns.accuracy.tables.full_precision import RESNET8, RESNET20
-from campaigns.accuracy.tables.table import EPOCHS, Table
+from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table
 
 ORDER = (4, 3, 2)
 """Each takes a third of the epochs."""
@@ -17,12 +17,14 @@ def _cells() -> Iterator[tuple[int, Cell]]:
         options = (("init_activations", "least-squares"),)
         common = dict(table="widths", network=origin.network, start=origin.name, options=options)
         for seed in (0, 1, 2):
-            yield stage, Cell(row="at once", bits=2, epochs=len(ORDER) * EPOCHS, seed=seed, **common)
+            faster = (("optimizer.lr", FASTER),)
+            yield stage, Cell(row="at once", bits=2, epochs=len(ORDER) * EPOCHS, seed=seed, changes=faster, **common)
             after = None
             for number, bits in enumerate(ORDER, 1):
                 last = number == len(ORDER)
                 row = "the last of 4, 3, 2" if last else f"number {number} of 4, 3, 2"
-                cell = Cell(row=row, bits=bits, epochs=EPOCHS, seed=seed, after=after, **common)
+                changes = faster if bits == 2 else ()
+                cell = Cell(row=row, bits=bits, epochs=EPOCHS, seed=seed, after=after, changes=changes, **common)
                 yield stage, cell
                 after = cell.name
 
@@ -33,4 +35,5 @@ TABLE = Table(
     tuple(_cells()),
     reference="at once",
     by_epochs=False,
+    note=f"At the learning rate {RATE}, at 2 bits {FASTER}.",
 )
