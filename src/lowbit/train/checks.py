@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -73,6 +74,7 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
     Raises:
         LowbitError: they do not go through it, or its output does not fit the task.
     """
+    network = _copied(network)
     try:
         with evaluation(network):
             outputs = call(network, each(torch.Tensor.cpu, example))
@@ -93,6 +95,14 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
             f"{config.model.name} has an output of shape {found} for one sample, but there are {classes} classes: give a network "
             "with as many outputs (your own is told them where it takes num_classes), or another --task"
         )
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy, which may start what a network starts from the first inputs it sees: those of training are yet to come."""
+    try:
+        return copy.deepcopy(network)
+    except Exception:  # there are networks that can't be copied, those with torch.nn.utils.weight_norm among them
+        return network
 
 
 def check_test(config: TrainConfig, network: nn.Module, test: Loader) -> None:
