@@ -38,5 +38,6 @@ TABLE = Table(
     "Activations that go negative: LSQ and LSQ+ on SiLU",
     tuple(_cells()),
     reference="lsq, unsigned",
-    note="`lsq` takes a signed grid where a layer's input goes negative; `lsq, unsigned` never does, and cuts negative values off.",
+    note="`lsq` takes a signed grid where a layer's input goes negative; `lsq, unsigned` never does, and cuts negative values off: "
+    "the tail of SiLU, and half of what a block without an activation at its end hands to the next.",
 )
