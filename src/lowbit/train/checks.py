@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +75,9 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
     Raises:
         LowbitError: they do not go through it, or its output does not fit the task.
     """
-    network = _copied(network)
+    example = each(torch.Tensor.cpu, example)
     try:
-        with evaluation(network):
-            outputs = call(network, each(torch.Tensor.cpu, example))
+        outputs = _outputs(network, example)
     except Exception as error:  # networks refuse in their own ways, often in a layer far behind the input
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LowbitError(
@@ -97,12 +97,15 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
         )
 
 
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy, which may start what a network starts from the first inputs it sees: those of training are yet to come."""
+def _outputs(network: nn.Module, example: Inputs) -> Any:
+    """Of a copy, because a network may start something from the first inputs it sees, and training's are yet to come."""
     try:
-        return copy.deepcopy(network)
-    except Exception:  # there are networks that can't be copied, those with torch.nn.utils.weight_norm among them
-        return network
+        copied = copy.deepcopy(network)
+        with evaluation(copied):
+            return call(copied, example)
+    except Exception:  # there are networks that can't be copied, and copies that don't work; unfit inputs raise again
+        with evaluation(network):
+            return call(network, example)
 
 
 def check_test(config: TrainConfig, network: nn.Module, test: Loader) -> None:
