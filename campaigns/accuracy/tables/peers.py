@@ -42,7 +42,7 @@ def _rows(rate: float, *, bits: int, **common: Any) -> Iterator[Cell]:
             row=library + suffix,
             network=name_of(library, bits),
             shown_as=RESNET8.network,
-            changes=recipe,
+            changes=(*recipe, ("compile", False)) if library == "brevitas" else recipe,
             bits=bits,
             waiting="Brevitas is not installed" if missing else None,
             **common,
@@ -54,6 +54,6 @@ TABLE = Table(
     "The quantizers of others, in the same loop",
     tuple(_cells()),
     reference="lsq",
-    note="By which quantizers and formulas: `campaigns/accuracy/peers.py`. Brevitas' row needs Brevitas (0.13.4 here). "
+    note="By which quantizers and formulas: `campaigns/accuracy/peers.py`. Brevitas' row needs Brevitas (0.13.4 here), and runs uncompiled. "
     f"Rows with @{FASTER} have that learning rate, those without {RATE}.",
 )
