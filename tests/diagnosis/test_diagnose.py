@@ -249,6 +249,18 @@ def test_a_saturated_gelu():
     assert first(model, data=data) == ("fc2", Kind.CLIPPED)
 
 
+def test_gelu_at_two_bits_wants_an_offset():
+    """Behind the layer norms and in the attention values lie on both sides, and at 4 bits half of the codes are enough."""
+    torch.manual_seed(0)
+    network, data = Transformer().eval(), [torch.randn(64, 8, 8)]
+    network.fc1.weight.data.mul_(4)  # so that GELU bends
+    for method, bits, layers in (("lsq", 2, ["fc2"]), ("lsq", 4, []), ("lsq+", 2, []), ("lsq+", 4, [])):
+        found = diagnose(prepared(network, data, bits=bits, method=method), data, network).findings
+        wanting = [each for each in found if each.kind == Kind.ONE_SIDED]
+        assert [each.layer for each in wanting] == layers
+        assert all(each.numbers["gain_db"] > 3 and "lsq+" in each.remedy for each in wanting)
+
+
 @torch.no_grad()
 def test_an_offset_far_from_the_data(network):
     model = prepared(network, method="lsq+4")

@@ -20,6 +20,7 @@ from lowbit.diagnosis.records import LayerRecord, NormRecord, TensorRecord
 GAIN = 6.0  # dB that a better step must bring,
 FAR = 2.7  # by what factor it must differ,
 NOISY = 20.0  # and how few dB the tensor must have: with more, nothing is to be gained that a network would notice
+POOR = 8.0  # dB that a signed grid gives at best, and an offset is asked for; a normal distribution has 8.2 at 2 bits
 NEGATIVE = 0.05  # share of values that an unsigned grid cuts off below
 FEWER_BITS = 3
 DRIFT = 0.1  # of batch-norm statistics; beside a reference whose own drift is less:
@@ -128,17 +129,18 @@ def _of_tensor(t: TensorRecord) -> Finding | None:
             f"{steps}.",
             crest=t.crest, outliers=t.outliers,
         )  # fmt: skip
-    if t.dead_channels:
+    of_range = _of_range(t, what)
+    # Of an activation a dead channel may be the effect of something before it: what is wrong with its range is told.
+    if t.dead_channels and (t.is_weight or of_range is None):
         dead = len(t.dead_channels)
         names = ", ".join(map(str, t.dead_channels[:5])) + (", …" if dead > 5 else "")
-        # Of an activation it may be the effect of something before it.
         severity = _OWN + max(t.sqnr - 10 * math.log10(t.channels / dead), 3.0) if t.is_weight else 0.0
         return _finding(
             t.layer, t.tensor, Kind.DEAD_CHANNEL, severity,
             f"{dead} of {t.channels} channels of {what} ({names}) {'is' if dead == 1 else 'are'} nothing but zero.",
             dead=dead, channels=t.channels,
         )  # fmt: skip
-    return _of_range(t, what)
+    return of_range
 
 
 def _of_range(t: TensorRecord, what: str) -> Finding | None:
@@ -162,7 +164,7 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
         return None
     own = _OWN if t.is_weight else 0.0
     gain = 0.0 if t.best_offset_sqnr is None else t.best_offset_sqnr - t.sqnr
-    if gain > GAIN and gain > t.gain + GAIN / 2:
+    if t.offset and gain > GAIN and gain > t.gain + GAIN / 2:
         return _finding(
             t.layer, t.tensor, Kind.ZERO_POINT, gain,
             f"the grid of {what} lies beside the data: {t.used_codes} of {t.codes} codes are used, "
@@ -183,6 +185,13 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
             f"{what} takes {t.used_codes} of {t.codes} codes; a step {1 / t.best_ratio:.2g} times smaller would gain "
             f"{t.gain:.0f} dB.",
             used_codes=t.used_codes, codes=t.codes, best_ratio=t.best_ratio, gain_db=t.gain,
+        )  # fmt: skip
+    if not t.offset and t.best_sqnr < POOR and gain > t.gain + GAIN / 2:
+        return _finding(
+            t.layer, t.tensor, Kind.ONE_SIDED, gain + _OWN,
+            f"{what} lies nearly all on one side of zero (from {t.low:.3g} to {t.high:.3g}), but its {t.bits}-bit grid "
+            f"is signed: an offset would gain {gain - t.gain:.0f} dB.",
+            low=t.low, high=t.high, gain_db=gain - t.gain,
         )  # fmt: skip
     return None
 

@@ -18,6 +18,8 @@ class Kind(StrEnum):
     """An unsigned grid for values of which many are negative: they all become zero."""
     ZERO_POINT = "zero-point"
     """An offset that puts much of the grid where no data is."""
+    ONE_SIDED = "one-sided"
+    """A signed grid of few bits and without an offset for values nearly all on one side of zero, as SiLU's are."""
     CLIPPED = "clipped"
     """A step so small that what lies beyond the grid costs more than rounding does."""
     STEP_TOO_LARGE = "step-too-large"
@@ -54,6 +56,9 @@ REMEDIES: dict[Kind, str] = {
         'method="lsq+", which learns an offset.'
     ),
     Kind.ZERO_POINT: 'Calibrate again (`lowbit.prepare`, `lowbit.calibrate`) with init_activations="least-squares".',
+    Kind.ONE_SIDED: (
+        'Take method="lsq+" (`--method lsq+`), which learns an offset: the whole grid is where the values are.'
+    ),
     Kind.CLIPPED: (
         'Start the step from the data: init_activations="least-squares" (or init_weights=) of `lowbit.prepare`, '
         "`quantization.init-activations` of a recipe; then train on, or give the layer more bits by a rule."

@@ -170,7 +170,9 @@ class Measured:
             sqnr=sqnr,
             best_sqnr=sqnr + max(decibels(sampled, best_noise) - decibels(sampled, sampled_noise), 0.0),
             best_ratio=best_ratio,
-            best_offset_sqnr=_best_offset(sample, quantizer, decibels(sampled, sampled_noise), sqnr),
+            best_offset_sqnr=None
+            if place.is_weight
+            else _best_offset(sample, quantizer, decibels(sampled, sampled_noise), sqnr),
             clipped_low=below / self.count,
             clipped_high=above / self.count,
             used_codes=len(used),
@@ -224,8 +226,8 @@ def _best_ratio(sample: Tensor, quantizer: Quantizer) -> tuple[float, float, flo
 
 
 def _best_offset(sample: Tensor, quantizer: Quantizer, sampled_sqnr: float, sqnr: float) -> float | None:
-    """The signal-to-noise ratio with the least-squares step and offset, where an offset is learned."""
-    if not quantizer.uses_offset or quantizer.raw_step.numel() > 1:
+    """The signal-to-noise ratio with the least-squares step and offset, of an activation that may go negative."""
+    if not (quantizer.uses_offset or _grid(quantizer).signed) or quantizer.raw_step.numel() > 1:
         return None
     x = (sample[0] - float(quantizer.zero_point.mean())) * sample[1]
     if len(x) > SAMPLE:

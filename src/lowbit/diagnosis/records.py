@@ -23,7 +23,8 @@ class TensorRecord:
         sqnr: signal-to-quantization-noise, 10·log10(Σx² / Σ(x̂ − x)²), in dB.
         best_sqnr: the same with all steps multiplied by `best_ratio`, the factor with the least Σ(x̂ − x)² (of 2^(−6)
             to 2^6); 1 where the method fixes the step.
-        best_offset_sqnr: with the best step and offset; None where no offset is learned.
+        best_offset_sqnr: with the best step and offset, whether or not one is learned; None of weights, of unsigned
+            grids without an offset, and where there are several steps.
         clipped_low, clipped_high: share of values beyond the grid by more than half a step.
         used_codes, codes: how many codes occur, of how many; `first_code` and `last_code` are the extreme ones that
             occur.
