@@ -4,7 +4,8 @@ Networks are trained (a digits network and a small transformer here; CIFAR's Res
 folder that has cifar10-jpeg and cifar10-resnet), prepared by several methods at several widths and trained on for a little. Into
 copies of them one fault each is planted, at a random layer. A fault counts as found where the first finding has its layer and
 kind. The networks without a fault are to have no findings; those that have lost more than five points of full
-precision's top-1 do not count as healthy, and faults planted into them are counted apart. What is measured already is not measured
+precision's top-1 do not count as healthy, nor does a transformer with 2 bits behind its GELUs and no offset there, which is a
+finding ("one-sided") with a remedy: LSQ+. Faults planted into them are counted apart. What is measured already is not measured
 again: a stopped campaign goes on.
 
 Thresholds were set while looking at networks of seed 0; all other seeds are held out. But that a range which the method fixes is no
@@ -464,7 +465,8 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def healthy(row: dict[str, str]) -> bool:
-    return row["fault"] == HEALTHY and float(row["top1"]) > float(row["float_top1"]) - LOST
+    wants_offset = row["network"] == "transformer" and row["setting"].startswith("W2") and "lsq+" not in row["setting"]
+    return row["fault"] == HEALTHY and not wants_offset and float(row["top1"]) > float(row["float_top1"]) - LOST
 
 
 def page(rows: Sequence[dict[str, str]]) -> str:
@@ -511,7 +513,8 @@ def page(rows: Sequence[dict[str, str]]) -> str:
     lines += [f"| none: a healthy network | {' | '.join(cells)} | {rate(fine)} |", ""]
     lossy = [row for row in rows if row["fault"] == HEALTHY and not healthy(row)]
     lines += [
-        f"{len(lossy)} networks without a fault had lost more than {LOST:.0f} points and do not count.",
+        f"{len(lossy)} networks without a planted fault had lost more than {LOST:.0f} points, or have a GELU at 2 bits without an "
+        f"offset, and do not count.",
         "",
         "## Not found, or not first",
         "",

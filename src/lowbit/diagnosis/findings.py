@@ -188,7 +188,7 @@ def _of_range(t: TensorRecord, what: str) -> Finding | None:
         )  # fmt: skip
     if not t.offset and t.best_sqnr < POOR and gain > t.gain + GAIN / 2:
         return _finding(
-            t.layer, t.tensor, Kind.ONE_SIDED, gain + _OWN,
+            t.layer, t.tensor, Kind.ONE_SIDED, gain,
             f"{what} lies nearly all on one side of zero (from {t.low:.3g} to {t.high:.3g}), but its {t.bits}-bit grid "
             f"is signed: an offset would gain {gain - t.gain:.0f} dB.",
             low=t.low, high=t.high, gain_db=gain - t.gain,

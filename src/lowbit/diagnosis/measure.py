@@ -142,8 +142,11 @@ class Measured:
         sample = torch.cat(self.samples, 1)
         best_ratio, best_noise, sampled_noise, sampled = _best_ratio(sample, quantizer)
         sqnr = decibels(squares, noise)
+        best_offset = None
         if quantizer.method.init is unit_init and quantizer.method.step_gradient is None:
             best_ratio, best_noise = 1.0, sampled_noise  # DoReFa's range: neither data nor training has a say in it
+        elif not place.is_weight:
+            best_offset = _best_offset(sample, quantizer, decibels(sampled, sampled_noise), sqnr)
         ratio, at_bound = _trajectory(quantizer)
         expected, expected_signed = self._expected(sample)
         dead = _dead(self.alive, float_alive)
@@ -170,9 +173,7 @@ class Measured:
             sqnr=sqnr,
             best_sqnr=sqnr + max(decibels(sampled, best_noise) - decibels(sampled, sampled_noise), 0.0),
             best_ratio=best_ratio,
-            best_offset_sqnr=None
-            if place.is_weight
-            else _best_offset(sample, quantizer, decibels(sampled, sampled_noise), sqnr),
+            best_offset_sqnr=best_offset,
             clipped_low=below / self.count,
             clipped_high=above / self.count,
             used_codes=len(used),

@@ -24,7 +24,7 @@ class TensorRecord:
         best_sqnr: the same with all steps multiplied by `best_ratio`, the factor with the least Σ(x̂ − x)² (of 2^(−6)
             to 2^6); 1 where the method fixes the step.
         best_offset_sqnr: with the best step and offset, whether or not one is learned; None of weights, of unsigned
-            grids without an offset, and where there are several steps.
+            grids without an offset, where there are several steps, and where the method fixes the step.
         clipped_low, clipped_high: share of values beyond the grid by more than half a step.
         used_codes, codes: how many codes occur, of how many; `first_code` and `last_code` are the extreme ones that
             occur.
