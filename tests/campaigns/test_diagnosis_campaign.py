@@ -65,11 +65,12 @@ def row(fault: str, found: bool, seed: str = "1", top1: str = "90.0") -> dict[st
 def test_the_page_counts():
     rows = [row("outlier", True), row("outlier", False), row("outlier", True, seed="0"), row("none", True)]
     lossy = [row("none", False, seed="2", top1="60.0"), row("outlier", False, seed="2")]
+    lossy.append({**row("none", False), "network": "transformer", "setting": "W2A2 lsq"})
     text = diagnosis.page([*rows, row("none", False), row("none", True, seed="0"), *lossy])
     assert "| layer and kind named first | 1 of 2, 50 % | 2 of 3, 67 % |" in text
     assert "| the same in networks that had lost more | 0 of 1, 0 % | 0 of 1, 0 % |" in text
     assert "| nothing found in a healthy network | 1 of 2, 50 % | 2 of 3, 67 % |" in text
-    assert "1 networks without a fault had lost more than 5 points" in text
+    assert "2 networks without a planted fault had lost more than 5 points" in text
     assert "| net | W4A4 lsq | 1 | outlier | a | clipped at b |" in text
 
 
