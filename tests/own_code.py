@@ -40,19 +40,6 @@ def regressor() -> nn.Module:
     return nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
 
 
-class Scaled(nn.Module):
-    """Divides by the mean magnitude of the first inputs that it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.scale = regressor(), None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.scale is None:
-            self.scale = x.abs().mean()
-        return self.body(x / self.scale)
-
-
 not_a_network = 3
 
 

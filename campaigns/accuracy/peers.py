@@ -42,7 +42,7 @@ class _Torch(nn.Module):
         self.zero_point = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training:  # before training, in evaluation mode, a run tries an image of zeros
             with torch.no_grad():
                 first = 2 * x.abs().mean() / math.sqrt(self.high)
                 begun = torch.where(self.scale.isnan(), first, self.scale)

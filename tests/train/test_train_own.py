@@ -18,9 +18,8 @@ from lowbit.data import DataConfig, DataSet
 from lowbit.models import create, load_weights, save_weights
 from lowbit.recipes import get_recipe
 from lowbit.report import read_run
-from lowbit.train import ModelConfig, TrainConfig, load, run
+from lowbit.train import TrainConfig, load, run
 from lowbit.train.checkpoint import Checkpoints
-from lowbit.train.checks import check_shape
 from lowbit.train.resolve import epochs_for, resolve
 
 OWN = "tests.own_code:"
@@ -85,14 +84,6 @@ def test_any_loss_of_outputs_and_targets(tmp_path: Path, task: str, lr: str) -> 
     assert epochs[-1]["validation_loss"] < 0.7 * epochs[0]["validation_loss"]
     best = min(epoch["validation_loss"] for epoch in epochs)
     assert read_run(tmp_path / "run").final["best_loss"] == best
-
-
-def test_a_network_sees_the_images_of_training_first(tmp_path: Path) -> None:
-    """What it starts from the first inputs doesn't start from the example by which its shapes are checked."""
-    network = own_code.Scaled()
-    config = TrainConfig("", ModelConfig(f"{OWN}Scaled"), DataConfig(f"{OWN}lines"), task=f"{OWN}absolute")
-    check_shape(config, network, torch.zeros(1, 10))
-    assert network.scale is None
 
 
 def test_a_task_that_says_what_is_right(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +73,9 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
     Raises:
         LowbitError: they do not go through it, or its output does not fit the task.
     """
-    example = each(torch.Tensor.cpu, example)
     try:
-        outputs = _outputs(network, example)
+        with evaluation(network):
+            outputs = call(network, each(torch.Tensor.cpu, example))
     except Exception as error:  # networks refuse in their own ways, often in a layer far behind the input
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LowbitError(
@@ -95,17 +93,6 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
             f"{config.model.name} has an output of shape {found} for one sample, but there are {classes} classes: give a network "
             "with as many outputs (your own is told them where it takes num_classes), or another --task"
         )
-
-
-def _outputs(network: nn.Module, example: Inputs) -> Any:
-    """Of a copy, because a network may start something from the first inputs it sees, and training's are yet to come."""
-    try:
-        copied = copy.deepcopy(network)
-        with evaluation(copied):
-            return call(copied, example)
-    except Exception:  # there are networks that can't be copied, and copies that don't work; unfit inputs raise again
-        with evaluation(network):
-            return call(network, example)
 
 
 def check_test(config: TrainConfig, network: nn.Module, test: Loader) -> None:
