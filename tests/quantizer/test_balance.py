@@ -103,7 +103,7 @@ def backward(model: nn.Module, number: int) -> None:
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_an_activations_step_keeps_the_pace_of_its_layers_weight(granularity: str) -> None:
-    model, plain = network(balanced(), granularity=granularity), network("lsq", granularity=granularity)
+    model, plain = (network(method, granularity=granularity, first_last=3) for method in (balanced(), "lsq"))
     m_s = Oracle(0.9)
     for number in range(3):
         backward(model, number)
@@ -117,17 +117,32 @@ def test_an_activations_step_keeps_the_pace_of_its_layers_weight(granularity: st
 
 
 def test_without_a_weight_beside_it_an_activation_keeps_its_own_pace() -> None:
-    model, plain = network(balanced(against="own")), network("lsq")
+    model, plain = network(balanced(against="own"), first_last=3), network("lsq", first_last=3)
     backward(model, 0)
     backward(plain, 0)
     for method in (replace(balanced(), name="mixed", step_gradient=StepGradient(), activations=balanced()),):
-        mixed = network(method)  # the weights are LSQ's, so nothing is measured at them
+        mixed = network(method, first_last=3)  # the weights are LSQ's, so nothing is measured at them
         backward(mixed, 0)
         for index in (0, 2, 5):
             own = model[index].input_quantizer.raw_step.grad
             assert not torch.equal(own, plain[index].input_quantizer.raw_step.grad)
             assert torch.equal(mixed[index].input_quantizer.raw_step.grad, own)
             assert torch.equal(mixed[index].weight_quantizer.raw_step.grad, plain[index].weight_quantizer.raw_step.grad)
+
+
+def test_with_more_than_four_bits_a_step_has_lsqs_gradient() -> None:
+    """And an activation of few bits keeps the pace of such a weight all the same."""
+    rules = (lowbit.Rule("2", weights=8, activations=4), lowbit.Rule("5", weights=4, activations=5))
+    model, plain = (network(method, rules=rules) for method in (balanced(), "lsq"))
+    for each in (model, plain):
+        backward(each, 0)
+    for index, side, same in ((0, "weight", True), (0, "input", True), (2, "weight", True), (2, "input", False),
+                              (5, "weight", False), (5, "input", True)):  # fmt: skip
+        mine, lsqs = (getattr(each[index], f"{side}_quantizer") for each in (model, plain))
+        assert torch.equal(mine.raw_step.grad, lsqs.raw_step.grad) == same, (index, side)
+    of_step, pace = plain[2].input_quantizer, model[2].weight_quantizer.relative_gradients[0]
+    expected = of_step.raw_step.grad.sign() * pace.sqrt() * of_step.step
+    torch.testing.assert_close(model[2].input_quantizer.raw_step.grad, expected, rtol=1e-3, atol=0.0)
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])

@@ -59,7 +59,8 @@ def prepare(
             `quantizer.initialization.INITS`, or a function as there. The `method` of a rule is taken as it is, here and
             below.
         init_activations: how steps of activations are initialized, likewise.
-        balance: hold the gradients of steps at the pace of their weights (SSG's magnitude); None leaves the method's.
+        balance: hold the gradients of steps at the pace of their weights, up to 4 bits (SSG's magnitude); None leaves
+            the method's.
         scales: which steps are powers of two, learned in the logarithm: "power-of-two" (all of them),
             "power-of-two-weights" or "power-of-two-activations"; "free" is none, and None leaves the method's. With
             `integer_only` the gains of batch-norms behind such weights are powers of two as well, so that integers are

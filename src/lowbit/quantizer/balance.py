@@ -6,10 +6,13 @@ means, this pass among them, of the squares of their relative gradients, and ρ 
     M_s ← m·M_s + (1 − m)·(|∂L/∂s| / max(s, s₀/8))²        M_w ← m·M_w + (1 − m)·(‖∂L/∂w‖ / ‖w‖)²
     ∂L/∂s ← ∂L/∂s · ρ·√(M_w / M_s)
 
-so that LSQ's g cancels. Below an eighth of the step at the beginning, s₀, the pace gets no slower: where an optimizer
-has driven a step to almost nothing, one in proportion to it would keep it there. A weight's step keeps the pace of the
-elements that share it. An activation's keeps that of its layer's weight (over its steps in the mean of M_w), or of the
-activation itself: w is then what all B samples have in common, whose relative gradient is √B·‖∂L/∂x‖/‖x‖.
+so that LSQ's g cancels. That is so on grids of at most 4 bits. With more, ∂L/∂s is a sum of rounding errors so small
+that it is mostly noise, and held at the tensor's pace the step would walk at random.
+
+Below an eighth of the step at the beginning, s₀, the pace gets no slower: where an optimizer has driven a step to
+almost nothing, one in proportion to it would keep it there. A weight's step keeps the pace of the elements that share
+it. An activation's keeps that of its layer's weight (over its steps in the mean of M_w), or of the activation itself:
+w is then what all B samples have in common, whose relative gradient is √B·‖∂L/∂x‖/‖x‖.
 
 It happens inside the backward pass: a training loop has nothing to do for it, and M_s and M_w are a buffer of the
 quantizer, of which checkpoints and averages have a copy.
@@ -23,6 +26,9 @@ import torch
 from torch import Tensor
 
 from lowbit.quantizer.functional import Settings, bounded_step
+
+BITS_MAX = 4
+"""Of a grid whose step is balanced."""
 
 
 def balanced(
@@ -81,7 +87,9 @@ class _Balanced(torch.autograd.Function):
             ctx.measured.copy_(measured.view_as(ctx.measured))
             # Until something was measured, LSQ's own.
             factor = torch.where((of_tensor > 0) & (of_step > 0), ctx.ratio * (of_tensor / of_step).sqrt(), 1.0)
-        return grad_step * factor, grad_x, None, None, None, None, None, None, None
+        if ctx.settings.grid.bits <= BITS_MAX:  # else measured for an activation beside it alone
+            grad_step = grad_step * factor
+        return grad_step, grad_x, None, None, None, None, None, None, None
 
 
 def _squares(x: Tensor, step: Tensor) -> Tensor:

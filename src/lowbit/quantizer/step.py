@@ -75,7 +75,7 @@ def clip_scale(sharing: int, qp: int) -> float:
 @renamed_arguments(memory="momentum")
 @dataclass(frozen=True)
 class Balance:
-    """How a step's gradient is held at the pace of a tensor: SSG's magnitude, see `balance`.
+    """How a step's gradient is held at the pace of a tensor, up to 4 bits: SSG's magnitude, see `balance`.
 
     Args:
         ratio: ρ, the step's relative gradient over the tensor's, at the beginning of training.
