@@ -223,8 +223,8 @@ def test_lg_lsq_has_symmetric_grids() -> None:
         (8, 1e-4, 0.02),
         (4, 1e-4, 0.02),
         (3, 0.5e-4, 0.02),
-        (2, 0.25e-4, 0.05),
-        (1, 0.25e-4, 0.05),
+        (2, 0.25e-4, 0.02),
+        (1, 0.25e-4, 0.02),
     ],
 )
 def test_cifar_decays_and_learns_weights_by_their_width(weights: int | None, decay: float, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""The learning rate, by width: what every comparison of methods stands on, and the recipe's default."""
+"""The learning rate, by width: what every comparison of methods stands on."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def recipes() -> Iterator[Recipe]:
 def low_bit(
     name: str, network: str, *, weights: int | None = 4, activations: int | None = 4, method: str = "lsq"
 ) -> TrainConfig:
-    """From trained weights to low bits: lr 0.02, at 2 bits 0.05, cosine, weight decay by width as in the LSQ paper.
+    """From trained weights to low bits: lr 0.02, cosine, weight decay by width as in the LSQ paper.
 
     Steps of activations that a method would start by LSQ's rule start at the least squared error. Batch 128, crops of
     the image padded by 4, horizontal flips. Needs `--init` with the network's trained weights.
@@ -58,15 +58,10 @@ def low_bit(
         model=ModelConfig(name=network, num_classes=10),
         data=DataConfig(path="", batch_size=128, augment="cifar"),
         quantization=quantization(weights, activations, method, least_squares=True),
-        optimizer=OptimizerConfig(lr=_rate(weights), weight_decay=weight_decay(weights)),
+        optimizer=OptimizerConfig(lr=0.02, weight_decay=weight_decay(weights)),
         epochs=90,
         bn_batches=100,
     )
-
-
-def _rate(weights: int | None) -> float:
-    """The learning rate at a width: row "lr 0.05" of table "rates" in docs/results/accuracy.md at 2 bits."""
-    return 0.02 if weights is None or weights > 2 else 0.05
 
 
 def full_precision(name: str, network: str) -> TrainConfig:
