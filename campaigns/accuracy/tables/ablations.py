@@ -8,7 +8,7 @@ from typing import Any
 
 from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables.full_precision import RESNET8
-from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table
+from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table, at_rate
 from lowbit import METHODS, Method
 from lowbit.quantizer.step import StepGradient, lsq_scale, size_scale, unit_scale
 
@@ -45,9 +45,8 @@ ROWS: dict[str, dict[str, Any]] = {
 def _cells() -> Iterator[tuple[int, Cell]]:
     common = dict(table="ablations", network=RESNET8.network, bits=2, epochs=EPOCHS, start=RESNET8.name)
     for row, changed in ROWS.items():
-        changes = (("optimizer.lr", FASTER), *changed.get("changes", ()))
         for seed in (0, 1, 2):
-            yield 4, Cell(row=row, seed=seed, **changed | {"changes": changes}, **common)
+            yield 4, Cell(row=row, seed=seed, **at_rate(FASTER, changed), **common)
 
 
 TABLE = Table(

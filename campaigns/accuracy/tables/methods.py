@@ -12,7 +12,7 @@ from typing import Any
 
 from campaigns.accuracy.cell import RATE, Cell
 from campaigns.accuracy.tables.full_precision import RESNET8, RESNET20
-from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table
+from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table, at_rate
 from lowbit.quantizer.methods import lg_lsq
 
 _LEAST_SQUARES = (("init_activations", "least-squares"),)
@@ -58,9 +58,8 @@ def _faster_cells() -> Iterator[tuple[int, Cell]]:
     for seed in (0, 1, 2):
         for bits in (2, 3):
             for row, changed in ROWS.items():
-                changes = (*changed.get("changes", ()), ("optimizer.lr", FASTER))
-                yield 1, Cell(row=row, bits=bits, seed=seed, **changed | {"changes": changes}, **common)
-        yield 1, Cell(row="fp", bits=None, seed=seed, changes=(("optimizer.lr", FASTER),), **common)
+                yield 1, Cell(row=row, bits=bits, seed=seed, **at_rate(FASTER, changed), **common)
+        yield 1, Cell(row="fp", bits=None, seed=seed, **at_rate(FASTER), **common)
 
 
 TABLE = Table(

@@ -10,7 +10,7 @@ from typing import Any
 from campaigns.accuracy.cell import RATE, Cell
 from campaigns.accuracy.peers import LIBRARIES, START, name_of
 from campaigns.accuracy.tables.full_precision import RESNET8
-from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table
+from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table, at_rate
 from lowbit.recipes.cifar10 import low_bit
 
 assert RESNET8.name == START
@@ -27,7 +27,7 @@ def _cells() -> Iterator[tuple[int, Cell]]:
 def _rows(rate: float, *, bits: int, **common: Any) -> Iterator[Cell]:
     """Each library's row and ours, at a learning rate."""
     suffix = "" if rate == RATE else f"@{rate}"
-    ours = dict(network=RESNET8.network, start=RESNET8.name, changes=(("optimizer.lr", rate),), bits=bits)
+    ours = dict(network=RESNET8.network, start=RESNET8.name, bits=bits, **at_rate(rate))
     yield Cell(row=f"lsq{suffix}", **ours, **common)
     yield Cell(row=f"least-squares{suffix}", options=(("init_activations", "least-squares"),), **ours, **common)
     like = low_bit("", RESNET8.network, weights=bits, activations=bits)

@@ -8,7 +8,7 @@ from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables import initialization_resnet20 as resnet20
 from campaigns.accuracy.tables.full_precision import RESNET8
 from campaigns.accuracy.tables.initialization import options
-from campaigns.accuracy.tables.table import EPOCHS, Table
+from campaigns.accuracy.tables.table import EPOCHS, Table, at_rate
 
 RATES = (0.02, 0.05, 0.1, 0.2)
 
@@ -19,12 +19,12 @@ def _cells() -> Iterator[tuple[int, Cell]]:
         for bits in (2, 3, 4, None):
             for rate in RATES:
                 row = f"lr {rate}" if bits else f"fp, lr {rate}"
-                yield 1, Cell(row=row, bits=bits, seed=seed, changes=(("optimizer.lr", rate),), **common)
+                yield 1, Cell(row=row, bits=bits, seed=seed, **at_rate(rate), **common)
     start = options("least-squares+lsq")
     common = dict(table="rates", network=resnet20.NETWORK, epochs=3, seed=0, start=resnet20.START, options=start)
     for bits in (2, 3, 4):
         for rate in RATES:
-            yield 1, Cell(row=f"lr {rate}", bits=bits, changes=(("optimizer.lr", rate),), **common)
+            yield 1, Cell(row=f"lr {rate}", bits=bits, **at_rate(rate), **common)
 
 
 TABLE = Table(

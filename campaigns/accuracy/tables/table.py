@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from campaigns.accuracy.cell import Cell
 
@@ -10,6 +12,11 @@ EPOCHS = 6
 """The budget of every row where methods, parts and choices are compared."""
 FASTER = 0.05
 """The learning rate that suits LSQ at 2 bits (table "rates"); the other is `cell.RATE`."""
+
+
+def at_rate(rate: float, changed: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """What a row changes of the recipe, and the learning rate: fields of `Cell`."""
+    return {**changed, "changes": (*changed.get("changes", ()), ("optimizer.lr", rate))}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from campaigns.accuracy.cell import RATE, Cell
 from campaigns.accuracy.tables.full_precision import RESNET8, RESNET20
-from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table
+from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table, at_rate
 
 ORDER = (4, 3, 2)
 """Each takes a third of the epochs."""
@@ -17,14 +17,13 @@ def _cells() -> Iterator[tuple[int, Cell]]:
         options = (("init_activations", "least-squares"),)
         common = dict(table="widths", network=origin.network, start=origin.name, options=options)
         for seed in (0, 1, 2):
-            faster = (("optimizer.lr", FASTER),)
-            yield stage, Cell(row="at once", bits=2, epochs=len(ORDER) * EPOCHS, seed=seed, changes=faster, **common)
+            yield stage, Cell(row="at once", bits=2, epochs=len(ORDER) * EPOCHS, seed=seed, **at_rate(FASTER), **common)
             after = None
             for number, bits in enumerate(ORDER, 1):
                 last = number == len(ORDER)
                 row = "the last of 4, 3, 2" if last else f"number {number} of 4, 3, 2"
-                changes = faster if bits == 2 else ()
-                cell = Cell(row=row, bits=bits, epochs=EPOCHS, seed=seed, after=after, changes=changes, **common)
+                rate = at_rate(FASTER if bits == 2 else RATE)
+                cell = Cell(row=row, bits=bits, epochs=EPOCHS, seed=seed, after=after, **rate, **common)
                 yield stage, cell
                 after = cell.name
 
