@@ -337,6 +337,7 @@ def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> No
         "rates",
         "methods",
         "faster",
+        "longer",
         "parts",
         "signed",
         "ablations",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lowbit import METHODS
 from lowbit.quantizer.module import Quantizer
 
 
@@ -71,6 +72,35 @@ def test_units_come_with_checkpoints_and_older_ones_have_none():
     assert again.step_unit is None and torch.equal(again(x), quantizer(x))
     again.load_state_dict(quantizer.state_dict())
     assert torch.equal(again(x), quantizer(x))
+
+
+@pytest.mark.parametrize("method", ["lsq", "lsq+", "pact"])
+@pytest.mark.parametrize("init", ["least-squares", "three-sigma", "lsq"])
+@pytest.mark.parametrize("bits", [2, 4, 5, 8])
+def test_many_bits_are_learned_at_the_relative_pace_of_lsqs_start(bits, init, method):
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+
+    def relative_gradient(rule: str) -> tuple[float, float]:
+        quantizer = Quantizer(bits, batch_dim=0, method=METHODS[method].varied(init_activations=rule).for_activations)
+        quantizer.initialize(x - 1 if method == "lsq+" else x)
+        # dL/ds = 1/s in the middle of the grid of either start, whatever the rounding: the step's own share.
+        quantizer.learned_step.log().sum().backward()
+        descent = torch.optim.SGD([quantizer.raw_step], lr=1e-4)
+        descent.step()
+        return float(quantizer.step / quantizer.initial_step - 1), float(quantizer.initial_step)
+
+    (moved, step), (lsq_moved, lsq_step) = relative_gradient(init), relative_gradient("lsq")
+    if bits > 4 and method != "pact" and step < lsq_step:
+        assert moved == pytest.approx(lsq_moved, rel=1e-2)
+    else:
+        assert moved == pytest.approx(lsq_moved * (lsq_step / step) ** 2, rel=1e-2)
+
+
+def test_a_loaded_unit_is_the_same_tensor():
+    quantizer, _ = started(1e-3, relative_below=1.0)
+    unit = quantizer.step_unit
+    quantizer.load_state_dict({name: x * 1 for name, x in quantizer.state_dict().items()})
+    assert quantizer.step_unit is unit
 
 
 def test_only_steps_of_small_channels_have_a_unit_below_one():

@@ -26,9 +26,7 @@ import torch
 from torch import Tensor
 
 from lowbit.quantizer.functional import Settings, bounded_step
-
-BITS_MAX = 4
-"""Of a grid whose step is balanced."""
+from lowbit.quantizer.step import FEW_BITS
 
 
 def balanced(
@@ -87,7 +85,7 @@ class _Balanced(torch.autograd.Function):
             ctx.measured.copy_(measured.view_as(ctx.measured))
             # Until something was measured, LSQ's own.
             factor = torch.where((of_tensor > 0) & (of_step > 0), ctx.ratio * (of_tensor / of_step).sqrt(), 1.0)
-        if ctx.settings.grid.bits <= BITS_MAX:  # else measured for an activation beside it alone
+        if ctx.settings.grid.bits <= FEW_BITS:  # else measured for an activation beside it alone
             grad_step = grad_step * factor
         return grad_step, grad_x, None, None, None, None, None, None, None
 

@@ -125,12 +125,17 @@ class Statistics:
 
 
 class Initial(NamedTuple):
-    """What a quantizer is initialized with; step and offset have the step's shape."""
+    """What a quantizer is initialized with; steps and offset have the step's shape.
+
+    `lsq_step` is what `lsq_init` gives for the data, whatever the rule: the step that LSQ's g suits. None where it is
+    not known.
+    """
 
     grid: Grid
     uses_offset: bool
     step: Tensor
     offset: Tensor
+    lsq_step: Tensor | None = None
 
 
 def find_initial(quantizer: Quantizer, data: Tensor | Statistics) -> Initial:
@@ -174,7 +179,8 @@ def find_initial(quantizer: Quantizer, data: Tensor | Statistics) -> Initial:
     # A channel that is all zero (pruned) takes any step; the others' mean keeps it alive if it grows back.
     step = torch.where(usable, step, step[usable].mean())
     shape = quantizer.raw_step.shape
-    return Initial(grid, uses_offset, step.reshape(shape), offset.reshape(shape))
+    lsq_step, _ = lsq_init(statistics, grid, uses_offset)
+    return Initial(grid, uses_offset, step.reshape(shape), offset.reshape(shape), lsq_step.reshape(shape))
 
 
 def lsq_init(statistics: Statistics, grid: Grid, offset: bool) -> tuple[Tensor, Tensor]:

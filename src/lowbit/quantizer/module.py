@@ -19,6 +19,7 @@ from lowbit.quantizer.initialization import Statistics, find_initial
 from lowbit.quantizer.methods import Method
 from lowbit.quantizer.powers import power_of_two_step
 from lowbit.quantizer.state import QuantizerState
+from lowbit.quantizer.step import FEW_BITS
 
 
 class Quantizer(QuantizerState):
@@ -75,7 +76,9 @@ class Quantizer(QuantizerState):
             return self._recorded(x, parameters, settings)
         # Not `is_exporting()`, which is true in whatever torch 2.11 compiles.
         trained = torch.is_grad_enabled() and not torch.compiler._is_exporting_flag
-        if trained and self.balance is not None and parameters.step.requires_grad:
+        # No other step keeps the pace of an activation, so that beyond a few bits there is nothing to measure.
+        paced = self.batch_dim is None or settings.grid.bits <= FEW_BITS
+        if trained and paced and self.balance is not None and parameters.step.requires_grad:
             x, step = self._balanced(x, parameters.step, settings)
             parameters = parameters._replace(step=step)
         if torch.compiler.is_compiling() and trained and self.batch_dim is not None:

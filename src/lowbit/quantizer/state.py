@@ -23,7 +23,7 @@ from lowbit.quantizer.functional import bounded_step
 from lowbit.quantizer.initialization import Initial
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.powers import nearest_power_of_two
-from lowbit.quantizer.step import Balance
+from lowbit.quantizer.step import FEW_BITS, Balance, lsq_scale
 
 _NO_OFFSET, _OFFSET, _INTEGER_ZERO_POINT = range(3)
 
@@ -74,7 +74,9 @@ class QuantizerState(nn.Module):
         raw_step: the learned step, in units of `step_unit`. `step` is what is computed with: `learned_step`, their
             product, kept within a factor 1024 of its initial value, so positive and finite whatever an optimizer does;
             the gradient passes the bound unchanged. Where the method says so, it is the power of two nearest to that.
-        step_unit: min(1, initial step / `relative_below`), or None where that is 1 for every step.
+        step_unit: min(1, initial step / c), or None where that is 1 for every step. c is `relative_below`, or, if that
+            is larger, the step that LSQ's rule gives for the data, on a grid of more than 4 bits and with LSQ's g: see
+            `_unit`.
         offset: β, a parameter of the same shape, or None.
         initial_step: the step that the quantizer was initialized with.
         configuration: see `Configuration`. It is float32 so that an average of equal values is that value.
@@ -229,7 +231,7 @@ class QuantizerState(nn.Module):
     @torch.no_grad()
     def set_initial(self, initial: Initial) -> None:
         """Set grid, step and offset."""
-        unit = (initial.step / self.relative_below).clamp_max(1)
+        unit = self._unit(initial)
         self.step_unit = unit if bool((unit < 1).any()) else None
         self.raw_step.copy_(initial.step if self.step_unit is None else initial.step / unit)
         if self.relative_gradients is not None:
@@ -239,6 +241,18 @@ class QuantizerState(nn.Module):
             self.offset.copy_(initial.offset)
         offset = _OFFSET if initial.uses_offset else _NO_OFFSET
         self._configure(Configuration(initial.grid, offset, power_of_two=self.method.power_of_two))
+
+    def _unit(self, initial: Initial) -> Tensor:
+        """The unit of the learned step: with it a step moves u² times as fast, and in proportion to itself.
+
+        LSQ's g suits a step where LSQ starts it. On a grid of many bits other rules start up to ten times lower, from
+        where the same gradient moves the step a hundred times as fast in proportion to itself, and it is a gradient
+        that is noise but for the rare value that is cut off. Such steps ran away (decision 0011).
+        """
+        below, gradient = torch.full_like(initial.step, self.relative_below), self.method.step_gradient
+        if initial.grid.bits > FEW_BITS and gradient is not None and gradient.scale is lsq_scale:
+            below = below if initial.lsq_step is None else torch.maximum(below, initial.lsq_step)
+        return (initial.step / below).clamp_max(1)
 
     def reset(self) -> None:
         """Return to the state before initialization: the quantizer must be initialized again."""
@@ -312,7 +326,10 @@ class QuantizerState(nn.Module):
             error_msgs.append(difference)
             return
         if f"{prefix}raw_step" in state_dict:  # versions before units have steps as they are
-            self.step_unit = torch.ones_like(self.raw_step) if f"{prefix}step_unit" in state_dict else None
+            if f"{prefix}step_unit" not in state_dict:
+                self.step_unit = None
+            elif self.step_unit is None:  # else it stays the same tensor, which a recorded CUDA graph may read
+                self.step_unit = torch.ones_like(self.raw_step)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -18,6 +18,13 @@ from lowbit._deprecated import renamed_arguments, renamed_property
 from lowbit.errors import LowbitError
 from lowbit.quantizer.rounding import annealed, arctan_value
 
+FEW_BITS = 4
+"""Up to which LSQ learns steps as published, from whatever start, and `Balance` balances them.
+
+With more, ∂L/∂s is a sum of small rounding errors, mostly noise, until a value is cut off, which counts qp times as
+much.
+"""
+
 
 def lsq_inside(q: Tensor, v: Tensor, derivative: Tensor | float) -> Tensor:
     """q − v: the derivative of s·round(x/s) with the straight-through estimator (LSQ, Eq. 3)."""

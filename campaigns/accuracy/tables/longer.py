@@ -1,0 +1,30 @@
+"""How close low bits come to full precision when both train three times as long as where rows are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from campaigns.accuracy.cell import Cell
+from campaigns.accuracy.tables.full_precision import RESNET8
+from campaigns.accuracy.tables.methods import ROWS
+from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table, at_rate
+
+LONGER = 3 * EPOCHS
+"""Epochs."""
+
+
+def _cells() -> Iterator[tuple[int, Cell]]:
+    common = dict(table="longer", network=RESNET8.network, epochs=LONGER, start=RESNET8.name)
+    for seed in (0, 1, 2):
+        for bits in (2, 3, 4):
+            for row in ("least-squares", "distilled"):
+                yield 1, Cell(row=row, bits=bits, seed=seed, **at_rate(FASTER, ROWS[row]), **common)
+        yield 1, Cell(row="fp", bits=None, seed=seed, **at_rate(FASTER), **common)
+
+
+TABLE = Table(
+    "longer",
+    f"{LONGER} epochs, at the learning rate {FASTER}",
+    tuple(_cells()),
+    reference="least-squares",
+)
