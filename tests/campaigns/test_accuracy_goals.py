@@ -33,9 +33,12 @@ def test_a_goal_is_met_missed_or_not_measured() -> None:
     )
     found = judged(done)
     best = "the best row at or above full precision trained as long"
-    assert found[f"ResNet-8, W4A4: {best}"] == ("+0.50 ± 0.50, none", "yes")  # lr 0.05, by validation accuracy
-    assert found[f"ResNet-8, W3A3: {best}"] == ("-", "not measured")
-    below = "ResNet-8, W2A2: the best row at most 1.0 below full precision trained as long"
+    assert found[f"ResNet-8, W4A4, 6 epochs: {best}"] == (
+        "+0.50 ± 0.50, none",
+        "yes",
+    )  # lr 0.05, by validation accuracy
+    assert found[f"ResNet-8, W3A3, 6 epochs: {best}"] == ("-", "not measured")
+    below = "ResNet-8, W2A2, 6 epochs: the best row at most 1.0 below full precision trained as long"
     assert found[below] == ("-1.50 ± 0.00", "missed by 0.50")
     assert found["ResNet-8, W2A2: at or above torch, each at the learning rate that suits it"] == (
         "-0.10 (one seed)",
@@ -47,7 +50,7 @@ def test_a_goal_is_met_missed_or_not_measured() -> None:
 def test_one_seed_is_not_the_best_where_a_row_has_three() -> None:
     done = lines("methods", "fp", None, [80.0] * 3) | lines("methods", "lsq", 2, [79.5] * 3)
     done |= lines("rates", "lr 0.05", 2, [85.0])
-    (below,) = [measured for goal, measured in judged(done).items() if "W2A2: the best row at most" in goal]
+    (below,) = [measured for goal, measured in judged(done).items() if "W2A2, 6 epochs: the best row at most" in goal]
     assert below == ("-0.50 ± 0.00", "yes")
 
 

@@ -34,5 +34,5 @@ TABLE = Table(
     tuple(_cells()),
     reference="at once",
     by_epochs=False,
-    note=f"At the learning rate {RATE}, at 2 bits {FASTER}. In the 18 epochs at once the 8-bit step before the last layer ran away.",
+    note=f"At the learning rate {RATE}, at 2 bits {FASTER}.",
 )
