@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from campaigns.accuracy.results import Line
 from campaigns.accuracy.tables.table import Table
@@ -69,16 +69,24 @@ def row(table: Table, key: tuple[int, str], groups: dict[tuple[int, str], list[L
         )
         changed = [statistics.mean(line["changed_by_epoch"]) for line in seen]
         columns["codes that change, %"] = f"{100 * statistics.mean(changed):.2f}" if seen else "-"
+    if table.of_statistics:
+        columns["batch-norm re-estimated − as trained, validation"] = spread(
+            [
+                line["validation_reestimated"] - line["validation_by_epoch"][-1]
+                for line in finished
+                if line["validation_reestimated"] is not None
+            ],
+            sign="+",
+        )
     return columns
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], *, sign: Literal["+", ""] = "") -> str:
     """Mean and standard deviation; of one value the value."""
     if not values:
         return "-"
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 def difference(mine: Iterable[Line], others: Iterable[Line]) -> str:

@@ -33,4 +33,6 @@ TABLE = Table(
     "Where weights oscillate: depthwise convolutions",
     tuple(_cells()),
     reference="lsq",
+    of_weights=True,
+    of_statistics=True,
 )

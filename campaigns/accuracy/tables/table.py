@@ -30,6 +30,7 @@ class Table:
             within a stage their order here counts.
         reference: the row that others are compared with, or None.
         of_weights: the discretization error of weights, and how many codes change, are columns of it.
+        of_statistics: what re-estimating the statistics of batch-norm changed of the validation accuracy is a column.
         by_epochs: runs are compared with those of as many epochs alone.
         note: what the reader has to know of it beside what the page says of all tables.
     """
@@ -40,4 +41,5 @@ class Table:
     reference: str | None = None
     note: str = ""
     of_weights: bool = False
+    of_statistics: bool = False
     by_epochs: bool = True
