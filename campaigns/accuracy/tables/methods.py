@@ -33,6 +33,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "lsq, trs": {"options": (("transition_rate", 5e-3),)},
 }
 """What a row changes of the recipe."""
+TAUGHT = {"options": _LEAST_SQUARES, "changes": (("task", "campaigns.accuracy.teachers:resnet20"),)}
+"""A row that distils from a larger network, at a temperature of 4."""
 ON_RESNET20 = ("lsq", "lsq+", "lg-lsq", "least-squares", "distilled")
 AT_FOUR_BITS = ("lsq", "lsq+", "lg-lsq", "least-squares", "distilled")
 """Rows that are there at the faster rate with 4 bits too."""
@@ -62,6 +64,7 @@ def _faster_cells() -> Iterator[tuple[int, Cell]]:
             for row, changed in ROWS.items():
                 if bits < 4 or row in AT_FOUR_BITS:
                     yield 1, Cell(row=row, bits=bits, seed=seed, **at_rate(FASTER, changed), **common)
+        yield 1, Cell(row="taught by ResNet-20", bits=2, seed=seed, **at_rate(FASTER, TAUGHT), **common)
         yield 1, Cell(row="fp", bits=None, seed=seed, **at_rate(FASTER), **common)
 
 

@@ -171,6 +171,6 @@ def _of_step(quantizer: Quantizer) -> dict[str, Tensor]:
     moved = (quantizer.step / quantizer.initial_step).flatten()
     numbers = {"step": quantizer.step.mean(), "moved": moved[moved.log().abs().argmax()]}
     if quantizer.raw_step.grad is not None:
-        # In units of the parameter, which may not be the step's: relative, it is the same.
+        # In units of the parameter, which may not be the step's: the pace at which SGD moves it.
         numbers["gradient"] = quantizer.raw_step.grad.norm() / quantizer.raw_step.norm().clamp_min(1e-30)
     return numbers
