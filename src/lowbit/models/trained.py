@@ -40,21 +40,21 @@ _RESNET20 = "513972532a4f55ac91f4c7a38ef4d028f5488e7d8e50bb960e9c61f6a218bbcf"
 
 SHIPPED: dict[str, Shipped] = {
     "resnet8-cifar10jpeg-w2a2": Shipped(
-        "3685906a3430f87da7159330c4dd15369449508164297366067b6966cd4d2cc7",
-        75.68,
-        "ship/resnet8-w2a2-integer-only-3ep-s0",
+        "d049a6fbe8694edc218ae97f93f86380b7409ffd490f996bebe6917817303a71",
+        78.43,
+        "ship/resnet8-w2a2-integer-only@0.05-18ep-s0",
         _RESNET8,
     ),
     "resnet8-cifar10jpeg-w3a3": Shipped(
-        "9111275d09cc08b4d7707a9da8a9e5b223899261150fef0ecbc943c3aff4e081",
-        79.63,
-        "ship/resnet8-w3a3-integer-only-3ep-s0",
+        "dce1cfbda1b03c27726f451bfff746127952606fbe72306493b0bd8917a82626",
+        80.83,
+        "ship/resnet8-w3a3-integer-only@0.05-18ep-s0",
         _RESNET8,
     ),
     "resnet8-cifar10jpeg-w4a4": Shipped(
-        "fc8c44590bd434900d6e6191ab478af715f8f8f61a2da7b9949fd37ab4e6894b",
-        80.50,
-        "ship/resnet8-w4a4-integer-only-3ep-s0",
+        "5ee775f4081fa7e7cdac21a4dd39e4852fe145cda847b06bfb82b53f0fb63bee",
+        81.67,
+        "ship/resnet8-w4a4-integer-only@0.05-18ep-s0",
         _RESNET8,
     ),
     "resnet20-cifar10jpeg-w2a2": Shipped(
