@@ -357,6 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows_in_order = sorted(
         done.values(), key=lambda row: (NETWORKS.index(row["network"]), -int(row["W"]), -int(row["A"]))
     )
+    harness.write_csv(rows_in_order, table)
     with atomic_write(options.output / "microcontrollers.md") as temporary:
         others = options.output / "vela.csv"
         temporary.write_text(page(rows_in_order, _tools(), harness.read_csv(others) if others.exists() else ()))

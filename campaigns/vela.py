@@ -188,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(" ".join(found.values()), flush=True)
             harness.write_csv(list(done.values()), table)
     rows = sorted(done.values(), key=lambda each: (NETWORKS.index(each["network"]), -int(each["W"]), -int(each["A"])))
+    harness.write_csv(rows, table)
     with atomic_write(options.output / "vela.md") as temporary:
         temporary.write_text(page(rows, _versions(options.vela)))
 

@@ -103,7 +103,12 @@ def test_balanced_steps_learn_at_the_pace_of_the_parts(outcomes, alone, name: st
     first, expected = outcomes[name][0], alone(name)
     measured = {key: value for key, value in first["network"].items() if key.endswith("relative_gradients")}
     assert len(measured) == 12
+    unmeasured = {key for key, squares in measured.items() if not squares.any()}
+    # Inputs of 8 bits have no balance, and no other step keeps their pace.
+    assert len(unmeasured) == 2 and all(key.endswith("input_quantizer.relative_gradients") for key in unmeasured)
     for key, squares in measured.items():
+        if key in unmeasured:
+            continue
         # Of the square of half a batch's gradient about twice as much is noise.
         assert 1.2 < float(squares[0] / expected["network"][key][0]) < 3, key
     for key, step in expected["network"].items():
