@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from lowbit._table import aligned
+from lowbit.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
 def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     """Rows as a CSV file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -10,8 +10,6 @@ ratio in dB with each.
 from __future__ import annotations
 
 import argparse
-import csv
-import math
 import statistics
 import sys
 from collections.abc import Iterable, Iterator
@@ -22,10 +20,12 @@ import torch
 from torch import Tensor
 
 import lowbit
+from benchmarks import harness
 from campaigns.accuracy import results
 from lowbit.data import eval_loader
+from lowbit.diagnosis.measure import decibels
 from lowbit.errors import LowbitError
-from lowbit.files import atomic_write
+from lowbit.quantizer import functional
 from lowbit.quantizer.initialization import Statistics, least_squares_init
 from lowbit.train import build
 from lowbit.train.checks import with_data
@@ -79,15 +79,15 @@ def rows_of(folder: Path, data: str) -> Iterator[Row]:
             quantizer.bits,
             step=float(quantizer.step),
             least_error_step=float(best),
-            sqnr=_sqnr(x, float(quantizer.step), quantizer.grid),
-            least_error_sqnr=_sqnr(x, float(best), quantizer.grid),
+            sqnr=_sqnr(x, quantizer.step, quantizer.grid),
+            least_error_sqnr=_sqnr(x, best, quantizer.grid),
         )
 
 
-def _sqnr(x: Tensor, step: float, grid: lowbit.Grid) -> float:
+def _sqnr(x: Tensor, step: Tensor, grid: lowbit.Grid) -> float:
     """Of rounding to the grid, in dB."""
-    error = (x / step).round().clamp(grid.qn, grid.qp) * step - x
-    return 10 * math.log10(float(x.double().square().sum() / error.double().square().sum()))
+    error = functional.values(x, step, None, grid.qn, grid.qp, grid=grid) - x
+    return decibels(float(x.double().square().sum()), float(error.double().square().sum()))
 
 
 def summary(rows: Iterable[Row]) -> str:
@@ -110,13 +110,11 @@ def summary(rows: Iterable[Row]) -> str:
 
 def read() -> list[Row]:
     """The recorded rows."""
-    if not FILE.exists():
-        return []
-    with FILE.open(newline="") as file:
-        return [
-            Row(line["run"], line["quantizer"], int(line["bits"]), *(float(line[f.name]) for f in fields(Row)[3:]))
-            for line in csv.DictReader(file)
-        ]
+    lines = harness.read_csv(FILE) if FILE.exists() else []
+    return [
+        Row(line["run"], line["quantizer"], int(line["bits"]), *(float(line[f.name]) for f in fields(Row)[3:]))
+        for line in lines
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,11 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
     again = {row.run for row in now}
     rows = [*(row for row in read() if row.run not in again), *now]
     if now:
-        with atomic_write(FILE) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in asdict(row).items()})
+        digits = lambda value: f"{value:.6g}" if isinstance(value, float) else value  # noqa: E731
+        harness.write_csv([{name: digits(v) for name, v in asdict(row).items()} for row in rows], FILE)
     print(summary(rows))
     return 0
 

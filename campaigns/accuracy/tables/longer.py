@@ -15,17 +15,15 @@ LONGER = 3 * EPOCHS
 
 def _cells() -> Iterator[tuple[int, Cell]]:
     common = dict(table="longer", network=RESNET8.network, epochs=LONGER, start=RESNET8.name)
+    rows = {
+        "least-squares": at_rate(FASTER, ROWS["least-squares"]),
+        "distilled": at_rate(FASTER, ROWS["distilled"]),
+        f"least-squares@{RATE}": at_rate(RATE, ROWS["least-squares"]),
+    }
     for seed in (0, 1, 2):
         for bits in (2, 3, 4):
-            for row in ("least-squares", "distilled"):
-                yield 1, Cell(row=row, bits=bits, seed=seed, **at_rate(FASTER, ROWS[row]), **common)
-        for bits in (2, 3, 4):
-            yield (
-                2,
-                Cell(
-                    row=f"least-squares@{RATE}", bits=bits, seed=seed, **at_rate(RATE, ROWS["least-squares"]), **common
-                ),
-            )
+            for row, changed in rows.items():
+                yield 1, Cell(row=row, bits=bits, seed=seed, **changed, **common)
         yield 1, Cell(row="fp", bits=None, seed=seed, **at_rate(FASTER), **common)
 
 

@@ -89,7 +89,7 @@ TABLE = Table(
     tuple(_cells()),
     reference="lsq@0.02",
     note="The error of weights is ‖ŵ − w‖/‖w‖ in the last epoch, the codes that change are the share that a step of the optimizer changes, over all "
-    "of training; both are means over tensors, of the runs that recorded them. Where steps are balanced (`ssg-magnitude-own` and "
-    "`-annealed`, W3A3 at 0.02), results so far are from when those of 8 bits were too.",
+    "of training; both are means over tensors, of the runs that recorded them. Results of `ssg-magnitude` and its variants, and "
+    "of `lg-lsq` at W3A3 and 0.02, are from when steps of 8 bits were balanced too.",
     of_weights=True,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from typing import Any
 
 from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables import initialization_resnet20 as resnet20
@@ -14,28 +14,25 @@ from lowbit.models import SHIPPED
 
 OPTIONS = (("integer_only", True), ("init_activations", "least-squares"))
 ROWS = {"integer-only": (), "integer-only, distilled": (("task", "distill"),)}
-MIXED = ("precision", "bf16")
-"""What rows of 40 epochs change: it takes three quarters of the time on a processor that computes with bfloat16."""
+BUDGETS: tuple[tuple[int, int, str, tuple[tuple[str, Any], ...], tuple[str, ...]], ...] = (
+    (0, 3, "", (), tuple(ROWS)),
+    # Mixed precision takes three quarters of the time on a processor that computes with bfloat16.
+    (9, 40, "", (("precision", "bf16"),), tuple(ROWS)),
+    # The rate that suits longer trainings better, and the epochs of table "longer".
+    (9, LONGER, f"@{FASTER}", at_rate(FASTER)["changes"], ("integer-only",)),
+)
+"""(stage, epochs, what rows are called beside their name, what all of them change of the recipe, rows)"""
 
 
 def _cells() -> Iterator[tuple[int, Cell]]:
-    for network, start in ((resnet20.NETWORK, resnet20.START), (RESNET8.network, RESNET8.name)):
-        common = dict(table="ship", network=network, seed=0, start=start)
-        for epochs, changes in ((3, ()), (40, (MIXED,))):
-            stage = 0 if epochs == 3 else 9
-            for row, bits in product(ROWS, (2, 4, 3)):
-                yield (
-                    stage,
-                    Cell(row=row, bits=bits, epochs=epochs, options=OPTIONS, changes=changes + ROWS[row], **common),
-                )
-            yield stage, Cell(row="fp", bits=None, epochs=epochs, changes=changes, **common)
-        # The rate that suits longer trainings better, and the epochs of table "longer".
-        for bits in (2, 4, 3):
-            cell = Cell(
-                row=f"integer-only@{FASTER}", bits=bits, epochs=LONGER, options=OPTIONS, **at_rate(FASTER), **common
-            )
-            yield 9, cell
-        yield 9, Cell(row=f"fp@{FASTER}", bits=None, epochs=LONGER, **at_rate(FASTER), **common)
+    for stage, epochs, suffix, common_changes, rows in BUDGETS:
+        for network, start in ((resnet20.NETWORK, resnet20.START), (RESNET8.network, RESNET8.name)):
+            common = dict(table="ship", network=network, epochs=epochs, seed=0, start=start)
+            for row in rows:
+                for bits in (2, 4, 3):
+                    changes = common_changes + ROWS[row]
+                    yield stage, Cell(row=row + suffix, bits=bits, options=OPTIONS, changes=changes, **common)
+            yield stage, Cell(row=f"fp{suffix}", bits=None, changes=common_changes, **common)
 
 
 TABLE = Table(

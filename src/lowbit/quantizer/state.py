@@ -249,9 +249,11 @@ class QuantizerState(nn.Module):
         where the same gradient moves the step a hundred times as fast in proportion to itself, and it is a gradient
         that is noise but for the rare value that is cut off. Such steps ran away (decision 0011).
         """
-        below, gradient = torch.full_like(initial.step, self.relative_below), self.method.step_gradient
-        if initial.grid.bits > FEW_BITS and gradient is not None and gradient.scale is lsq_scale:
-            below = below if initial.lsq_step is None else torch.maximum(below, initial.lsq_step)
+        below = torch.full_like(initial.step, self.relative_below)
+        gradient = self.method.step_gradient
+        by_lsq = gradient is not None and gradient.scale is lsq_scale
+        if by_lsq and initial.grid.bits > FEW_BITS and initial.lsq_step is not None:
+            below = torch.maximum(below, initial.lsq_step)
         return (initial.step / below).clamp_max(1)
 
     def reset(self) -> None:

@@ -58,7 +58,7 @@ def low_bit(
         model=ModelConfig(name=network, num_classes=10),
         data=DataConfig(path="", batch_size=128, augment="cifar"),
         quantization=quantization(weights, activations, method, least_squares=True),
-        # At no width below 0.02, and at 2 bits above it (docs/results/accuracy.md, tables "rates" and "longer").
+        # Never worse than 0.02, and better at 2 and 3 bits (docs/results/accuracy.md, table "rates").
         optimizer=OptimizerConfig(lr=0.05, weight_decay=weight_decay(weights)),
         epochs=90,
         bn_batches=100,
