@@ -10,11 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
 from lowbit._table import aligned
 from lowbit.files import atomic_write
+
+Row: TypeAlias = dict[str, str]
+"""A line of a CSV file, by the name of its column."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,47 @@ def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path) -> list[Row]:
     """The rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+class ResumedTable:
+    """A CSV file that a campaign adds rows to, in which a stopped one finds what was measured already.
+
+    Args:
+        path: the file; it need not be there yet. None: the rows are kept, and written nowhere.
+        key: the columns by which rows are told apart.
+        order: what rows are sorted by.
+        again: measure what the file has too. Its rows stay until they are replaced.
+    """
+
+    def __init__(
+        self, path: Path | None, key: Sequence[str], order: Callable[[Row], Any], *, again: bool = False
+    ) -> None:
+        self._path, self._key, self._order = path, tuple(key), order
+        found = read_csv(path) if path is not None and path.exists() else []
+        self._rows = {self._of(row): row for row in found}
+        self._measured = set() if again else set(self._rows)
+
+    def __contains__(self, key: Sequence[object]) -> bool:
+        """Whether the row with these values of the columns of the key need not be measured."""
+        return tuple(map(str, key)) in self._measured
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """Keep a row as text, show it, and write the file."""
+        kept = {column: str(value) for column, value in row.items()}
+        self._rows[self._of(kept)] = kept
+        self._measured.add(self._of(kept))
+        print(*kept.values(), flush=True)
+        if self._path is not None:
+            write_csv(self.rows, self._path)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, in order."""
+        return sorted(self._rows.values(), key=self._order)
+
+    def _of(self, row: Row) -> tuple[str, ...]:
+        return tuple(row[column] for column in self._key)

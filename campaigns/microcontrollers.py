@@ -158,7 +158,7 @@ def page(rows: Sequence[dict[str, str]], machine: str, tflite: Sequence[dict[str
         machine: versions of compilers and emulator.
         tflite: of campaigns.vela, for the bytes of the same networks in TensorFlow Lite Micro.
     """
-    by = {_key(row): row for row in rows}
+    by = {tuple(row[column] for column in KEY): row for row in rows}
     kinds = list(dict.fromkeys((row["network"], row["W"], row["A"]) for row in rows))
     cores = [core for core in [HOST, *boards.BOARDS] if any(row["core"] == core for row in rows)]
 
@@ -316,10 +316,16 @@ about 26 % are requantization, 30 for an output, and 20 % the products of those 
 and 18 %.
 """
 
+KEY = ("network", "W", "A", "core")
 COLUMNS = (
-    "network", "W", "A", "core", "inputs", "codes", "differ", "MACs", "weights", "over bits/8", "other constants", "code", "flash",
+    *KEY, "inputs", "codes", "differ", "MACs", "weights", "over bits/8", "other constants", "code", "flash",
     "arena", "RAM", "stack", "selftest", "instructions", "per MAC",
 )  # fmt: skip
+
+
+def in_order(row: dict[str, str]) -> tuple[int, ...]:
+    """What rows are sorted by: the network, then from many bits to few."""
+    return NETWORKS.index(row["network"]), -int(row["W"]), -int(row["A"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -342,25 +348,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for microcontrollers.csv and .md")
     options = parser.parse_args(arguments)
     trained = Trained(options.data, options.init)
-    table = options.output / "microcontrollers.csv"
-    done = {} if options.again or not table.exists() else {_key(row): row for row in harness.read_csv(table)}
+    table = harness.ResumedTable(options.output / "microcontrollers.csv", KEY, in_order, again=options.again)
     for name in options.networks:
         for weights, activations in options.settings or trained.settings(name):
-            cores = [core for core in options.cores if (name, str(weights), str(activations), core) not in done]
+            cores = [core for core in options.cores if (name, weights, activations, core) not in table]
             if not cores:
                 continue
             for row in rows(name, weights, activations, cores, trained):
-                row = {column: str(row.get(column, "")) for column in COLUMNS}
-                done[_key(row)] = row
-                print(" ".join(row.values()), flush=True)
-                harness.write_csv(list(done.values()), table)
-    rows_in_order = sorted(
-        done.values(), key=lambda row: (NETWORKS.index(row["network"]), -int(row["W"]), -int(row["A"]))
-    )
-    harness.write_csv(rows_in_order, table)
+                table.add({column: row.get(column, "") for column in COLUMNS})
     with atomic_write(options.output / "microcontrollers.md") as temporary:
         others = options.output / "vela.csv"
-        temporary.write_text(page(rows_in_order, _tools(), harness.read_csv(others) if others.exists() else ()))
+        temporary.write_text(page(table.rows, _tools(), harness.read_csv(others) if others.exists() else ()))
 
 
 def _tools() -> str:
@@ -372,10 +370,6 @@ def _tools() -> str:
         if shutil.which(each[0])
     )
     return "; ".join(lines)
-
-
-def _key(row: dict[str, str]) -> tuple[str, ...]:
-    return tuple(row[column] for column in ("network", "W", "A", "core"))
 
 
 if __name__ == "__main__":

@@ -405,24 +405,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"steps of {BATCH} samples by AdamW, in full precision and then at low bits. Seconds of prepare and to_integer are of the processor."
     )
     print(how)
-    table = None if options.output is None else options.output / "trained-networks.csv"
-    known = (
-        {}
-        if table is None or options.again or not table.exists()
-        else {each["network"]: each for each in harness.read_csv(table)}
-    )
-    found: dict[str, Mapping[str, object]] = {**known}
+    file = None if options.output is None else options.output / "trained-networks.csv"
+    order = list(TASKS).index
+    table = harness.ResumedTable(file, ["network"], lambda each: order(each["network"]), again=options.again)
     for name in options.networks:
-        if name not in found:
-            found[name] = row(name, options)
-            print(" ".join(map(str, found[name].values())), flush=True)
-        if table is not None:
-            harness.write_csv([found[each] for each in TASKS if each in found], table)
-    ordered = [found[each] for each in TASKS if each in found]
-    harness.print_table(ordered)
+        if [name] not in table:
+            table.add(row(name, options))
+    harness.print_table(table.rows)
     if options.output is not None:
         with atomic_write(options.output / "trained-networks.md") as temporary:
-            temporary.write_text(page(ordered, how))
+            temporary.write_text(page(table.rows, how))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks import harness
-from campaigns.microcontrollers import NETWORKS, Trained, add_arguments, integer_network
+from campaigns.microcontrollers import Trained, add_arguments, in_order, integer_network
 from campaigns.tflm import TflmRunner, arena_bytes
 from lowbit.files import atomic_write
 from lowbit.formats import litert
@@ -176,21 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "Vela is not installed, and nothing was measured: pip install ethos-u-vela, or say where it is with --vela"
         )
         return
-    table, trained = options.output / "vela.csv", Trained(options.data, options.init)
-    done = {} if options.again or not table.exists() else {_key(each): each for each in harness.read_csv(table)}
+    trained = Trained(options.data, options.init)
+    table = harness.ResumedTable(options.output / "vela.csv", ("network", "W", "A"), in_order, again=options.again)
     for name in options.networks:
         for weights, activations in options.settings or trained.settings(name):
-            if (name, str(weights), str(activations)) in done:
-                continue
-            measured = row(name, weights, activations, trained, options.vela)
-            found = {column: str(measured.get(column, "")) for column in COLUMNS}
-            done[_key(found)] = found
-            print(" ".join(found.values()), flush=True)
-            harness.write_csv(list(done.values()), table)
-    rows = sorted(done.values(), key=lambda each: (NETWORKS.index(each["network"]), -int(each["W"]), -int(each["A"])))
-    harness.write_csv(rows, table)
+            if (name, weights, activations) not in table:
+                measured = row(name, weights, activations, trained, options.vela)
+                table.add({column: measured.get(column, "") for column in COLUMNS})
     with atomic_write(options.output / "vela.md") as temporary:
-        temporary.write_text(page(rows, _versions(options.vela)))
+        temporary.write_text(page(table.rows, _versions(options.vela)))
 
 
 def _versions(vela: str) -> str:
@@ -204,10 +198,6 @@ def _versions(vela: str) -> str:
         except PackageNotFoundError:
             found.append(f"{package} not installed")
     return "; ".join(found)
-
-
-def _key(each: dict[str, str]) -> tuple[str, ...]:
-    return tuple(each[column] for column in ("network", "W", "A"))
 
 
 if __name__ == "__main__":
