@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from campaigns.accuracy.cell import RATE, Cell
 from campaigns.accuracy.tables.full_precision import RESNET8
-from campaigns.accuracy.tables.methods import ROWS
+from campaigns.accuracy.tables.methods import ROWS, TAUGHT
 from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table, at_rate
 
 LONGER = 3 * EPOCHS
@@ -18,6 +18,7 @@ def _cells() -> Iterator[tuple[int, Cell]]:
     rows = {
         "least-squares": at_rate(FASTER, ROWS["least-squares"]),
         "distilled": at_rate(FASTER, ROWS["distilled"]),
+        "taught by ResNet-20": at_rate(FASTER, TAUGHT),
         f"least-squares@{RATE}": at_rate(RATE, ROWS["least-squares"]),
     }
     for seed in (0, 1, 2):
