@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowbit.quantizer.functional import bounded_step
+from lowbit.quantizer.step import initial_pace
 
 
 def nearest_power_of_two(x: Tensor) -> Tensor:
@@ -44,21 +45,26 @@ def _as_bits(x: Tensor) -> tuple[torch.dtype, int]:
 
 class _PowerOfTwoStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Tensor, initial_step: Tensor | None) -> Tensor:
+    def forward(ctx: Any, step: Tensor, initial_step: Tensor | None, keeps_pace: bool) -> Tensor:
         bounded = step if initial_step is None else bounded_step(step, initial_step)
         rounded = nearest_power_of_two(bounded)
         if ctx is not None:
-            ctx.save_for_backward(rounded / bounded)
+            ratio = rounded / bounded
+            if keeps_pace and initial_step is not None:
+                ratio = ratio * initial_pace(bounded, initial_step)
+            ctx.save_for_backward(ratio)
         return rounded
 
     @staticmethod
     # pyrefly: ignore[bad-override]  # torch declares one that takes any number of gradients
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (ratio,) = ctx.saved_tensors
-        return gradient * ratio, None
+        return gradient * ratio, None, None
 
 
-def power_of_two_step(step: Tensor, initial_step: Tensor | None, *, trained: bool = True) -> Tensor:
+def power_of_two_step(
+    step: Tensor, initial_step: Tensor | None, *, keeps_pace: bool = False, trained: bool = True
+) -> Tensor:
     """2^round(log2 s) of the step s within its bounds.
 
     The gradient goes straight through the rounding of the logarithm.
@@ -67,7 +73,8 @@ def power_of_two_step(step: Tensor, initial_step: Tensor | None, *, trained: boo
 
     Args:
         step, initial_step: as `Parameters` has them.
+        keeps_pace: see `StepGradient.keeps_pace`.
         trained: whether a gradient is wanted; if not, no autograd function takes part.
     """
     apply = _PowerOfTwoStep.apply if trained else lambda *tensors: _PowerOfTwoStep.forward(None, *tensors)
-    return apply(step, initial_step)
+    return apply(step, initial_step, keeps_pace)
