@@ -10,7 +10,7 @@ from typing import Any
 
 from lowbit import METHODS, Method
 from lowbit.recipes.cifar10 import full_precision, low_bit
-from lowbit.train import DataConfig, TrainConfig
+from lowbit.train import DataConfig, DistillationConfig, TrainConfig
 
 RATE = 0.02
 """The learning rate at low bits of every row that does not change it, whatever the recipe's default is."""
@@ -45,7 +45,8 @@ class Cell:
         method: an entry of `lowbit.METHODS`, or a method that is one while the cell runs.
         options: fields of `QuantizationConfig` that are not the recipe's, as (name, value).
         start: the name of the cell whose best checkpoint it starts from, or weights that are given; None is random weights.
-        changes: fields of the run's config that are not the recipe's, as (dotted name, value).
+        changes: fields of the run's config that are not the recipe's, as (dotted name, value). A teacher's weights are
+            the name of the cell that trained it.
         data: how images are read; the path is filled in when it runs.
         ships: keep its weights with the results, for other cells to start from.
         waiting: why it can't run yet, or None.
@@ -72,7 +73,12 @@ class Cell:
     @property
     def needs(self) -> list[str]:
         """Cells that must be finished before."""
-        return [name for name in (self.start, self.after) if isinstance(name, str)]
+        return [name for name in (self.start, self.after, self.teacher) if isinstance(name, str)]
+
+    @property
+    def teacher(self) -> str | None:
+        """The name of the cell that trained the teacher, where it is another network."""
+        return next((value.init for _, value in self.changes if isinstance(value, DistillationConfig)), None)
 
     @property
     def label(self) -> str:
@@ -91,7 +97,9 @@ class Cell:
         given = " --given FOLDER" if isinstance(self.start, Given) else ""
         return f"python -m campaigns.accuracy --data CIFAR10_JPEG{given} --only '{self.name}' --again"
 
-    def config(self, *, data: str, init: str | None, output: Path, after: Path | None = None) -> TrainConfig:
+    def config(
+        self, *, data: str, init: str | None, output: Path, after: Path | None = None, teacher: str | None = None
+    ) -> TrainConfig:
         """The run: the recipe of CIFAR-10's networks at low bits, or from random weights that of full precision.
 
         Args:
@@ -99,6 +107,7 @@ class Cell:
             init: the weights of `start`.
             output: the run folder.
             after: the run folder of the cell `after`.
+            teacher: the weights of the teacher; None leaves its cell's name in their place.
         """
         recipe = f"accuracy/{self.name}"
         if self.start is None:
@@ -122,6 +131,8 @@ class Cell:
             config = replace(config, quantization=replace(config.quantization, **options))
         for name, value in self.changes:
             config = _changed(config, name.split("."), value)
+        if teacher is not None:
+            config = replace(config, distillation=replace(config.distillation, init=teacher))
         return config
 
 

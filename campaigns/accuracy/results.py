@@ -128,6 +128,7 @@ def _identity(cell: Cell, config: dict[str, Any], used: dict[str, str], start: S
     # Where things lay on the machine that trained is of no use to another.
     config["data"]["path"], config["data"]["workers"], config["output"] = "", None, None
     config["model"]["init"] = cell.start.file if isinstance(cell.start, Given) else cell.start
+    config["distillation"]["init"] = cell.teacher
     if cell.after is not None:
         config["quantization"]["start"] = cell.after
     return about(cell) | {

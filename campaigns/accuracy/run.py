@@ -91,7 +91,8 @@ def run_cell(cell: Cell, places: Places, folder: Path, *, keep: bool = True, com
         raise LowbitError(
             f"{cell.name}: goes on from {cell.after}, of which there is no run in {places.runs}: run that first"
         )
-    config = cell.config(data=places.data, init=init, output=folder, after=after)
+    teacher = None if cell.teacher is None else str(_weights_of(cell, cell.teacher, places)[1])
+    config = cell.config(data=places.data, init=init, output=folder, after=after, teacher=teacher)
     config = config if compile else replace(config, compile=False)
     try:
         with in_methods(cell.method):
@@ -116,16 +117,23 @@ def _start(cell: Cell, places: Places) -> tuple[results.Start | None, str | None
         if places.given is None:
             raise LowbitError(f"{cell.name}: starts from {cell.start.file}: name its folder with --given")
         start, file = {"cell": None, "weights": cell.start.sha256}, places.given / cell.start.file
-        what = f"{cell.start.file} that the results are of"
     else:
-        line = results.read(places.results).get(cell.start)
-        if line is None:
-            raise LowbitError(f"{cell.name}: starts from {cell.start}, which has no result: run that first")
-        start, file = {"cell": cell.start, "weights": line["weights"]}, results.weights_file(places.results, cell.start)
-        what = f"weights that the result of {cell.start} is of"
+        sha256, file = _weights_of(cell, cell.start, places)
+        return {"cell": cell.start, "weights": sha256}, str(file)
     if not file.exists() or results.sha256(file) != start["weights"]:
-        raise LowbitError(f"{file}: not the {what}")
+        raise LowbitError(f"{file}: not the {cell.start.file} that the results are of")
     return start, str(file)
+
+
+def _weights_of(cell: Cell, name: str, places: Places) -> tuple[str, Path]:
+    """SHA-256 and file of the weights that another cell has trained."""
+    line = results.read(places.results).get(name)
+    if line is None:
+        raise LowbitError(f"{cell.name}: needs {name}, which has no result: run that first")
+    file = results.weights_file(places.results, name)
+    if not file.exists() or results.sha256(file) != line["weights"]:
+        raise LowbitError(f"{file}: not the weights that the result of {name} is of")
+    return line["weights"], file
 
 
 def _percent(accuracy: float | None) -> str:

@@ -176,7 +176,7 @@ def test_a_run_that_diverges_is_a_result(command, tmp_path, monkeypatch, capsys,
 
 def test_what_keeps_a_cell_from_running_is_said(command, tmp_path, capsys) -> None:
     assert command("--only", cell().name) == 2
-    assert f"starts from {START.name}, which has no result: run that first" in capsys.readouterr().err
+    assert f"needs {START.name}, which has no result: run that first" in capsys.readouterr().err
     command("--only", START.name)
     results.weights_file(tmp_path / "results", START.name).write_bytes(b"others")
     assert command("--only", cell().name) == 2

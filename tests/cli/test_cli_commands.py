@@ -158,6 +158,12 @@ def test_dry_run_counts_the_teacher_the_average_and_the_data_there_is(capsys, tm
 
     _, plain = dry_run(capsys, "digits-cnn")
     assert f"20 epochs of 1,437 images (sklearn:digits), {3 * 452_064 * 1437 * 20:.2g} MACs" in plain
+    network = models.create("digits-cnn", num_classes=10)
+    models.save_weights(network.state_dict(), tmp_path / "teacher.safetensors")
+    teacher = ["--distillation.teacher", "digits-cnn", "--distillation.init", str(tmp_path / "teacher.safetensors")]
+    _, taught = dry_run(capsys, "digits-cnn", "--task", "distill", *teacher)
+    assert f"{4 * 452_064 * 1437 * 20:.2g} MACs: 3 x the forward pass of each image, and the teacher's" in taught
+    assert weights(taught) == pytest.approx(2 * weights(plain), abs=2)
     _, averaged = dry_run(capsys, "digits-cnn", "--ema", "0.9", "--data.limit", "100")
     assert "20 epochs of 100 images" in averaged
     assert weights(averaged) == pytest.approx(2 * weights(plain), abs=0.2)
@@ -231,7 +237,7 @@ def test_dry_run_refuses_what_training_would(capsys, arguments: list[str], messa
 def test_options_reach_the_config(capsys, monkeypatch, arguments: list[str], expected: dict) -> None:
     import lowbit.train.build
 
-    monkeypatch.setattr(lowbit.train.build, "_weights_file", lambda init: None)
+    monkeypatch.setattr(lowbit.train.build, "_weights_file", lambda init, option: None)
     config, _ = dry_run(capsys, "digits-cnn", *arguments)
     for name, value in expected.items():
         found = config

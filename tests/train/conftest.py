@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import lowbit.report
-from lowbit.train import DataConfig, ModelConfig, OptimizerConfig, QuantizationConfig, TrainConfig, run
+from lowbit.models import save_weights
+from lowbit.train import (
+    DataConfig,
+    DistillationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    QuantizationConfig,
+    TrainConfig,
+    run,
+)
+from lowbit.train.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,3 +82,16 @@ def low_bit(config: TrainConfig, trained: Path) -> TrainConfig:
         quantization=QuantizationConfig(weights=3, activations=3, calibration_batches=2),
         optimizer=OptimizerConfig(lr=0.02),
     )
+
+
+@pytest.fixture
+def taught(trained: Path, tmp_path: Path) -> DistillationConfig:
+    """By a network that has learned to say the digit after each; in teacher2.safetensors are other weights."""
+    tensors = safetensors.torch.load_file(Checkpoints(trained).weights("best"))
+    last = [name for name, tensor in tensors.items() if tensor.shape[:1] == (10,)]
+    assert len(last) == 2
+    for name in last:
+        tensors[name] = tensors[name].roll(1, 0)
+    save_weights(tensors, tmp_path / "teacher.safetensors")
+    save_weights({name: tensor * 2 for name, tensor in tensors.items()}, tmp_path / "teacher2.safetensors")
+    return DistillationConfig("digits-cnn", init=str(tmp_path / "teacher.safetensors"))

@@ -11,6 +11,7 @@ import pytest
 from lowbit.errors import LowbitError
 from lowbit.train import (
     DataConfig,
+    DistillationConfig,
     ModelConfig,
     OptimizerConfig,
     QuantizationConfig,
@@ -27,6 +28,7 @@ FULL = TrainConfig(
     optimizer=OptimizerConfig(name="adam", lr=1e-3, step_lr=1e-4),
     schedule=ScheduleConfig(kind="step", warmup_epochs=0.5),
     task="distill",
+    distillation=DistillationConfig("resnet50", init="b.safetensors", temperature=4, share=0.9),
     grad_clip=1.0,
     ema=0.999,
     output="runs/mine",

@@ -296,8 +296,20 @@ def test_another_teacher_is_refused(low_bit: TrainConfig, trained: Path, tmp_pat
     name = next(name for name, tensor in tensors.items() if name.endswith("weight"))
     tensors[name].flatten()[0] += 1
     save_weights(tensors, tmp_path / "other.safetensors")
-    with pytest.raises(LowbitError, match=r"weights \(model\.init\) are not those"):
+    with pytest.raises(
+        LowbitError, match=r"the teacher's weights \(model\.init, or distillation\.init\) are not those"
+    ):
         run(replace(config, model=replace(config.model, init=str(tmp_path / "other.safetensors"))), resume=True)
+
+
+def test_another_teacher_of_another_network_is_refused(low_bit, taught, trained, tmp_path, monkeypatch) -> None:
+    config = replace(low_bit, task="distill", distillation=taught)
+    interrupt(monkeypatch, config, 1.5)
+    run(replace(config, model=replace(config.model, init="gone")), resume=True)  # which nobody needs any more
+    config = replace(config, output=str(tmp_path / "second"))
+    interrupt(monkeypatch, config, 1.5)
+    with pytest.raises(LowbitError, match="the teacher's weights"):
+        run(replace(config, distillation=replace(taught, init=str(tmp_path / "teacher2.safetensors"))), resume=True)
 
 
 # ---------------------------------------------------------------- training state that does not fit

@@ -18,10 +18,10 @@ from torch import nn
 import lowbit
 import lowbit.report
 import lowbit.train.tracking
-from lowbit.data import InMemoryImages
+from lowbit.data import DataSet, InMemoryImages
 from lowbit.errors import LowbitError
 from lowbit.report import read_run
-from lowbit.train import ModelConfig, OptimizerConfig, TrainConfig, evaluate_run, load, run
+from lowbit.train import DistillationConfig, ModelConfig, OptimizerConfig, TrainConfig, evaluate_run, load, run
 from lowbit.train.checkpoint import Checkpoints
 from lowbit.train.compiled import CompiledStep, check_gradients
 from lowbit.train.tracking import Metrics
@@ -141,6 +141,19 @@ def test_distillation_trains_with_the_teachers_probabilities(low_bit: TrainConfi
     assert min(accuracy.values()) > 80
     plain, distilled = (weights(config.output) for config in runs.values())
     assert plain.keys() == distilled.keys() and not same(plain, distilled)
+
+
+def test_another_network_teaches(low_bit: TrainConfig, taught: DistillationConfig, tmp_path: Path) -> None:
+    """One whose weights say other classes teaches those."""
+    settings = {"task": "distill", "distillation": replace(taught, share=1.0), "epochs": 8}
+    config = replace(low_bit, output=str(tmp_path / "run"), **settings)
+    run(config)
+    images, labels = next(iter(DataSet(low_bit.data).loaders(seed=0).test))[:2]
+
+    def answers(label: torch.Tensor) -> float:
+        return float((load(config.output, "last")[0](images).argmax(1) == label).float().mean())
+
+    assert answers((labels + 1) % 10) > 0.5 > 0.2 > answers(labels)
 
 
 def distance_to_levels(folder: str | Path) -> float:
@@ -341,6 +354,11 @@ def test_a_checkpoint_of_another_method_or_network_is_refused(low_bit: TrainConf
         ({"model": ModelConfig("digits-cnn", num_classes=3)}, "10 classes, but the network has 3"),
         ({"model": ModelConfig("digits-cnn", init="no-such-file.safetensors")}, "no-such-file"),
         ({"task": "distill"}, "teacher needs trained weights"),
+        ({"distillation": DistillationConfig(temperature=2.0)}, "classify has no teacher, but distillation is set"),
+        (
+            {"task": "distill", "distillation": DistillationConfig("digits-cnn", init="no-such-file.safetensors")},
+            "no-such-file",
+        ),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(config: TrainConfig, changes: dict, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ import lowbit
 from lowbit.errors import LowbitError
 from lowbit.qat.oscillation import dampening_loss
 from lowbit.recipes.recipe import training_macs
-from lowbit.train import ModelConfig, TrainConfig
+from lowbit.train import DistillationConfig, ModelConfig, TrainConfig
 from lowbit.train.tasks import (
     TASKS,
     Autoencode,
@@ -65,6 +67,35 @@ def test_distill_is_half_hard_and_half_soft_cross_entropy() -> None:
     q, p = np.exp(log_softmax(STUDENT)), np.exp(log_softmax(TEACHER))
     np.testing.assert_allclose(student.logits.grad, (0.5 * (q - onehot) + 0.5 * (q - p)) / 5, atol=1e-7)
     assert teacher.logits.grad is None and not teacher.training
+
+
+def test_distill_is_hintons_at_another_temperature() -> None:
+    """Its gradient is that of the Kullback-Leibler divergence, and its loss greater by the teacher's entropy."""
+    student, teacher = Fixed(STUDENT), Fixed(TEACHER)
+    loss, _ = Distill(teacher, temperature=4.0, share=0.9)(student, IMAGES, TARGETS)
+    wanted, given = log_softmax(TEACHER / 4), log_softmax(STUDENT / 4)
+    assert loss.item() == pytest.approx(0.1 * HARD - 0.9 * 16 * (np.exp(wanted) * given).sum(1).mean(), rel=1e-6)
+    loss.backward()
+    hard, soft = np.exp(log_softmax(STUDENT)) - np.eye(3)[LABELS], 4 * (np.exp(given) - np.exp(wanted))
+    np.testing.assert_allclose(student.logits.grad, (0.1 * hard + 0.9 * soft) / 5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": "resnet18"}, "the teacher resnet18 needs trained weights"),
+        ({"init": "a.safetensors"}, r"give distillation\.teacher"),
+        ({"pretrained": True}, r"give distillation\.teacher"),
+        ({"teacher": "resnet18", "init": "a", "pretrained": True}, "keep one of the two"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": math.inf}, "temperature must be positive, got inf"),
+        ({"share": 0.0}, "share must be above 0"),
+        ({"share": 1.5}, "at most 1, got 1.5"),
+    ],
+)
+def test_distillation_that_makes_no_sense_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(LowbitError, match=message):
+        DistillationConfig(**settings)
 
 
 def test_teacher_is_the_network_training_starts_from_and_keeps_its_weights() -> None:

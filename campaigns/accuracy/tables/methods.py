@@ -14,6 +14,7 @@ from campaigns.accuracy.cell import RATE, Cell
 from campaigns.accuracy.tables.full_precision import RESNET8, RESNET20
 from campaigns.accuracy.tables.table import EPOCHS, FASTER, Table, at_rate
 from lowbit.quantizer.methods import lg_lsq
+from lowbit.train import DistillationConfig
 
 _LEAST_SQUARES = (("init_activations", "least-squares"),)
 ROWS: dict[str, dict[str, Any]] = {
@@ -33,8 +34,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "lsq, trs": {"options": (("transition_rate", 5e-3),)},
 }
 """What a row changes of the recipe."""
-TAUGHT = {"options": _LEAST_SQUARES, "changes": (("task", "campaigns.accuracy.teachers:resnet20"),)}
-"""A row that distils from a larger network, at a temperature of 4."""
+_TEACHER = DistillationConfig(RESNET20.network, RESNET20.name, temperature=4.0, share=0.9)
+"""85.67 % on the test images, and it has not seen the images that are held out."""
+TAUGHT = {"options": _LEAST_SQUARES, "changes": (("task", "distill"), ("distillation", _TEACHER))}
+"""A row that distils from a larger network."""
 FOREMOST = ("lsq", "lsq+", "lg-lsq", "least-squares", "distilled")
 """Rows that are there on ResNet-20 too, and with 4 bits at the faster rate."""
 STAGES = (
@@ -81,5 +84,6 @@ AT_FASTER_RATE = Table(
     f"Methods at the learning rate {FASTER} instead of {RATE}",
     tuple(_faster_cells()),
     reference="lsq",
-    note="A method's gain at a learning rate that does not suit LSQ proves nothing.",
+    note="A method's gain at a learning rate that does not suit LSQ proves nothing. At 2 bits `lsq` is with steps of 8 bits that keep their pace (decision 0011), "
+    "and 0.19 ± 0.13 lower for it; other rows, and `lsq` at 3 and 4 bits, are from before.",
 )

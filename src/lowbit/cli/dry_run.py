@@ -15,8 +15,8 @@ from lowbit.inputs import each, shapes
 from lowbit.qat.summary import LayerRow
 from lowbit.recipes import RECIPES
 from lowbit.recipes.recipe import training_macs
-from lowbit.train.build import build_float, go_on_from, prepare, recorded
-from lowbit.train.checks import check_classes, check_shape
+from lowbit.train.build import build_float, build_teacher, go_on_from, prepare, recorded
+from lowbit.train.checks import check_classes, check_shape, check_teacher
 from lowbit.train.config import TrainConfig
 from lowbit.train.estimate import StepCost, measure_step
 from lowbit.train.resolve import resolve
@@ -43,11 +43,15 @@ def show(config: TrainConfig) -> None:
     )
     model = recorded(prepare(original, config.quantization), example)
     check_shape(config, original, example)
+    teacher = build_teacher(config, published=False)
+    check_teacher(config, teacher, example)
     if config.quantization is not None and config.quantization.start is not None:
         go_on_from(model, config.quantization, config.quantization.start)
     print(json.dumps(config.as_dict(), indent=2))
-    rows = lowbit.layer_table(model, each(lambda x: x.to("meta"), example))
-    cost = measure_step(config, original, model, example, target)
+    without_values = each(lambda x: x.to("meta"), example)
+    rows = lowbit.layer_table(model, without_values)
+    of_teacher = None if teacher is None else _macs(lowbit.layer_table(teacher, without_values))
+    cost = measure_step(config, original if teacher is None else teacher, model, example, target)
     # The grids of activations are known now, as random images give them.
     grids = {row.name: row.activation_grid for row in lowbit.layer_table(model)}
     rows = [replace(row, activation_grid=grids[row.name]) for row in rows]
@@ -55,7 +59,10 @@ def show(config: TrainConfig) -> None:
     if config.quantization is not None:
         print("grid of A: as random images give it here; calibration decides")
     print()
-    for name, text in {**_totals(rows, model, shapes(example)), **_estimate(config, data, rows, cost)}.items():
+    for name, text in {
+        **_totals(rows, model, shapes(example)),
+        **_estimate(config, data, _macs(rows), of_teacher, cost),
+    }.items():
         print(f"{name + ':':<13} {text}")
 
 
@@ -83,7 +90,7 @@ def _range(grid: str) -> str:
 
 
 def _totals(rows: list[LayerRow], model: nn.Module, shape: str) -> dict[str, str]:
-    macs = sum(row.macs or 0 for row in rows)
+    macs = _macs(rows)
     operations = sum(row.bit_operations or 0 for row in rows)
     steps = sum(p.numel() for _, quantizer in lowbit.quantizers(model) for p in quantizer.parameters())
     parameters = sum(p.numel() for p in model.parameters()) - steps
@@ -96,16 +103,22 @@ def _totals(rows: list[LayerRow], model: nn.Module, shape: str) -> dict[str, str
     }
 
 
-def _estimate(config: TrainConfig, data: DataSet, rows: list[LayerRow], cost: StepCost) -> dict[str, str]:
+def _macs(rows: list[LayerRow]) -> int:
+    return sum(row.macs or 0 for row in rows)
+
+
+def _estimate(config: TrainConfig, data: DataSet, macs: int, of_teacher: int | None, cost: StepCost) -> dict[str, str]:
     """The work, the memory and the time of the whole training, and how each is known."""
     batch = config.data.batch_size
     images, known = _images(config, data)
-    macs = sum(row.macs or 0 for row in rows)
     lines = {}
     if images is not None:
-        lines["training"] = (
-            f"{config.epochs} epochs of {images:,} images ({known}), {training_macs(config, images, macs):.2g} MACs: "
-            f"{kind_of(config.task).passes} x the forward pass of each image"
+        work = training_macs(config, images, macs, of_teacher=of_teacher)
+        passes = kind_of(config.task).passes
+        lines["training"] = f"{config.epochs} epochs of {images:,} images ({known}), {work:.2g} MACs: " + (
+            f"{passes} x the forward pass of each image"
+            if of_teacher is None
+            else f"{passes - 1} x the forward pass of each image, and the teacher's"
         )
     lines["memory"] = (
         f"{_bytes(cost.memory(batch))} at least in a step with all {batch} images of a batch: {_bytes(cost.weights)} weights, "

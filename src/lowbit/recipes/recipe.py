@@ -72,10 +72,15 @@ class Recipe:
         return training_macs(self(), self.images, self.macs)
 
 
-def training_macs(config: TrainConfig, images: int, macs: int) -> float:
+def training_macs(config: TrainConfig, images: int, macs: int, *, of_teacher: int | None = None) -> float:
     """Multiply-accumulates of a training on `images` per epoch with a network of `macs` for one image.
 
     A step takes three times those of the forward pass: the output, the gradient of the input and the gradient of the
     weights are products of the same size. A teacher adds one forward pass. Evaluation is not counted.
+
+    Args:
+        of_teacher: multiply-accumulates of a teacher that is another network.
     """
-    return float(kind_of(config.task).passes * macs * images * config.epochs)
+    passes = kind_of(config.task).passes
+    each = passes * macs if of_teacher is None else (passes - 1) * macs + of_teacher
+    return float(each * images * config.epochs)

@@ -9,6 +9,7 @@ from lowbit.train.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from lowbit.train.distillation import DistillationConfig
 from lowbit.train.evaluation import evaluate_network, evaluate_run
 from lowbit.train.loop import run
 from lowbit.train.reconstruction import ReconstructionConfig
@@ -18,6 +19,7 @@ from lowbit.train.tasks import TASKS, Task, TaskKind
 __all__ = [
     "TASKS",
     "DataConfig",
+    "DistillationConfig",
     "ModelConfig",
     "OptimizerConfig",
     "QuantizationConfig",

@@ -17,7 +17,7 @@ from lowbit.inputs import Inputs, each
 from lowbit.processes import agreed
 from lowbit.train.blockwise import BlockwiseTrainer
 from lowbit.train.build import build_float, go_on_from, prepare, record, recorded
-from lowbit.train.checks import check_classes, check_shape, check_start
+from lowbit.train.checks import check_classes, check_shape, check_start, check_teacher
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import loader_place, move
 from lowbit.train.state import Origin, Saved
@@ -49,7 +49,8 @@ def assemble(
     with agreed():
         check_start(config)
         # A checkpoint has all weights; only a teacher still needs those that training started from.
-        own = config.model.without_weights() if saved and not kind_of(config.task).has_teacher else config.model
+        teaches = kind_of(config.task).has_teacher and config.distillation.teacher is None
+        own = config.model.without_weights() if saved and not teaches else config.model
         original = build_float(own)
         task = make_task(config, original, accelerator.device)
         model = prepare(original, config.quantization)
@@ -58,7 +59,9 @@ def assemble(
         check_classes(config, train.num_classes)
         for example in {loader.image_shape: loader.example for loader in (train, splits.test)}.values():
             check_shape(config, original, example)
-        origin = _origin(config, original, splits, accelerator)
+            check_teacher(config, task.teacher, example)
+        teacher = task.teacher or (original if kind_of(config.task).has_teacher else None)
+        origin = _origin(config, teacher, splits, accelerator)
         if saved and saved.origin is not None:
             saved.origin.check(origin, config.data.path)
         if len(train) < config.accumulate:
@@ -81,10 +84,10 @@ def assemble(
     return trainer, splits, origin
 
 
-def _origin(config: TrainConfig, original: nn.Module, splits: Splits, accelerator: Accelerator) -> Origin:
+def _origin(config: TrainConfig, teacher: nn.Module | None, splits: Splits, accelerator: Accelerator) -> Origin:
     return Origin(
         data=splits.digests,
-        teacher=checksum("", original.state_dict()) if kind_of(config.task).has_teacher else None,
+        teacher=None if teacher is None else checksum("", teacher.state_dict()),
         versions={**versions(), "processes": str(accelerator.num_processes)},
         settings=record(config, may_change=True),
     )

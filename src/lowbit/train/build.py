@@ -20,14 +20,33 @@ from lowbit.train.config import MAY_CHANGE, ModelConfig, QuantizationConfig, Tra
 from lowbit.train.shapes import example_inputs
 
 
-def build_float(config: ModelConfig) -> nn.Module:
+def build_float(config: ModelConfig, *, option: str = "model.init (--init)") -> nn.Module:
     """The full-precision network with the weights it starts from: those of `init`, timm's, or random ones.
+
+    Args:
+        option: what messages call `init`.
 
     Raises:
         LowbitError: an unknown name, or weights that are not there or are another network's.
     """
-    weights = None if config.init is None else _weights_file(Path(config.init))
+    weights = None if config.init is None else _weights_file(Path(config.init), option)
     return models.create(config.name, num_classes=config.num_classes, weights=weights, pretrained=config.pretrained)
+
+
+def build_teacher(config: TrainConfig, *, published: bool = True) -> nn.Module | None:
+    """The teacher of a distillation with its weights, or None where the network itself is the teacher.
+
+    Args:
+        published: fetch weights that timm or torchvision publishes; else they are random.
+
+    Raises:
+        LowbitError: see `build_float`.
+    """
+    of = config.distillation
+    if of.teacher is None:
+        return None
+    teacher = ModelConfig(of.teacher, of.init, of.pretrained and published, num_classes=config.model.num_classes)
+    return build_float(teacher, option="distillation.init")
 
 
 def start_of(config: TrainConfig) -> nn.Module | None:
@@ -41,14 +60,14 @@ def start_of(config: TrainConfig) -> nn.Module | None:
     return None if config.model.init is None else build_float(config.model).eval()
 
 
-def _weights_file(init: Path) -> Path:
+def _weights_file(init: Path, option: str) -> Path:
     """`init`, or the best checkpoint where it is a run folder."""
     check_place(init)
     if not init.is_dir():
         return init
     if read_config(init).quantization is not None:
         raise LowbitError(
-            f"{init}: a run at low bits, but model.init (--init) is for weights in full precision; to go on from this "
+            f"{init}: a run at low bits, but {option} is for weights in full precision; to go on from this "
             "run give it as quantization.start (--start)"
         )
     return Checkpoints(init).weights("best")

@@ -13,7 +13,8 @@ from lowbit.errors import LowbitError
 from lowbit.inputs import Inputs, call, each, shapes
 from lowbit.layers.modes import evaluation
 from lowbit.train.config import TrainConfig
-from lowbit.train.tasks import kind_of
+from lowbit.train.distillation import DistillationConfig
+from lowbit.train.tasks import TASKS, kind_of
 
 
 def with_data(config: TrainConfig, path: str | None, *, allow_remote: bool) -> TrainConfig:
@@ -64,25 +65,28 @@ def check_classes(config: TrainConfig, num_classes: int | None, *, fewer: bool =
 
 
 @torch.no_grad()
-def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> None:
+def check_shape(config: TrainConfig, network: nn.Module, example: Inputs, *, name: str | None = None) -> None:
     """Refuse inputs that the network cannot take, and outputs that are not as many as classes.
 
     Args:
         example: inputs of one sample, [1, …].
+        name: what messages call the network; None: its name in the config.
 
     Raises:
         LowbitError: they do not go through it, or its output does not fit the task.
     """
+    name = name or config.model.name
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     try:
         with evaluation(network):
-            outputs = call(network, each(torch.Tensor.cpu, example))
+            outputs = call(network, each(lambda x: x.to(device), example))
     except Exception as error:  # networks refuse in their own ways, often in a layer far behind the input
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LowbitError(
-            f"{config.model.name} does not take images of {shapes(example)} ({reason}): set data.channels and "
+            f"{name} does not take images of {shapes(example)} ({reason}): set data.channels and "
             "data.image_size to what it takes"
             if not is_own(config.data.path)
-            else f"{config.model.name} does not take inputs of {shapes(example)} ({reason}), which {config.data.path} gives"
+            else f"{name} does not take inputs of {shapes(example)} ({reason}), which {config.data.path} gives"
         ) from error
     classes = config.model.num_classes
     if classes is None or not kind_of(config.task).gives_classes:
@@ -90,9 +94,24 @@ def check_shape(config: TrainConfig, network: nn.Module, example: Inputs) -> Non
     found = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
     if found != (classes,):
         raise LowbitError(
-            f"{config.model.name} has an output of shape {found} for one sample, but there are {classes} classes: give a network "
+            f"{name} has an output of shape {found} for one sample, but there are {classes} classes: give a network "
             "with as many outputs (your own is told them where it takes num_classes), or another --task"
         )
+
+
+def check_teacher(config: TrainConfig, teacher: nn.Module | None, example: Inputs) -> None:
+    """Refuse a teacher where nobody is taught, and one that does not take the inputs or has another number of outputs.
+
+    Args:
+        teacher: None, or the network itself, which is not looked at again.
+
+    Raises:
+        LowbitError: it doesn't fit.
+    """
+    if config.distillation != DistillationConfig() and config.task in TASKS and not kind_of(config.task).has_teacher:
+        raise LowbitError(f"task {config.task} has no teacher, but distillation is set: give --task distill")
+    if config.distillation.teacher is not None and teacher is not None:
+        check_shape(config, teacher, example, name=f"the teacher {config.distillation.teacher}")
 
 
 def check_test(config: TrainConfig, network: nn.Module, test: Loader) -> None:

@@ -20,6 +20,7 @@ from lowbit.errors import LowbitError, did_you_mean
 from lowbit.files import atomic_write, read_json
 from lowbit.quantizer.initialization import INITS
 from lowbit.quantizer.methods import SCALES
+from lowbit.train.distillation import DistillationConfig
 from lowbit.train.reconstruction import ReconstructionConfig
 
 
@@ -227,8 +228,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     task: str = "classify"
-    """The loss: classify (cross-entropy), distill (half of it and half distillation from the full-precision network),
+    """The loss: classify (cross-entropy), distill (from the full-precision network or a larger one: `distillation`),
     autoencode (squared error to the input), reconstruct (no training: `reconstruction`), another of `lowbit.train.tasks.TASKS`, or your own, `package.module:name`."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     epochs: int = 3
     """0: as many as the number of training images calls for (`lowbit.train.resolve.epochs_for`)."""
@@ -338,6 +340,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.eval_batch_size",
     "model.init",
+    "distillation.init",
     "quantization.start",
     "shard",
     "grad_checkpointing",
@@ -345,7 +348,7 @@ MAY_CHANGE = (
     "track",
 )
 """Fields that may change when a run resumes: where things are, and how they are computed, not what. The images and, for
-distillation, the weights of `model.init` must be the same ones in another place. A checkpoint has what came from
+distillation, the teacher's weights must be the same ones in another place. A checkpoint has what came from
 `quantization.start`."""
 
 

@@ -62,7 +62,7 @@ def measure_step(
     Quantizers that are not initialized yet are, from the random images, and the weights change: give copies.
 
     Args:
-        original: the full-precision network, the teacher where the task is distillation.
+        original: the full-precision network, or the teacher where that is another one.
         model: the prepared network.
         example: inputs of one sample, see `shapes.example_inputs`; of a `target` its own values, else random ones are taken.
         target: what its data gives beside it; by default the number of a class.
@@ -85,7 +85,8 @@ def measure_step(
     if config.grad_checkpointing:
         recompute_activations(model)
     # What a teacher has learned makes no difference here.
-    taught = replace(config, model=replace(config.model, init=None, pretrained=True))
+    itself = replace(config.distillation, teacher=None, init=None, pretrained=False)
+    taught = replace(config, model=replace(config.model, init=None, pretrained=True), distillation=itself)
     task = make_task(taught, original, device)
     optimizer = make_optimizer(config.optimizer, model)
     autocast = torch.autocast(

@@ -105,7 +105,7 @@ class Origin:
     data: dict[str, str]
     """A hash of each split, as `lowbit.data.Splits` has it."""
     teacher: str | None
-    """For distillation: the checksum of the full-precision network's weights."""
+    """For distillation: the checksum of the teacher's weights."""
     versions: dict[str, str]
     """Of what computes, as `tracking.versions` gives them, and the number of processes."""
     settings: dict[str, str]
@@ -125,7 +125,7 @@ class Origin:
                 )
         if self.teacher != now.teacher:
             raise LowbitError(
-                f"{where}: the full-precision network's weights (model.init) are not those that the run was started "
+                f"{where}: the teacher's weights (model.init, or distillation.init) are not those that the run was started "
                 "with; continue it with those, or start a new run"
             )
         before, after = (origin.versions.get("lowbit") for origin in (self, now))

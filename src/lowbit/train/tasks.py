@@ -17,6 +17,7 @@ from lowbit.errors import LowbitError, did_you_mean
 from lowbit.inputs import Inputs, call
 from lowbit.qat.oscillation import dampening_loss
 from lowbit.references import called, imported, is_reference
+from lowbit.train.build import build_teacher
 from lowbit.train.config import TrainConfig
 from lowbit.train.machine import move
 
@@ -26,7 +27,12 @@ class Task:
 
     Inputs are a tensor [B, …] or tensors by the names of `forward`'s arguments; targets are what the data gives beside them,
     or None. A subclass has `loss`; what it doesn't say is as for a classifier.
+
+    Attributes:
+        teacher: the network that it learns from; a run resumes only with the same.
     """
+
+    teacher: nn.Module | None = None
 
     def __call__(self, model: nn.Module, inputs: Inputs, targets: Any) -> tuple[Tensor, Any]:
         """(loss, outputs): the mean over the batch, and what the network returned."""
@@ -84,21 +90,31 @@ class WithLoss(Task):
 
 
 class Distill(Classify):
-    """½·CE(labels) + ½·CE(teacher): distillation at temperature 1 as in LSQ (Esser et al. 2020, section 3.7).
+    """(1 − α)·CE(labels) + α·T²·CE(teacher) at the temperature T (Hinton et al. 2015, arXiv 1503.02531).
 
-    The second term is −Σ p·log q over classes, mean over the batch; p are the probabilities of `teacher`, the
-    full-precision network of the same architecture, q the student's. The teacher runs in evaluation mode and gets
-    no gradient. What is reported in evaluation is the cross-entropy with the labels.
+    The second term is −Σ p·log q over classes, mean over the batch; p are the probabilities of `teacher`, q the
+    student's, both of logits divided by T. With the defaults, and the full-precision network of the same architecture
+    for a teacher, it is LSQ's (Esser et al. 2020, section 3.7). The teacher runs in evaluation mode and gets no
+    gradient. What is reported in evaluation is the cross-entropy with the labels.
+
+    Args:
+        teacher: whose outputs are logits of the same classes.
+        temperature: T.
+        share: α.
     """
 
-    def __init__(self, teacher: nn.Module) -> None:
+    def __init__(self, teacher: nn.Module, *, temperature: float = 1.0, share: float = 0.5) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
+        self.temperature, self.share = temperature, share
 
     def __call__(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.teacher is not None
         with torch.no_grad():
-            target = call(self.teacher, inputs).float().softmax(dim=1)
+            target = (call(self.teacher, inputs).float() / self.temperature).softmax(dim=1)
         logits = call(model, inputs)
-        return 0.5 * F.cross_entropy(logits, targets) + 0.5 * F.cross_entropy(logits.float(), target), logits
+        soft = F.cross_entropy(logits.float() / self.temperature, target)
+        share = self.share * self.temperature**2
+        return (1 - self.share) * F.cross_entropy(logits, targets) + share * soft, logits
 
 
 class Dampen(Task):
@@ -109,6 +125,7 @@ class Dampen(Task):
 
     def __init__(self, task: Task, factor: float, device: torch.device) -> None:
         self.task = task
+        self.teacher = task.teacher
         self.factor = factor
         # A tensor that changes in place: a number would be compiled in, and compiled again at every step.
         self.current = torch.zeros((), device=device)
@@ -136,7 +153,7 @@ class TaskKind:
         make: the task, from the config, the full-precision network with the weights that training starts from, and the device.
         takes_classes: the network is built for the data's number of classes.
         gives_classes: its output is [B, classes]; another one is refused before work.
-        has_teacher: the full-precision network runs beside the trained one, and a run resumes only with the same.
+        has_teacher: a full-precision network runs beside the trained one, and a run resumes only with the same.
         blockwise: one pass without labels, block by block, takes the place of the epochs (`lowbit.reconstruct`).
         evaluated_by: the task whose loss a trained network is evaluated by; None: its own.
     """
@@ -155,9 +172,14 @@ class TaskKind:
 
 
 def _distill(config: TrainConfig, original: nn.Module, device: torch.device) -> Task:
-    if not config.model.trained:
-        raise LowbitError("task distill: the teacher needs trained weights; give model.init (--init)")
-    return Distill(move(copy.deepcopy(original), device, config.memory_format))
+    teacher = build_teacher(config)
+    if teacher is None and not config.model.trained:
+        raise LowbitError(
+            "task distill: the teacher needs trained weights; give model.init (--init), or another teacher "
+            "(--distillation.teacher)"
+        )
+    teacher = move(copy.deepcopy(original) if teacher is None else teacher, device, config.memory_format)
+    return Distill(teacher, temperature=config.distillation.temperature, share=config.distillation.share)
 
 
 def _reconstruct(config: TrainConfig, original: nn.Module, device: torch.device) -> Task:
