@@ -37,6 +37,7 @@ constants = pytest.mark.filterwarnings("ignore:Converting a tensor to a Python:t
         ("lsq+", {"integer_only": True}),
         ("lsq+", {"granularity": "group:9", "rules": [lowbit.Rule("5", granularity="tensor")]}),
         ("dorefa", {}),
+        ("lsq", {"scales": "power-of-two"}),
     ],
 )
 def test_a_network_recorded_by_torch_jit_is_exact_and_can_be_saved(method, options):
@@ -63,8 +64,9 @@ def test_fused_kernels_are_not_recorded(monkeypatch):
 
 
 @constants
-def test_recording_in_evaluation_says_that_gradients_are_lost_and_in_training_keeps_them():
-    model, x = network()
+@pytest.mark.parametrize(("method", "scales"), [("lsq", None), ("lsq", "power-of-two"), ("lg-lsq", None)])
+def test_recording_in_evaluation_says_that_gradients_are_lost_and_in_training_keeps_them(method, scales):
+    model, x = network(method, weights=4, activations=4, scales=scales)
     with pytest.warns(
         torch.jit.TracerWarning, match=r"not its gradients: record it within torch.no_grad\(\), or in training mode"
     ):
@@ -83,13 +85,19 @@ def test_recording_in_evaluation_says_that_gradients_are_lost_and_in_training_ke
 
 @constants
 @pytest.mark.parametrize(
-    ("method", "dynamo", "integer_only"),
-    [("lsq", False, False), ("dorefa", False, True), ("pact", True, False)],
+    ("method", "dynamo", "options"),
+    [
+        ("lsq", False, {}),
+        ("lsq", False, {"scales": "power-of-two"}),
+        ("dorefa", False, {"integer_only": True}),
+        ("pact", True, {}),
+        ("lsq", True, {"scales": "power-of-two"}),
+    ],
 )
-def test_torchs_onnx_exporters(method, dynamo, integer_only, tmp_path):
+def test_torchs_onnx_exporters(method, dynamo, options, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, x = network(method, integer_only=integer_only)
+    model, x = network(method, **options)
     if dynamo:  # which takes a second for each layer
         model, x = model[-1], torch.randn(4, 64)
     path = str(tmp_path / "network.onnx")

@@ -24,17 +24,19 @@ def powers(steps: torch.Tensor) -> bool:
     return all(math.frexp(step)[0] == 0.5 for step in steps.flatten().tolist())
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_nearest_power_of_two_is_the_rounded_logarithm(dtype):
+def test_the_nearest_power_of_two_is_the_rounded_logarithm(dtype, recorded):
     torch.manual_seed(0)
     x = (torch.randn(20_000, dtype=torch.float64) * torch.exp(8 * torch.randn(20_000, dtype=torch.float64))).to(dtype)
     x = x[x.abs() > 1e-37]
     expected = torch.tensor([math.copysign(2.0 ** round(math.log2(abs(v))), v) for v in x.tolist()], dtype=dtype)
-    assert torch.equal(nearest_power_of_two(x), expected)
+    nearest = torch.jit.trace(nearest_power_of_two, x[0]) if recorded else nearest_power_of_two
+    assert torch.equal(nearest(x), expected)
     root, zero = torch.tensor(math.sqrt(2), dtype=dtype), torch.zeros((), dtype=dtype)
     for near in (torch.nextafter(root, zero), root, torch.nextafter(root, zero + 2)):
-        assert float(nearest_power_of_two(near)) == (2.0 if Fraction(float(near)) ** 2 > 2 else 1.0)
-    assert float(nearest_power_of_two(zero)) == 0
+        assert float(nearest(near)) == (2.0 if Fraction(float(near)) ** 2 > 2 else 1.0)
+    assert float(nearest(zero)) == 0
 
 
 @pytest.mark.parametrize(("view", "step_shape"), [(None, ()), (None, (4, 1)), ((4, 2, 4), (4, 2, 1))])

@@ -76,9 +76,11 @@ class Quantizer(QuantizerState):
             return self._recorded(x, parameters, settings)
         # Not `is_exporting()`, which is true in whatever torch 2.11 compiles.
         trained = torch.is_grad_enabled() and not torch.compiler._is_exporting_flag
+        # torch.jit records a graph with gradients, and checks it by another that it records without.
+        learned = (parameters.step.requires_grad and trained) or torch.jit.is_tracing()
         # No other step keeps the pace of an activation, so that beyond a few bits there is nothing to measure.
         paced = self.batch_dim is None or settings.grid.bits <= FEW_BITS
-        if trained and paced and self.balance is not None and parameters.step.requires_grad:
+        if learned and paced and self.balance is not None:
             x, step = self._balanced(x, parameters.step, settings)
             parameters = parameters._replace(step=step)
         if torch.compiler.is_compiling() and trained and self.batch_dim is not None:

@@ -15,10 +15,21 @@ from lowbit.quantizer.step import initial_pace
 def nearest_power_of_two(x: Tensor) -> Tensor:
     """sign(x)·2^round(log2 |x|), elementwise and exact for normal float32 and float64 numbers; 0 stays 0."""
     kind, places = _as_bits(x)
+    up_from = math.isqrt(2 << (2 * places)) + 1  # the least fraction above √2, in units of its last place
+    if torch.jit.is_tracing() or torch.compiler._is_exporting_flag:
+        return _nearest_power_of_two_recorded(x, up_from / (1 << places))
     # On the bits of the number, because exp2(log2 x) may be off in the last place: from √2 on, the fraction carries
     # into the exponent, and then it is cut off.
-    carry = (2 << places) - math.isqrt(2 << (2 * places)) - 1
-    return ((x.view(kind) + carry) & -(1 << places)).view(x.dtype)
+    return ((x.view(kind) + (2 << places) - up_from) & -(1 << places)).view(x.dtype)
+
+
+def _nearest_power_of_two_recorded(x: Tensor, up_from: float) -> Tensor:
+    """The same by operations that torch.jit and ONNX have, where 2 to an integer is exact; of normal numbers."""
+    power = torch.pow(2.0, torch.round(torch.log2(x.abs())))
+    # The logarithm may have been on the other side of √2; dividing by a power of two is exact.
+    fraction = x.abs() / power
+    power = torch.where(fraction >= up_from, power * 2, torch.where(fraction < up_from / 2, power / 2, power))
+    return torch.where(x == 0, x, torch.sign(x) * power)
 
 
 def nearest_with_bits(x: Tensor, bits: int) -> Tensor:
