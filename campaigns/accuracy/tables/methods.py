@@ -84,6 +84,5 @@ AT_FASTER_RATE = Table(
     f"Methods at the learning rate {FASTER} instead of {RATE}",
     tuple(_faster_cells()),
     reference="lsq",
-    note="A method's gain at a learning rate that does not suit LSQ proves nothing. At 2 bits `lsq` is with steps of 8 bits that keep their pace (decision 0011), "
-    "and 0.19 ± 0.13 lower for it; other rows, and `lsq` at 3 and 4 bits, are from before.",
+    note="A method's gain at a learning rate that does not suit LSQ proves nothing.",
 )

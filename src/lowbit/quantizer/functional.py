@@ -9,8 +9,6 @@ and `inside_step`:
     ∂L/∂s = g · Σ G · (inside_step(q, v, d) if inside; qn if v ≤ qn; qp if v ≥ qp)
     ∂L/∂β = g · Σ G · [not inside]                         (LSQ+, Eq. 6)
 
-and with LSQ's g on grids of more than 4 bits, ∂L/∂s times min(1, s/s₀)² (`StepGradient.keeps_pace`).
-
 The sums run over the elements that share the step. Arithmetic is float32, or float64 for a float64 input, whatever the
 input's type; the result has the input's type. Between forward and backward only x, s and β are kept: the rest is
 elementwise and cheaper to compute again than to store.
@@ -33,7 +31,7 @@ from lowbit.errors import LowbitError
 from lowbit.grid import Grid
 from lowbit.quantizer import kernels
 from lowbit.quantizer.methods import Method, get_method
-from lowbit.quantizer.step import elements_sharing, initial_pace
+from lowbit.quantizer.step import elements_sharing
 
 Bound = Tensor | float
 
@@ -205,8 +203,7 @@ class FakeQuantize(torch.autograd.Function):
         wanted = (wants_x, learned and wants_step, learned and wants_offset)
         g = method.step_gradient.scale(sharing, grid.qp) if learned else 1.0
         x, gradient = ctx.settings.viewed(x), ctx.settings.viewed(gradient)
-        parameters = Parameters(*tensors)
-        (step, _, offset, value, norm, scaling), initial_step = parameters.bounded(), parameters.initial_step
+        step, _, offset, value, norm, scaling = Parameters(*tensors).bounded()
         found = kernels.fused_gradients(
             gradients, x, step, offset, value, norm, scaling, gradient, g, grid, method, wanted
         )
@@ -216,8 +213,6 @@ class FakeQuantize(torch.autograd.Function):
                 wanted=wanted, total=lambda each: each.sum_to_size(step.shape),
             )  # fmt: skip
         grad_x, grad_step, grad_offset = found
-        if grad_step is not None and initial_step is not None and method.step_gradient.keeps_pace(grid.bits):
-            grad_step = grad_step * initial_pace(step, initial_step)
         grad_x = None if grad_x is None else grad_x.reshape(shape)
         return grad_x, grad_step, None, grad_offset, None, None, None, None
 

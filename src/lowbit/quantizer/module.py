@@ -129,9 +129,7 @@ class Quantizer(QuantizerState):
             step, initial_step = method.range(viewed, grid, tuple(self.raw_step.shape)), None
         if method.power_of_two:
             trained = not functional.is_recorded(self)
-            keeps_pace = method.step_gradient is not None and method.step_gradient.keeps_pace(grid.bits)
-            step = power_of_two_step(step, initial_step, keeps_pace=keeps_pace, trained=trained)
-            initial_step = None
+            step, initial_step = power_of_two_step(step, initial_step, trained=trained), None
         offset = self.offset if self.uses_offset else None
         if offset is not None and self.integer_zero_point:
             trained = not functional.is_recorded(self)

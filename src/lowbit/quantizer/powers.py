@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lowbit.quantizer.functional import bounded_step
-from lowbit.quantizer.step import initial_pace
 
 
 def nearest_power_of_two(x: Tensor) -> Tensor:
@@ -56,26 +55,21 @@ def _as_bits(x: Tensor) -> tuple[torch.dtype, int]:
 
 class _PowerOfTwoStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Tensor, initial_step: Tensor | None, keeps_pace: bool) -> Tensor:
+    def forward(ctx: Any, step: Tensor, initial_step: Tensor | None) -> Tensor:
         bounded = step if initial_step is None else bounded_step(step, initial_step)
         rounded = nearest_power_of_two(bounded)
         if ctx is not None:
-            ratio = rounded / bounded
-            if keeps_pace and initial_step is not None:
-                ratio = ratio * initial_pace(bounded, initial_step)
-            ctx.save_for_backward(ratio)
+            ctx.save_for_backward(rounded / bounded)
         return rounded
 
     @staticmethod
     # pyrefly: ignore[bad-override]  # torch declares one that takes any number of gradients
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (ratio,) = ctx.saved_tensors
-        return gradient * ratio, None, None
+        return gradient * ratio, None
 
 
-def power_of_two_step(
-    step: Tensor, initial_step: Tensor | None, *, keeps_pace: bool = False, trained: bool = True
-) -> Tensor:
+def power_of_two_step(step: Tensor, initial_step: Tensor | None, *, trained: bool = True) -> Tensor:
     """2^round(log2 s) of the step s within its bounds.
 
     The gradient goes straight through the rounding of the logarithm.
@@ -84,8 +78,7 @@ def power_of_two_step(
 
     Args:
         step, initial_step: as `Parameters` has them.
-        keeps_pace: see `StepGradient.keeps_pace`.
         trained: whether a gradient is wanted; if not, no autograd function takes part.
     """
     apply = _PowerOfTwoStep.apply if trained else lambda *tensors: _PowerOfTwoStep.forward(None, *tensors)
-    return apply(step, initial_step, keeps_pace)
+    return apply(step, initial_step)

@@ -23,7 +23,7 @@ from lowbit.quantizer.functional import bounded_step
 from lowbit.quantizer.initialization import Initial
 from lowbit.quantizer.methods import Method, get_method
 from lowbit.quantizer.powers import nearest_power_of_two
-from lowbit.quantizer.step import Balance
+from lowbit.quantizer.step import FEW_BITS, Balance, lsq_scale
 
 _NO_OFFSET, _OFFSET, _INTEGER_ZERO_POINT = range(3)
 
@@ -245,11 +245,14 @@ class QuantizerState(nn.Module):
     def _unit(self, initial: Initial) -> Tensor:
         """The unit of the learned step: with it a step moves u² times as fast, and in proportion to itself.
 
-        See `StepGradient.keeps_pace`. `initial_pace` does the same for a step that shrinks in training.
+        LSQ's g suits a step where LSQ starts it. On a grid of many bits other rules start up to ten times lower, from
+        where the same gradient moves the step a hundred times as fast in proportion to itself, and it is a gradient
+        that is noise but for the rare value that is cut off. Such steps ran away (decision 0011).
         """
         below = torch.full_like(initial.step, self.relative_below)
         gradient = self.method.step_gradient
-        if gradient is not None and gradient.keeps_pace(initial.grid.bits) and initial.lsq_step is not None:
+        by_lsq = gradient is not None and gradient.scale is lsq_scale
+        if by_lsq and initial.grid.bits > FEW_BITS and initial.lsq_step is not None:
             below = torch.maximum(below, initial.lsq_step)
         return (initial.step / below).clamp_max(1)
 

@@ -132,15 +132,6 @@ class StepGradient:
     balance: Balance | None = None
     decayed: bool = False
 
-    def keeps_pace(self, bits: int) -> bool:
-        """Whether steps of a grid of so many bits keep the relative pace at which LSQ starts them.
-
-        LSQ's g suits a step where LSQ starts it. From a smaller one s the same gradient, which is noise but for the
-        rare value that is cut off, moves the step (s_LSQ/s)² times as fast in proportion to itself. Such steps ran
-        away (decision 0011).
-        """
-        return bits > FEW_BITS and self.scale is lsq_scale
-
 
 def elements_sharing(shape: Sequence[int], step_shape: Sequence[int], batch_dim: int | None) -> int:
     """N: how many elements of a tensor of `shape` share one step of `step_shape`, the batch dimension not counted.
@@ -164,11 +155,3 @@ def elements_sharing(shape: Sequence[int], step_shape: Sequence[int], batch_dim:
         if aligned[dim] == 1 and (batch_dim is None or dim != batch_dim % len(shape)):
             counted = counted * shape[dim]
     return counted
-
-
-def initial_pace(step: Tensor, initial_step: Tensor) -> Tensor:
-    """min(1, s/s₀)², by which the gradient of a step keeps the relative pace that it had at s₀.
-
-    Below s₀/8 it falls no further: where an optimizer has driven a step to almost nothing, it would keep it there.
-    """
-    return (step / initial_step).clamp(0.125, 1).square()
