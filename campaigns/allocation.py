@@ -76,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for row in itertools.chain.from_iterable(each):
             rows.append(row)
-            with atomic_write(file) as path:
-                harness.write_csv(sorted(rows, key=order), Path(path))
+            harness.write_csv(sorted(rows, key=order), file)
             print(*row.values(), sep="  ", flush=True)
     harness.print_table(sorted(rows, key=order))
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -560,10 +559,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             began = time.monotonic()
             for row in measure(name, seed, options.data, done):
                 rows.append(row)
-                with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(rows)
+                harness.write_csv(rows, path)
                 print(f"{time.monotonic() - began:6.0f} s", *row.values(), sep="  ", flush=True)
     with atomic_write(options.output / "diagnosis.md") as temporary:
         temporary.write_text(page(rows))

@@ -22,7 +22,6 @@ from benchmarks import harness
 from campaigns.diagnosis import RESULTS, Subject, subject
 from lowbit._torchvision import import_torchvision
 from lowbit.diagnosis.passes import NormStatistics, hooked
-from lowbit.files import atomic_write
 
 SEEDS, BITS = (1, 2, 3), (8, 4)
 
@@ -118,8 +117,7 @@ def main() -> None:
                     }
                 )
                 print(*rows[-1].values(), sep="  ", flush=True)
-    with atomic_write(RESULTS / "diagnosis-peers.csv") as temporary:
-        harness.write_csv(rows, temporary)
+    harness.write_csv(rows, RESULTS / "diagnosis-peers.csv")
     print(harness.machine())
 
 

@@ -24,7 +24,6 @@ from campaigns.post_training import IMAGES, Campaign
 from campaigns.zero_points import accuracy
 from lowbit import models
 from lowbit._torchvision import import_torchvision
-from lowbit.files import atomic_write
 
 RESULTS = Path("docs/results/post-training-peers.csv")
 PACKAGES = {"brevitas": "brevitas", "aimet": "aimet-torch"}
@@ -189,8 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "machine": harness.machine(),
             }
         )
-        with atomic_write(options.results) as temporary:
-            harness.write_csv(rows, temporary)
+        harness.write_csv(rows, options.results)
         print(*rows[-1].values(), sep="  ", flush=True)
 
 

@@ -116,13 +116,11 @@ def _start(cell: Cell, places: Places) -> tuple[results.Start | None, str | None
     if isinstance(cell.start, Given):
         if places.given is None:
             raise LowbitError(f"{cell.name}: starts from {cell.start.file}: name its folder with --given")
-        start, file = {"cell": None, "weights": cell.start.sha256}, places.given / cell.start.file
-    else:
-        sha256, file = _weights_of(cell, cell.start, places)
-        return {"cell": cell.start, "weights": sha256}, str(file)
-    if not file.exists() or results.sha256(file) != start["weights"]:
-        raise LowbitError(f"{file}: not the {cell.start.file} that the results are of")
-    return start, str(file)
+        file = places.given / cell.start.file
+        _check(file, cell.start.sha256, f"{cell.start.file} that the results are of")
+        return {"cell": None, "weights": cell.start.sha256}, str(file)
+    sha256, file = _weights_of(cell, cell.start, places)
+    return {"cell": cell.start, "weights": sha256}, str(file)
 
 
 def _weights_of(cell: Cell, name: str, places: Places) -> tuple[str, Path]:
@@ -131,9 +129,13 @@ def _weights_of(cell: Cell, name: str, places: Places) -> tuple[str, Path]:
     if line is None:
         raise LowbitError(f"{cell.name}: needs {name}, which has no result: run that first")
     file = results.weights_file(places.results, name)
-    if not file.exists() or results.sha256(file) != line["weights"]:
-        raise LowbitError(f"{file}: not the weights that the result of {name} is of")
+    _check(file, line["weights"], f"weights that the result of {name} is of")
     return line["weights"], file
+
+
+def _check(file: Path, sha256: str, what: str) -> None:
+    if not file.exists() or results.sha256(file) != sha256:
+        raise LowbitError(f"{file}: not the {what}")
 
 
 def _percent(accuracy: float | None) -> str:

@@ -302,7 +302,7 @@ def test_another_teacher_is_refused(low_bit: TrainConfig, trained: Path, tmp_pat
         run(replace(config, model=replace(config.model, init=str(tmp_path / "other.safetensors"))), resume=True)
 
 
-def test_another_teacher_of_another_network_is_refused(low_bit, taught, trained, tmp_path, monkeypatch) -> None:
+def test_another_teacher_of_another_network_is_refused(low_bit, taught, tmp_path, monkeypatch) -> None:
     config = replace(low_bit, task="distill", distillation=taught)
     interrupt(monkeypatch, config, 1.5)
     run(replace(config, model=replace(config.model, init="gone")), resume=True)  # which nobody needs any more

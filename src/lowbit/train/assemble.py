@@ -60,7 +60,8 @@ def assemble(
         for example in {loader.image_shape: loader.example for loader in (train, splits.test)}.values():
             check_shape(config, original, example)
             check_teacher(config, task.teacher, example)
-        teacher = task.teacher or (original if kind_of(config.task).has_teacher else None)
+        # A task of one's own that has one need not say which: then it is the network itself.
+        teacher = original if task.teacher is None and kind_of(config.task).has_teacher else task.teacher
         origin = _origin(config, teacher, splits, accelerator)
         if saved and saved.origin is not None:
             saved.origin.check(origin, config.data.path)

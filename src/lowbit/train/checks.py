@@ -103,7 +103,7 @@ def check_teacher(config: TrainConfig, teacher: nn.Module | None, example: Input
     """Refuse a teacher where nobody is taught, and one that does not take the inputs or has another number of outputs.
 
     Args:
-        teacher: None, or the network itself, which is not looked at again.
+        teacher: looked at only where the config names another network than the trained one.
 
     Raises:
         LowbitError: it doesn't fit.
