@@ -26,6 +26,7 @@ def _cells() -> Iterator[tuple[int, Cell]]:
             for row, changed in rows.items():
                 yield 1, Cell(row=row, bits=bits, seed=seed, **changed, **common)
         yield 1, Cell(row="fp", bits=None, seed=seed, **at_rate(FASTER), **common)
+        yield 1, Cell(row="fp, taught by ResNet-20", bits=None, seed=seed, **at_rate(FASTER, TAUGHT), **common)
 
 
 TABLE = Table(
