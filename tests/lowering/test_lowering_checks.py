@@ -153,6 +153,6 @@ def test_other_networks_are_initialized_as_before():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(32, 8, 1))
     x = torch.randn(8, 3, 8, 8)
-    plain = lowbit.calibrate(lowbit.prepare(model), [x])
+    plain = lowbit.calibrate(lowbit.prepare(model, method="lsq"), [x])
     features = model[:3](x)
     assert float(plain[3].input_quantizer.step) == pytest.approx(float(2 * features.abs().mean() / 255**0.5), rel=1e-6)

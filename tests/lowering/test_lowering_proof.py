@@ -246,7 +246,7 @@ def test_a_layer_that_shares_the_quantizer_before_it():
 
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8)
-    prepared = lowbit.calibrate(lowbit.prepare(Two(), integer_only=True), [x]).eval()
+    prepared = lowbit.calibrate(lowbit.prepare(Two(), method="lsq", integer_only=True), [x]).eval()
     assert prepared.first.input_quantizer is next(prepared.activation_quantizers.children())
     assert lowbit.to_integer(prepared, x).proof({"x": x}) == {}
 

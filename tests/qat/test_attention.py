@@ -68,7 +68,8 @@ def test_without_rounding_it_is_timms_attention(options, call):
 
 
 def test_closed_form():
-    model = prepared(weights=None, activations=3, rules=[lowbit.Rule("embed|head|attn.qkv|attn.proj", skip=True)])
+    left = lowbit.Rule("embed|head|attn.qkv|attn.proj", skip=True)
+    model = prepared(weights=None, activations=3, method="lsq", rules=[left])
     attention, x = model.attn, model.embed(data())
     assert attention.q_quantizer.grid.signed and attention.k_quantizer.grid.signed and attention.v_quantizer.grid.signed
     assert not attention.probability_quantizer.grid.signed

@@ -206,10 +206,29 @@ def test_calibration_leaves_batch_norm_and_modes_alone():
 def test_calibration_takes_pairs_dictionaries_and_averages_batches():
     x, y = batch(4, 3, 8, 8), 3 * batch(4, 3, 8, 8)
     for batches in ([x, y], [(x, 0), (y, 1)], [torch.cat([x, y])]):
-        model = lowbit.calibrate(lowbit.prepare(Block()), batches)
+        model = lowbit.calibrate(lowbit.prepare(Block(), method="lsq"), batches)
         expected = 2 * torch.cat([x, y]).abs().mean() / math.sqrt(127)
         torch.testing.assert_close(model.stem.input_quantizer.step, expected)
     lowbit.calibrate(lowbit.prepare(Block()), [{"x": x}])
+
+
+@pytest.mark.parametrize("integer_only", [False, True])
+def test_without_a_method_it_is_lsq_from_another_start(integer_only):
+    x = batch(4, 3, 8, 8)
+
+    def steps(**options) -> dict[str, torch.Tensor]:
+        model = lowbit.calibrate(lowbit.prepare(Block(), integer_only=integer_only, **options), [x])
+        return {name: quantizer.step for name, quantizer in lowbit.quantizers(model)}
+
+    torch.manual_seed(0)
+    found = steps()
+    torch.manual_seed(0)
+    same = steps(method="lsq", init_activations="least-squares")
+    torch.manual_seed(0)
+    papers = steps(method="lsq")
+    assert found == same
+    for name, step in found.items():
+        assert (step == papers[name]) == (not name.endswith("input_quantizer")), name
 
 
 @pytest.mark.parametrize(
@@ -316,7 +335,7 @@ def test_heads_that_training_alone_runs_are_initialized_too():
     model, x = Auxiliary(), batch(4, 3, 8, 8)
     model.norm.running_mean += 1.0
     model.body.training = False  # as the user has it
-    prepared = lowbit.prepare(model)
+    prepared = lowbit.prepare(model, method="lsq")
     before = copy.deepcopy(prepared.state_dict())
     with pytest.warns(
         UserWarning, match="training alone reaches the input of layer 'aux.1' and 1 more: initialized"
@@ -336,7 +355,7 @@ def test_heads_that_training_alone_runs_are_initialized_too():
     assert prepared.train()(x)[1].shape == (4, 2)
     # Others are initialized as without a head.
     model.aux = None
-    alone = lowbit.calibrate(lowbit.prepare(model, rules=[]), [x, 2 * x])
+    alone = lowbit.calibrate(lowbit.prepare(model, method="lsq"), [x, 2 * x])
     assert torch.equal(alone.body.input_quantizer.step, prepared.body.input_quantizer.step)
 
 

@@ -19,7 +19,7 @@ from lowbit.layers.sites import input_sites, quantizers, upgrade_names
 from lowbit.layers.unquantized import UnquantizedWarning, unquantized, warning_text
 from lowbit.qat.integers import Recording, recorded, refuse_state
 from lowbit.quantizer.initialization import Init
-from lowbit.quantizer.methods import Method, get_method
+from lowbit.quantizer.methods import DEFAULT, Method, get_method
 from lowbit.quantizer.module import Quantizer
 from lowbit.quantizer.step import Balance
 
@@ -29,7 +29,7 @@ def prepare(
     *,
     weights: int | None = 4,
     activations: int | None = 4,
-    method: str | Method = "lsq",
+    method: str | Method | None = None,
     init_weights: str | Init | None = None,
     init_activations: str | Init | None = None,
     balance: Balance | None = None,
@@ -54,7 +54,8 @@ def prepare(
         model: any module with nn.Conv1d/2d/3d, nn.ConvTranspose1d/2d/3d or nn.Linear layers.
         weights: bits of weights, 1 to 8; None leaves them in full precision.
         activations: bits of activations, likewise.
-        method: a name in `lowbit.METHODS`, or a `Method`.
+        method: a name in `lowbit.METHODS`, which is as its paper has it, or a `Method`. None is LSQ with one change:
+            steps of activations are initialized where the squared error is least (docs/decisions/0029).
         init_weights: how steps of weights are initialized, instead of as the method does it: a name in
             `quantizer.initialization.INITS`, or a function as there. The `method` of a rule is taken as it is, here and
             below.
@@ -92,9 +93,8 @@ def prepare(
         LowbitError: nothing to quantize, a model that is prepared already, bits out of range, an unknown method, a rule
             that matches no layer, or a layer whose computation can't be reproduced; the message names it.
     """
-    method = get_method(method).varied(
-        init_weights=init_weights, init_activations=init_activations, balance=balance, scales=scales
-    )
+    method = DEFAULT if method is None else get_method(method)
+    method = method.varied(init_weights=init_weights, init_activations=init_activations, balance=balance, scales=scales)
     default = Setting(weights, activations, method, granularity, narrow, accumulator_bits=accumulator_bits)
     for name, bits in (("weights", weights), ("activations", activations), ("first_last", first_last)):
         check_bits(bits, name)

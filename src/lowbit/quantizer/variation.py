@@ -38,10 +38,9 @@ class _Weakened(torch.autograd.Function):
         shape, over, mean = ctx.block
         # In units of √r: in a network whose signal has died away, v and r alone would be zero in float32.
         x = x.reshape(shape).float() * rounding.rsqrt().float()
-        variation = x.square().mean(over, keepdim=True)
-        if mean:
-            variation = variation - x.mean(over, keepdim=True).square()
-        factor = variation.clamp(0, 1).to(gradient.dtype)
+        if mean:  # before squaring, whose last bit is more than r where a fine grid's block is far from zero
+            x = x - x.mean(over, keepdim=True)
+        factor = x.square().mean(over, keepdim=True).clamp_max(1).to(gradient.dtype)
         return (gradient.reshape(shape) * factor).reshape(gradient.shape), None, None, None, None
 
 
