@@ -27,9 +27,8 @@ TRIED = """What was tried for W2A2, on ResNet-8 in six epochs: the learning rate
 and the remedies for oscillation ("parts"), and 2-bit weights on the levels −3, −1, 1 and 3 (decision 0027: no gain at a rate that suits LSQ).
 Three times as many epochs bring all widths closer to full precision ("longer"); distillation from the network that training starts from
 then costs accuracy, since the student passes its teacher. ResNet-20 as a teacher brings, in 18 epochs, 0.8 at 4 bits (three seeds), 0.9 at 3
-and 0.6 at 2 (one seed): with it W4A4 is 0.6 above full precision that has no teacher, W3A3 0.2 and W2A2 2.4 below it. The same teacher brings
-full precision 0.7 (one seed), which is then 0.3 above W4A4.
-Six epochs are too few for that (0.1 at 2 bits). Widths one after the other (4, 3 and 2) end 1.2 below the same epochs at 2 bits ("widths"). Steps of
+and 0.6 at 2 (one seed), for which six epochs are too few (0.1 at 2 bits): with it W4A4 is 0.6 above full precision that has no teacher, W3A3 0.2
+and W2A2 2.4 below it. The same teacher brings full precision 0.7 (one seed), which is then 0.3 above W4A4. Widths one after the other (4, 3 and 2) end 1.2 below the same epochs at 2 bits ("widths"). Steps of
 8 bits that are not learned end where learned ones do (decision 0011). Not tried yet: more than 18 epochs with several seeds.
 """
 
