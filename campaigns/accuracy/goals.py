@@ -19,7 +19,10 @@ AT_DEFAULT_RATE = "faster"
 """The table of methods at the recipe's learning rate."""
 SEEDS = 3
 """A row with fewer is not called the best where one has as many."""
-COMPARED = {EPOCHS: ("methods", "faster", "rates", "parts", "ablations"), LONGER: ("longer",)}
+COMPARED = {
+    EPOCHS: ("methods", "faster", "rates", "parts", "ablations", "augmentation"),
+    LONGER: ("longer", "augmentation"),
+}
 """Tables of ResNet-8 by their budget."""
 
 TRIED = """What was tried for W2A2, on ResNet-8 in six epochs: the learning rate (table "rates", the largest gain), where steps start

@@ -338,6 +338,7 @@ def test_every_cell_has_a_name_of_its_own_and_starts_from_an_earlier_one() -> No
         "methods",
         "faster",
         "longer",
+        "augmentation",
         "parts",
         "signed",
         "ablations",

@@ -147,7 +147,8 @@ def test_crop_and_flip():
     assert torch.equal(out[4], images[4].flip(-1))
 
 
-def test_augmentation_reaches_every_offset_and_both_flips(tmp_path):
+@pytest.mark.parametrize(("crop_padding", "offsets"), [(None, 5 * 5), (1, 3 * 3), (0, 1)])
+def test_augmentation_reaches_every_offset_and_both_flips(tmp_path, crop_padding, offsets):
     import io
 
     import PIL.Image
@@ -156,10 +157,11 @@ def test_augmentation_reaches_every_offset_and_both_flips(tmp_path):
     PIL.Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(buffer, "png")
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", [buffer.getvalue()] * 600, [0] * 600, row_group_size=600)
-    train, _ = loaders(DataConfig(str(tmp_path), augment="cifar", channels=1, batch_size=600, **PLAIN))
+    config = DataConfig(str(tmp_path), augment="cifar", crop_padding=crop_padding, channels=1, batch_size=600, **PLAIN)
+    train, _ = loaders(config)
     images, _ = epoch_of(train)
     windows = (images[:, 0, 8, 8:10] * 255).round().int()
-    assert len(torch.unique(windows, dim=0)) == 5 * 5 * 2
+    assert len(torch.unique(windows, dim=0)) == offsets * 2
     flipped = (windows[:, 1] < windows[:, 0]).float().mean().item()
     assert 0.4 < flipped < 0.6  # five standard errors
 
@@ -343,7 +345,8 @@ def test_many_images_are_decoded_by_workers_in_order(shared_data):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"batch_size": 0}, {"limit": 0}, {"workers": -1}, {"augment": "mixup"}, {"channels": 2}, {"corrupt": "ignore"},
+        {"batch_size": 0}, {"limit": 0}, {"workers": -1}, {"augment": "mixup"}, {"crop_padding": 2},
+        {"crop_padding": -1, "augment": "cifar"}, {"channels": 2}, {"corrupt": "ignore"},
         {"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"std": (float("nan"),)}, {"image_size": 0},
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from campaigns.accuracy.cell import Cell
 from campaigns.accuracy.tables import (
     ablations,
+    augmentation,
     bits,
     full_precision,
     initialization,
@@ -30,6 +31,7 @@ TABLES: tuple[Table, ...] = (
     methods.TABLE,
     methods.AT_FASTER_RATE,
     longer.TABLE,
+    augmentation.TABLE,
     parts.TABLE,
     signed.TABLE,
     ablations.TABLE,

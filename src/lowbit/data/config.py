@@ -37,10 +37,13 @@ class DataConfig:
     eval_batch_size: int = 256
     """Test images in one batch, on each rank."""
     augment: Literal["none", "cifar", "imagenet", "imagenet-crop", "auto"] = "none"
-    """Of training images. cifar: a crop of the image padded by an eighth of its size (4 pixels of 32), and a flip;
-    imagenet: random resized crop and flip; imagenet-crop: shorter side to 8/7 of `image_size` (256 for 224), random
-    crop and flip, as in the LSQ paper. Test images of the last two get the same resize and a centre crop. auto: cifar for
-    small images, imagenet for others, chosen when a run starts (`lowbit.train.resolve`)."""
+    """Of training images. cifar: a crop of the image padded by `crop_padding`, and a flip; imagenet: random resized crop
+    and flip; imagenet-crop: shorter side to 8/7 of `image_size` (256 for 224), random crop and flip, as in the LSQ paper.
+    Test images of the last two get the same resize and a centre crop. auto: cifar for small images, imagenet for others,
+    chosen when a run starts (`lowbit.train.resolve`)."""
+    crop_padding: int | None = None
+    """Black pixels that cifar adds on each side of an image before it cuts its size out at random; 0 leaves the flip. By
+    default an eighth of its width: 4 of 32. Less suits a network or a training too small to learn its images by heart."""
     image_size: int | None = None
     """Height and width that the network sees. By default 224 with imagenet and imagenet-crop, else as stored."""
     channels: Literal[1, 3] = 3
@@ -71,6 +74,12 @@ class DataConfig:
                 raise LowbitError(f"data.{name} must be at least 1, got {value}")
         if self.workers is not None and self.workers < 0:
             raise LowbitError(f"data.workers must not be negative, got {self.workers}")
+        if self.crop_padding is not None and self.crop_padding < 0:
+            raise LowbitError(f"data.crop_padding must not be negative, got {self.crop_padding}")
+        if self.crop_padding is not None and self.augment not in ("cifar", "auto"):
+            raise LowbitError(
+                f'data.crop_padding is for data.augment="cifar", and data.augment is "{self.augment}": leave one of them out'
+            )
         self._check_validation()
         for name, choices in (
             ("augment", ("none", "cifar", "imagenet", "imagenet-crop", "auto")),

@@ -66,6 +66,7 @@ class InMemoryImages(Loader):
             self._batches = torch.arange(len(labels)).split(config.eval_batch_size)
         _, channels, height, width = images.shape
         self.image_shape = (channels, height, width)
+        self._padding = width // 8 if config.crop_padding is None else config.crop_padding
         self._images = images.to(device)
         self._labels = labels.to(device)
         self._normalise = Normalise(config.mean, config.std, device)
@@ -96,7 +97,7 @@ class InMemoryImages(Loader):
         generator = epoch_generator(self._seed, self._epoch)
         batches = self._schedule.epoch(generator)
         # Drawn on the CPU and by image, so that they depend neither on the device nor on how ranks share a batch.
-        count, padding = self.num_images, self._images.shape[-1] // 8
+        count, padding = self.num_images, self._padding
         offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
         flips = torch.randint(0, 2, (count,), generator=generator).bool()
         at_once = max(1, _AT_ONCE // (len(batches[0]) * self._images[0].numel()))
