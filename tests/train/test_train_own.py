@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -15,6 +16,7 @@ from tests import own_code
 import lowbit
 from lowbit.cli.main import main
 from lowbit.data import DataConfig, DataSet
+from lowbit.errors import LowbitError
 from lowbit.models import create, load_weights, save_weights
 from lowbit.recipes import get_recipe
 from lowbit.report import read_run
@@ -190,9 +192,9 @@ def test_epochs_by_the_number_of_images(samples: int, epochs: int) -> None:
 
 
 def test_images_are_read_as_the_weights_were_trained(tmp_path: Path) -> None:
-    def resolved(model: str, path: Path, init: str | None = None) -> DataConfig:
+    def resolved(model: str, path: Path, init: str | None = None, **given: Any) -> DataConfig:
         config = get_recipe("own")(model=model)
-        config = replace(config, data=replace(config.data, path=str(path)), model=replace(config.model, init=init, pretrained=False))  # fmt: skip
+        config = replace(config, data=replace(config.data, path=str(path), **given), model=replace(config.model, init=init, pretrained=False))  # fmt: skip
         return resolve(config, DataSet(config.data)).data
 
     small, large = images(tmp_path / "small", 32), images(tmp_path / "large", 128)
@@ -202,11 +204,14 @@ def test_images_are_read_as_the_weights_were_trained(tmp_path: Path) -> None:
     assert resolved("timm:efficientnet_b4.ra2_in1k", large).image_size == 320
     assert resolved("resnet18", large).mean == DataConfig.mean
     # The folder of a run says how its images were read.
-    before = replace(get_recipe("own-fp")(model="resnet8"), data=DataConfig(str(small), augment="none", channels=1, mean=(0.1,), std=(0.2,)))  # fmt: skip
+    before = replace(get_recipe("own-fp")(model="resnet8"), data=DataConfig(str(small), augment="cifar", crop_padding=1, channels=1, mean=(0.1,), std=(0.2,)))  # fmt: skip
     (tmp_path / "run").mkdir()
     before.save(tmp_path / "run" / "config.json")
     found = resolved("resnet8", large, str(tmp_path / "run"))
-    assert (found.augment, found.channels, found.mean, found.std) == ("none", 1, (0.1,), (0.2,))
+    assert (found.augment, found.crop_padding, found.channels, found.mean, found.std) == ("cifar", 1, 1, (0.1,), (0.2,))
+    assert resolved("resnet8", large, str(tmp_path / "run"), crop_padding=0).crop_padding == 0
+    with pytest.raises(LowbitError, match=r'data\.crop_padding is for .*"imagenet"'):
+        resolved("resnet18", large, crop_padding=2)
 
 
 def test_a_loaders_data_set_is_taken(tmp_path: Path) -> None:

@@ -89,14 +89,14 @@ def _as_read(model: ModelConfig, data: DataSet, run: TrainConfig | None) -> Data
     chosen: dict[str, Any] = {}
     if settings.augment == "auto":
         if before is not None:
-            chosen = {name: getattr(before, name) for name in ("augment", "image_size", "channels")}
+            chosen = {name: getattr(before, name) for name in ("augment", "crop_padding", "image_size", "channels")}
         elif isinstance(data.train, ImageSource) and min(common_size(data.train, range(len(data.train)))) < _SMALL:
             chosen = {"augment": "cifar"}
         else:
             size = (published.get("input_size") or (3, 224, 224))[-1]
             chosen = {"augment": "imagenet", "image_size": size}
-        if settings.image_size is not None:
-            chosen["image_size"] = settings.image_size
+        given = {name: getattr(settings, name) for name in ("crop_padding", "image_size")}
+        chosen |= {name: value for name, value in given.items() if value is not None}
     return replace(settings, **statistics, **chosen)
 
 
