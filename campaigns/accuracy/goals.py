@@ -47,12 +47,14 @@ def goals(done: dict[str, Line]) -> str:
 
 
 def _rows(
-    lines: Iterable[Line], tables: Sequence[str], bits: int | None, network: str = "resnet8", epochs: int = EPOCHS
+    lines: Sequence[Line], tables: Sequence[str], bits: int | None, network: str = "resnet8", epochs: int = EPOCHS
 ) -> Rows:
+    """What there is in the tables, in their order: a row that several of them have is named by the first."""
     found: Rows = {}
-    for line in lines:
-        if line["table"] in tables and (line["bits"], line["network"], line["epochs"]) == (bits, network, epochs):
-            found.setdefault((line["table"], line["row"]), []).append(line)
+    for table in tables:
+        for line in lines:
+            if (line["table"], line["bits"], line["network"], line["epochs"]) == (table, bits, network, epochs):
+                found.setdefault((table, line["row"]), []).append(line)
     return found
 
 

@@ -54,6 +54,12 @@ def test_one_seed_is_not_the_best_where_a_row_has_three() -> None:
     assert below == ("-0.50 ± 0.00", "yes")
 
 
+def test_a_row_that_several_tables_have_is_named_by_the_first() -> None:
+    done = lines("augmentation", "fp", None, [80.0]) | lines("augmentation", "padded by 4", 2, [79.5])
+    done |= lines("methods", "fp", None, [80.0]) | lines("methods", "least-squares", 2, [79.5])
+    assert "| least-squares (table methods) − fp (table methods)" in goals(done)
+
+
 def test_a_run_that_diverged_counts() -> None:
     found = judged(lines("methods", "lsq", 4, [80.0, None]))
     assert found["no seed of a default recipe diverges"] == ("1 of 2 runs", "missed by 1")
