@@ -1,4 +1,4 @@
-"""How training images are augmented: what keeps a network from learning its images by heart costs one that cannot anyway."""
+"""How far training images are padded before they are cropped, which a training can be too short for."""
 
 from __future__ import annotations
 
